@@ -1,0 +1,76 @@
+"""Prints the parts of architecture.md that come from the code: `python docs/print_tables.py [--write]`.
+
+A part stands between `<!-- from the code: NAME -->` and `<!-- end -->`. A test fails when the document differs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+DOCUMENT = Path(__file__).with_name("architecture.md")
+
+
+def messages() -> str:
+    """The table of messages."""
+    from exex.protocol import messages as module
+
+    rows = ["| message | direction | what it says | fields |", "|---|---|---|---|"]
+    for name, cls in vars(module).items():
+        if inspect.isclass(cls) and issubclass(cls, module.Message) and cls is not module.Message:
+            direction, _, text = (cls.__doc__ or "").partition(": ")
+            fields = ", ".join(f"`{field}`" for field in cls.__struct_fields__)
+            rows.append(f"| `{name}` | {direction} | {' '.join(text.split())} | {fields} |")
+    return "\n".join(rows)
+
+
+def states() -> str:
+    """The state diagram of a task."""
+    from exex.manager.task import TRANSITIONS
+
+    lines = ["```mermaid", "stateDiagram-v2"]
+    lines += [f"    {old or '[*]'} --> {new}: {when}" for old, new, when in TRANSITIONS]
+    lines += [f"    {end} --> [*]" for end in ("done", "failed", "cancelled")]
+    return "\n".join([*lines, "```"])
+
+
+def outcomes() -> str:
+    """The table of outcomes."""
+    from exex.protocol.messages import Outcome
+
+    source = inspect.getsource(Outcome)
+    rows = ["| outcome | byte | meaning |", "|---|---|---|"]
+    for name, number, meaning in re.findall(r"(\w+) = (\d+)  # (.*)", source):
+        rows.append(f"| `{name}` | {number} | {meaning} |")
+    return "\n".join(rows)
+
+
+def errors() -> str:
+    """The tree of errors."""
+    from exex import errors as module
+
+    return "```\n" + (module.__doc__ or "").split("```")[1].strip() + "\n```"
+
+
+PARTS = {"messages": messages, "states": states, "outcomes": outcomes, "errors": errors}
+
+
+def with_parts(text: str) -> str:
+    """The document's text with every part as the code has it now."""
+    for name, part in PARTS.items():
+        begin, end = f"<!-- from the code: {name} -->", "<!-- end -->"
+        pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"{DOCUMENT.name} has no part {name!r}")
+        replacement = f"{begin}\n{part()}\n{end}"
+        text = pattern.sub(lambda _, replacement=replacement: replacement, text)
+    return text
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        DOCUMENT.write_text(with_parts(DOCUMENT.read_text()))
+    else:
+        print("\n\n".join(part() for part in PARTS.values()))

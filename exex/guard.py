@@ -1,0 +1,338 @@
+"""The guard: the process that the launcher started, parent of the rank, the template and (on rank 0) the client.
+
+It never touches MPI and has no threads, so it may fork at any time. It does nothing but outlive the others: it reaps
+them, passes signals on to the client, replaces a dead template, gives up on a start that takes too long, and ends with
+the job's own status. A launcher judges a rank by this process.
+
+Between guard and rank goes a socket of JSON messages, `{"op": ...}`:
+
+rank -> guard: `ready` (handshake passed), `client` (start the workflow's process), `status` (end with this status).
+guard -> rank: `client-exited` (status), `template` (a new one; its socket comes along as a descriptor).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_MESSAGE_BYTES = 65536
+_WATCHED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class RankRole:
+    """This process is the rank: it may initialise MPI."""
+
+    control: Control
+    template: socket.socket
+
+
+@dataclass(frozen=True)
+class ClientRole:
+    """This process is the client: it runs the user's script."""
+
+    message: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GuardRole:
+    """This process was the guard, and everything has ended."""
+
+    status: int
+
+
+class Control:
+    """One end of the socket between guard and rank."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+
+    def fileno(self) -> int:
+        """The socket."""
+        return self._socket.fileno()
+
+    def send(self, op: str, fd: int | None = None, **fields: Any) -> None:
+        """Send a message; one that nobody reads any more is lost."""
+        data = json.dumps({"op": op, **fields}).encode()
+        try:
+            socket.send_fds(self._socket, [data], [] if fd is None else [fd])
+        except (BrokenPipeError, ConnectionError):
+            pass
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message, with `"fd"` if a descriptor came along; `{"op": "gone"}` at the end; None for now."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE_BYTES, 1)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            data, fds = b"", []
+        if not data:
+            return {"op": "gone"}
+        message: dict[str, Any] = json.loads(data)
+        if fds:
+            message["fd"] = fds[0]
+        return message
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the kernel SIGKILL this process when its parent dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
+class Guard:
+    """See the module docstring.
+
+    Args:
+        template_main: what a template runs, on its socket; does not return.
+        where: "rank 3 on nid00012", as far as the launcher has told.
+        start_timeout_s: for everything up to the rank's `ready`.
+        stop_timeout_s: for the rank's end after SIGTERM.
+    """
+
+    def __init__(
+        self, template_main: Callable[[socket.socket], None], where: str, start_timeout_s: float, stop_timeout_s: float
+    ) -> None:
+        self._template_main = template_main
+        self._where = where
+        self._start_s = start_timeout_s
+        self._stop_s = stop_timeout_s
+        self._deadline: float | None = None
+        self._deadline_says = ""
+        self._rank = self._template = self._client = 0
+        self._status: int | None = None
+        self._began = time.monotonic()
+        self._restore: Callable[[], None] = lambda: None
+
+    def split(self) -> RankRole | ClientRole | GuardRole:
+        """Fork template and rank, then guard them. Returns in each process that goes on: see the roles."""
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        rank_end = self._start_template()
+        guard = os.getpid()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._rank = os.fork()
+        if self._rank == 0:
+            die_with_parent(guard)
+            ours.close()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+                signal.signal(number, signal.SIG_IGN)  # Hydra sends SIGUSR1 to the others when a rank dies
+            return RankRole(Control(theirs), rank_end)
+        theirs.close()
+        rank_end.close()
+        self._control = Control(ours)
+        self._set_deadline(self._start_s + 5, f"did not come up within {self._start_s:g} s. {START_HINT}")
+        return self._loop()
+
+    # ---- children ----
+
+    def _start_template(self) -> socket.socket:
+        rank_end, template_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        guard = os.getpid()
+        self._template = os.fork()
+        if self._template == 0:
+            try:
+                rank_end.close()
+                _default_signals()
+                die_with_parent(guard)
+                self._template_main(template_end)
+            finally:
+                os._exit(1)
+        template_end.close()
+        return rank_end
+
+    def _start_client(self, message: dict[str, Any]) -> bool:
+        """Fork the client; True in the child."""
+        guard = os.getpid()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._client = os.fork()
+        if self._client == 0:
+            _default_signals()
+            die_with_parent(guard)
+            os.setpgid(0, 0)
+            return True
+        self._hand_terminal_to(self._client)
+        return False
+
+    def _hand_terminal_to(self, client: int) -> None:
+        """Let Ctrl-C at a terminal reach the client alone, and let it read there, as a shell does for its jobs."""
+        try:
+            os.setpgid(client, client)
+            if not os.isatty(0) or os.tcgetpgrp(0) != os.getpgrp():
+                return
+            ours = os.getpgrp()
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+            os.tcsetpgrp(0, client)
+            self._restore = lambda: os.tcsetpgrp(0, ours)
+        except OSError:
+            pass  # it has ended already, or the terminal is not ours
+
+    # ---- the loop ----
+
+    def _loop(self) -> ClientRole | GuardRole:
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for number in _WATCHED:
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(wake_write)
+        selector = selectors.DefaultSelector()
+        selector.register(wake_read, selectors.EVENT_READ)
+        selector.register(self._control.fileno(), selectors.EVENT_READ)
+        listening = True
+        self._reap()
+        while self._rank:
+            timeout = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+            for key, _ in selector.select(timeout):
+                if key.fd == wake_read:
+                    self._on_signals(os.read(wake_read, 512))
+                    continue
+                while listening and (message := self._control.receive()):
+                    if message["op"] == "client":
+                        if self._start_client(message):
+                            signal.set_wakeup_fd(-1)
+                            selector.close()
+                            self._control.close()
+                            return ClientRole(message)
+                        os.close(message["fd"])
+                    elif message["op"] == "gone":
+                        selector.unregister(self._control.fileno())
+                        listening = False
+                    else:
+                        self._on_message(message)
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                print(f"exex: {self._where} {self._deadline_says}", file=sys.stderr, flush=True)
+                self._status = 1
+                break
+        return GuardRole(self._end())
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        if message["op"] == "ready":
+            self._deadline = None
+        elif message["op"] == "status":
+            self._status = int(message["status"])
+            self._set_deadline(self._stop_s, "did not end in time after the job had ended")
+
+    def _on_signals(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number == signal.SIGCHLD:
+                self._reap()
+            elif self._client:
+                os.kill(self._client, number)
+            elif number == signal.SIGTERM:
+                self._set_deadline(self._stop_s, "was told to end (SIGTERM) and did not")
+
+    def _set_deadline(self, seconds: float, says: str) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._deadline_says = says
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            if pid == self._rank:
+                self._rank = 0
+                if self._status is None:
+                    self._status = code if code > 0 else 1
+                    if code < 0:
+                        print(f"exex: {self._where} was killed by {_signal_name(-code)}", file=sys.stderr, flush=True)
+            elif pid == self._client:
+                self._client = 0
+                self._restore()
+                self._control.send("client-exited", status=code if code >= 0 else 128 - code)
+            elif pid == self._template:
+                self._template = 0
+                if self._rank and self._status is None:
+                    rank_end = self._start_template()
+                    self._control.send("template", fd=rank_end.fileno())
+                    rank_end.close()
+
+    def _end(self) -> int:
+        """Leave no process behind, then tell the status of the job."""
+        signal.set_wakeup_fd(-1)
+        self._restore()
+        for pid in (self._client, self._template, self._rank):
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+        kill_descendants()
+        return 1 if self._status is None else self._status
+
+
+START_HINT = (
+    "If other ranks report an error, that is the cause; else see that every node can start this Python and import exex "
+    "(an environment on a file system that the node does not mount), or raise --start-timeout-s."
+)
+
+
+def kill_descendants(most_s: float = 5.0) -> None:
+    """SIGKILL every child of this process, and their orphans as they come to us, until there are none."""
+    until = time.monotonic() + most_s
+    while time.monotonic() < until:
+        children = _children(os.getpid())
+        for pid in children:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        try:
+            os.waitpid(-1, 0 if children else os.WNOHANG)
+        except ChildProcessError:
+            return
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+
+
+def _default_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in _WATCHED:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def write_status(environment: Mapping[str, str], status: int) -> None:
+    """Leave the job's status for `exex run`, which cannot trust the launcher's."""
+    directory = environment.get("EXEX_JOB_DIR")
+    if not directory:
+        return
+    try:
+        with open(os.path.join(directory, "status.new"), "w") as file:
+            file.write(f"{status}\n")
+        os.replace(os.path.join(directory, "status.new"), os.path.join(directory, "status"))
+    except OSError as error:
+        print(f"exex: cannot write the job's status to {directory}: {error}", file=sys.stderr)

@@ -1,0 +1,308 @@
+"""Rank 0's loop: all its I/O. A turn is drain, decide, flush: take what arrived, place once, send once per destination."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from exex.errors import ProtocolError
+from exex.manager import transitions
+from exex.manager.placement import place
+from exex.manager.progress import Progress
+from exex.manager.state import ClientRecord, ManagerState
+from exex.protocol import codec
+from exex.protocol.messages import (
+    Applied,
+    Attach,
+    Bye,
+    Cancel,
+    Done,
+    Drop,
+    Finish,
+    Fulfil,
+    Hello,
+    JobEnds,
+    Promise,
+    Rank,
+    Stop,
+    Submit,
+    Verdict,
+    Welcome,
+)
+from exex.transport.base import GONE, Link
+
+_MESSAGES_A_TURN = 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the manager's loop needs to know of the configuration.
+
+    Attributes:
+        workers: ranks that must say Hello.
+        run_dir: told to the clients.
+    """
+
+    version: str
+    python: str
+    pid: int
+    workers: frozenset[Rank]
+    run_dir: str
+    start_timeout_s: float
+    stop_timeout_s: float
+    prefetch_s: float
+
+
+class ManagerLoop:
+    """Rank 0.
+
+    Args:
+        workers: link to the workers, by rank.
+        clients: link to the clients, by the link's own numbers; None until `listen`.
+        on_ready: called once, when every worker is up.
+    """
+
+    def __init__(self, settings: Settings, workers: Link, progress: Progress | None, on_ready: Callable[[], None]) -> None:
+        self.state = ManagerState(prefetch_s=settings.prefetch_s)
+        self.error = ""  # why the job cannot go on
+        self.finished = False
+        self._settings = settings
+        self._workers = workers
+        self._clients: Link | None = None
+        self._progress = progress
+        self._on_ready = on_ready
+        self._encoder = codec.Encoder()
+        self._from_client = codec.from_client()
+        self._from_worker = codec.from_worker()
+        self._records: dict[int, ClientRecord] = {}  # by the client link's number
+        self._waiting: list[tuple[int, Attach]] = []  # clients that attached before every worker was up
+        self._missing = set(settings.workers)
+        self._left: set[Rank] = set()
+        self._began_s = time.monotonic()
+        self._stop_by_s: float | None = None
+        self._handlers: dict[type, Callable[[ManagerState, ClientRecord, Any], None]] = {
+            Submit: transitions.on_submit,
+            Promise: transitions.on_promise,
+            Fulfil: transitions.on_fulfil,
+            Cancel: transitions.on_cancel,
+            Verdict: transitions.on_verdict,
+            Applied: transitions.on_applied,
+            Finish: transitions.on_finish,
+        }
+        gc.disable()  # the graph has no cycles, and collections would cost O(tasks)
+
+    def listen(self, clients: Link) -> None:
+        """Serve clients over this link."""
+        self._clients = clients
+
+    # ---- one turn ----
+
+    def turn(self) -> bool:
+        """Drain, decide, flush. True if there was anything to do."""
+        traffic = self._drain_workers()
+        if self._clients is not None and self._stop_by_s is None:
+            traffic |= self._drain_clients()
+        if not self._missing or self._stop_by_s is not None:
+            place(self.state)
+        traffic |= self._flush()
+        now_s = time.monotonic()
+        if self._missing and self._stop_by_s is None and now_s - self._began_s > self._settings.start_timeout_s:
+            self.fail(self._who_is_missing())
+        if self._stop_by_s is not None and now_s > self._stop_by_s and not self.finished:
+            left = sorted(self.state.workers.keys() - self._left)
+            print(f"exex: ranks {left} did not stop within {self._settings.stop_timeout_s:g} s", file=sys.stderr, flush=True)
+            self.error = self.error or "ranks did not stop"
+            self.finished = True
+        if self._progress is not None:
+            self._show(now_s)
+        return traffic
+
+    def _drain_workers(self) -> bool:
+        for count in range(_MESSAGES_A_TURN):
+            arrived = self._workers.receive()
+            if arrived is None:
+                return count > 0
+            rank, frames = arrived
+            try:
+                message = self._from_worker.decode(frames)
+                if type(message) is Done:
+                    transitions.on_done(self.state, rank, message)
+                elif type(message) is Hello:
+                    self._on_hello(rank, message)
+                elif type(message) is Bye:
+                    self._on_bye(rank)
+            except ProtocolError as error:
+                self.fail(f"rank {rank} broke the protocol: {error}")
+        return True
+
+    def _drain_clients(self) -> bool:
+        assert self._clients is not None
+        for count in range(_MESSAGES_A_TURN):
+            arrived = self._clients.receive()
+            if arrived is None:
+                return count > 0
+            number, frames = arrived
+            client = self._records.get(number)
+            if frames is GONE:
+                if client is not None and not client.finished:
+                    transitions.on_finish(self.state, client, Finish(cancel=True))
+                continue
+            try:
+                self._on_client(number, client, self._from_client.decode(frames))
+            except ProtocolError as error:
+                self._refuse(number, str(error))
+        return True
+
+    def _on_client(self, number: int, client: ClientRecord | None, message: Any) -> None:
+        if type(message) is Attach:
+            if message.version != self._settings.version:
+                self._refuse(number, f"this is exex {self._settings.version}, the client is exex {message.version}")
+            elif self._missing:
+                self._waiting.append((number, message))
+            else:
+                self._welcome(number, message)
+        elif client is None:
+            self._refuse(number, "the first message must be Attach")
+        elif not client.finished:
+            self._handlers[type(message)](self.state, client, message)
+
+    def _welcome(self, number: int, message: Attach) -> None:
+        client = self._records[number] = transitions.on_attach(self.state, message)
+        welcome = Welcome(
+            version=self._settings.version,
+            client=client.number,
+            manager_pid=self._settings.pid,
+            workers=len(self.state.workers),
+            slots=self.state.slots(),
+            run_dir=self._settings.run_dir,
+        )
+        self._to_client(number, welcome)
+
+    def _refuse(self, number: int, reason: str) -> None:
+        print(f"exex: client {number} is refused: {reason}", file=sys.stderr, flush=True)
+        self._to_client(number, JobEnds(reason=reason))
+        client = self._records.get(number)
+        if client is not None and not client.finished:
+            transitions.on_finish(self.state, client, Finish(cancel=True))
+
+    def _to_client(self, number: int, message: object) -> None:
+        assert self._clients is not None
+        try:
+            self._clients.send(number, self._encoder.encode(message))
+        except ConnectionError:
+            pass  # its GONE arrives, or its guard reports it
+
+    # ---- workers ----
+
+    def _on_hello(self, rank: Rank, message: Hello) -> None:
+        at = f"rank {rank} on {message.node}"
+        if message.error:
+            self.fail(f"{at} cannot work: {message.error}")
+        elif message.version != self._settings.version:
+            self.fail(f"{at} runs exex {message.version}, rank 0 runs {self._settings.version}; every rank needs the same")
+        elif message.python.split(".")[:2] != self._settings.python.split(".")[:2]:
+            self.fail(f"{at} runs Python {message.python}, rank 0 runs {self._settings.python}; pickles need the same")
+        else:
+            transitions.on_hello(self.state, rank, message)
+            self._missing.discard(rank)
+            if not self._missing:
+                self._on_ready()
+                for number, attach in self._waiting:
+                    self._welcome(number, attach)
+                self._waiting.clear()
+
+    def _on_bye(self, rank: Rank) -> None:
+        self._left.add(rank)
+        if self._left >= self.state.workers.keys():
+            self.finished = True
+
+    def lose_worker(self, rank: Rank, why: str) -> None:
+        """A worker is gone: go on without it."""
+        transitions.on_worker_lost(self.state, rank, why)
+        self.state.refilled = [worker for worker in self.state.refilled if worker.rank != rank]
+
+    def _who_is_missing(self) -> str:
+        ranks = sorted(self._missing)
+        named = ", ".join(map(str, ranks[:20])) + (", ..." if len(ranks) > 20 else "")
+        arrived = f"{len(self.state.workers)} of {len(self._settings.workers)} workers came up"
+        return (
+            f"rank {named} did not say Hello within {self._settings.start_timeout_s:g} s ({arrived}); "
+            "see its own output above, or raise --start-timeout-s"
+        )
+
+    # ---- sending ----
+
+    def _flush(self) -> bool:
+        state, send, encode = self.state, self._workers.send, self._encoder.encode
+        traffic = False
+        for rank, tasks in state.drops.items():
+            send(rank, encode(Drop(tasks=tasks)))
+            traffic = True
+        state.drops.clear()
+        for worker in state.refilled:
+            send(worker.rank, encode(state.take_assign(worker)))
+            traffic = True
+        state.refilled.clear()
+        for number, client in self._records.items():
+            if client.tasks or client.started:
+                self._to_client(number, client.take_answer())
+                traffic = True
+        traffic |= self._workers.progress()
+        if self._clients is not None:
+            traffic |= self._clients.progress()
+        return traffic
+
+    # ---- the end ----
+
+    def idle(self) -> bool:
+        """Whether no task is left."""
+        return not self.state.tasks and not self.state.dropped
+
+    def cancel_all(self) -> None:
+        """Clients are gone: end their tasks."""
+        for client in self._records.values():
+            if not client.finished:
+                transitions.on_finish(self.state, client, Finish(cancel=True))
+
+    def fail(self, error: str) -> None:
+        """The job cannot go on: say why, and stop."""
+        if not self.error:
+            self.error = error
+            print(f"exex: {error}", file=sys.stderr, flush=True)
+            for number in [*self._records, *(number for number, _ in self._waiting)]:
+                self._to_client(number, JobEnds(reason=error))
+            self.stop(error)
+
+    def stop(self, reason: str = "") -> None:
+        """Tell every worker to stop; `finished` turns true when all have answered."""
+        if self._stop_by_s is not None:
+            return
+        self._stop_by_s = time.monotonic() + self._settings.stop_timeout_s
+        if self._progress is not None:
+            self._show(time.monotonic())
+            self._progress.close()
+            self._progress = None
+        if self._missing:
+            self.finished = True  # some never came up: nobody can leave MPI in order
+            return
+        for worker in self.state.workers.values():
+            worker.leaving = True
+            self._workers.send(worker.rank, self._encoder.encode(Stop(reason=reason)))
+
+    def _show(self, now_s: float) -> None:
+        state = self.state
+        counts = state.counts
+        assert self._progress is not None
+        self._progress.update(
+            done=counts.done,
+            running=state.assigned,
+            waiting=len(state.tasks) - state.assigned,
+            failed=counts.failed,
+            now_s=now_s,
+        )
+
+

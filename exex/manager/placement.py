@@ -1,0 +1,71 @@
+"""Placement: which worker gets which ready task. Runs once per turn; cost O(tasks placed + workers they go to)."""
+
+from __future__ import annotations
+
+from exex.manager.state import ManagerState, WorkerRecord
+from exex.manager.task import Status
+
+LEAST_TASK_S = 20e-6
+"""What the shortest task costs a slot, overhead included. Measured; only the size of the prefetch depends on it."""
+
+UNKNOWN_TASK_S = 1.0
+"""Guess for an app of which no attempt has ended yet: long enough that nothing is queued behind it."""
+
+
+def place(state: ManagerState) -> None:
+    """Give ready tasks to workers: first to free slots, spread evenly, then as prefetch behind short tasks."""
+    ready, free = state.ready, state.free
+    while ready.count and free:
+        for left in range(len(free), 0, -1):
+            if not ready.count:
+                break
+            worker = free.popleft()
+            worker.listed = ""
+            _give(state, worker, min(-(-ready.count // left), worker.slots - worker.held))
+            state.list_worker(worker)
+    busy = state.busy
+    for left in range(len(busy), 0, -1):
+        if not ready.count:
+            break
+        worker = busy.popleft()
+        worker.listed = ""
+        share = -(-ready.count // left)
+        room = _prefetch_room(state, worker)
+        if room > 0:
+            _give(state, worker, min(share, room))
+        if room > share:
+            state.list_worker(worker)  # else it is full: its next Done lists it again
+
+
+def _prefetch_room(state: ManagerState, worker: WorkerRecord) -> int:
+    """How many tasks like the next ready one a worker may queue beyond its slots.
+
+    None of unknown length: a task that may be long must go where a slot is free.
+    """
+    task = state.ready.first()
+    if task is None or task.app is None or task.app.mean_s < 0:
+        return 0
+    spare_s = worker.slots * state.prefetch_s - worker.held * LEAST_TASK_S - worker.held_s
+    return int(spare_s / (task.app.mean_s + LEAST_TASK_S))
+
+
+def _give(state: ManagerState, worker: WorkerRecord, most: int) -> None:
+    """Move up to `most` ready tasks into a worker's next Assign."""
+    if not worker.outgoing:
+        state.refilled.append(worker)
+    while most > 0:
+        taken = state.ready.take(most)
+        if not taken:
+            break
+        most -= len(taken)
+        guess_s = 0.0
+        for task in taken:
+            task.status = Status.ASSIGNED
+            task.rank = worker.rank
+            mean_s = task.app.mean_s  # type: ignore[union-attr]
+            task.guess_s = mean_s = mean_s if mean_s >= 0 else UNKNOWN_TASK_S
+            guess_s += mean_s
+        worker.held_s += guess_s
+        worker.held += len(taken)
+        state.assigned += len(taken)
+        worker.outgoing.extend(taken)

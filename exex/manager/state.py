@@ -1,0 +1,248 @@
+"""All that the manager knows, and what it is about to send. No I/O, no clock, no MPI."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from exex.errors import ProtocolError
+from exex.manager.ready import ReadyQueue
+from exex.manager.task import App, Status, Task
+from exex.protocol.messages import CLIENT_SHIFT, Answer, AppSpec, Assign, Outcome, Rank, TaskId
+from exex.protocol.payload import Payload
+
+
+class WorkerRecord:
+    """What the manager knows of one worker.
+
+    Attributes:
+        held: attempts that it has and has not reported.
+        held_s: guess of how long they will take one slot, in seconds.
+        apps: numbers of the apps it has been told of.
+        outgoing: tasks for its next Assign.
+        listed: which of the placement's lists it stands in: "", "free" or "busy".
+        leaving: Stop was sent.
+    """
+
+    __slots__ = ("apps", "functions", "held", "held_s", "leaving", "listed", "node", "outgoing", "pid", "rank", "slots")
+
+    def __init__(self, rank: Rank, node: str, pid: int, slots: int) -> None:
+        self.rank = rank
+        self.node = node
+        self.pid = pid
+        self.slots = slots
+        self.held = 0
+        self.held_s = 0.0
+        self.apps: set[int] = set()
+        self.functions: set[bytes] = set()
+        self.outgoing: list[Task] = []
+        self.listed = ""
+        self.leaving = False
+
+
+class ClientRecord:
+    """What the manager knows of one client, and the columns of its next Answer.
+
+    Attributes:
+        number: of the client; in the high bits of its task numbers.
+        apps: by the client's own numbers.
+        kept: outcome and payload of finished tasks whose Answer the client has not applied yet.
+        unapplied: (sequence, tasks) of those Answers.
+        unfinished: tasks without an outcome.
+        finished: it has sent Finish, or it is gone.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.base: TaskId = number << CLIENT_SHIFT
+        self.apps: dict[int, App] = {}
+        self.kept: dict[TaskId, tuple[int, Payload]] = {}
+        self.unapplied: deque[tuple[int, list[TaskId]]] = deque()
+        self.unfinished = 0
+        self.finished = False
+        self.sequence = 0
+        self.clear_answer()
+
+    def clear_answer(self) -> None:
+        """Begin the columns of the next Answer."""
+        self.tasks: list[TaskId] = []
+        self.outcomes = bytearray()
+        self.payloads: list[Payload] = []
+        self.causes: dict[int, list[TaskId]] = {}
+        self.started: list[TaskId] = []
+
+    def take_answer(self) -> Answer:
+        """The next Answer; its values are kept until the client has applied it."""
+        self.sequence += 1
+        base = self.base
+        answer = Answer(
+            sequence=self.sequence,
+            tasks=[task - base for task in self.tasks] if base else self.tasks,
+            outcomes=bytes(self.outcomes),
+            payloads=self.payloads,
+            causes=self.causes,
+            started=[task - base for task in self.started],
+        )
+        kept = self.tasks
+        if Outcome.ASK in self.outcomes:  # those are not finished: nothing of them is kept
+            kept = [task for task, outcome in zip(self.tasks, self.outcomes) if outcome != Outcome.ASK]
+        self.unapplied.append((self.sequence, kept))
+        self.clear_answer()
+        return answer
+
+    def applied(self, sequence: int) -> None:
+        """Let go of the values of all Answers up to `sequence`."""
+        while self.unapplied and self.unapplied[0][0] <= sequence:
+            for task in self.unapplied.popleft()[1]:
+                self.kept.pop(task, None)
+
+
+@dataclass
+class Counts:
+    """Tasks by how they ended, for the progress line and the last words."""
+
+    submitted: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+@dataclass
+class ManagerState:
+    """The whole state of rank 0.
+
+    Attributes:
+        prefetch_s: seconds of work to keep queued at a worker beyond its slots, per slot.
+        tasks: every unfinished task.
+        dropped: attempts whose task is cancelled but which their worker has not reported yet.
+        free: workers with a free slot; `busy`: those whose slots are full but that may take prefetch.
+        refilled: workers with a non-empty `outgoing`.
+        drops: per rank, tasks for its next Drop.
+    """
+
+    prefetch_s: float = 0.005
+    tasks: dict[TaskId, Task] = field(default_factory=dict)
+    dropped: dict[TaskId, Rank] = field(default_factory=dict)
+    ready: ReadyQueue = field(default_factory=ReadyQueue)
+    workers: dict[Rank, WorkerRecord] = field(default_factory=dict)
+    free: deque[WorkerRecord] = field(default_factory=deque)
+    busy: deque[WorkerRecord] = field(default_factory=deque)
+    refilled: list[WorkerRecord] = field(default_factory=list)
+    drops: dict[Rank, list[TaskId]] = field(default_factory=dict)
+    clients: dict[int, ClientRecord] = field(default_factory=dict)
+    apps: dict[int, App] = field(default_factory=dict)
+    functions: dict[bytes, Payload] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
+    assigned: int = 0
+
+    def client_of(self, task: TaskId) -> ClientRecord:
+        """The client whose task this is."""
+        return self.clients[task >> CLIENT_SHIFT]
+
+    def slots(self) -> int:
+        """Slots of all workers together."""
+        return sum(worker.slots for worker in self.workers.values())
+
+    def list_worker(self, worker: WorkerRecord) -> None:
+        """Put a worker that may take more into the placement's lists. O(1)."""
+        if worker.leaving:
+            return
+        if worker.held < worker.slots:
+            if worker.listed != "free":
+                worker.listed = "free"
+                self.free.append(worker)
+        elif not worker.listed:
+            worker.listed = "busy"
+            self.busy.append(worker)
+
+    def new_app(self, client: ClientRecord, spec: AppSpec) -> None:
+        """Register an app of a client under a number of our own.
+
+        Raises:
+            ProtocolError: its function was never sent.
+        """
+        if spec.function not in self.functions:
+            raise ProtocolError(f"client {client.number}: app {spec.app} ({spec.name}) names a function that was never sent")
+        number = len(self.apps)
+        own = AppSpec(
+            app=number,
+            name=spec.name,
+            function=spec.function,
+            kind=spec.kind,
+            priority=spec.priority,
+            retries=spec.retries,
+            asks=spec.asks,
+            walltime_s=spec.walltime_s,
+        )
+        self.apps[number] = client.apps[spec.app] = App(own, self.functions[spec.function])
+
+    def finish_task(self, task: Task, outcome: int, payload: Payload, causes: list[TaskId] | None = None) -> None:
+        """Take the record of a task away and answer its client. Its dependents are the caller's business."""
+        del self.tasks[task.id]
+        client = self.clients[task.id >> CLIENT_SHIFT]
+        client.unfinished -= 1
+        if outcome == Outcome.DONE:
+            self.counts.done += 1
+        elif outcome == Outcome.CANCELLED:
+            self.counts.cancelled += 1
+            return  # the client knows: it asked for it
+        else:
+            self.counts.failed += 1
+        if client.finished:
+            return
+        client.kept[task.id] = (outcome, payload)
+        if causes:
+            client.causes[len(client.tasks)] = causes
+        client.tasks.append(task.id)
+        client.outcomes.append(outcome)
+        client.payloads.append(payload)
+
+    def take_assign(self, worker: WorkerRecord) -> Assign:
+        """The next Assign of a worker, with the apps and functions that are new to it."""
+        tasks, worker.outgoing = worker.outgoing, []
+        calls = [task.app.number for task in tasks]  # type: ignore[union-attr]
+        distinct = set(calls)
+        new = distinct - worker.apps
+        worker.apps |= new
+        functions = {self.apps[n].spec.function: self.apps[n].function for n in new}
+        for digest in worker.functions & functions.keys():
+            del functions[digest]
+        worker.functions |= functions.keys()
+        return Assign(
+            apps=[self.apps[number].spec for number in sorted(new)],
+            functions=functions,
+            tasks=[task.id for task in tasks],
+            calls=calls if len(distinct) > 1 else calls[:1],
+            payloads=[task.payload for task in tasks],
+            values={i: task.values for i, task in enumerate(tasks) if task.values is not None},
+            attempts={i: task.attempt for i, task in enumerate(tasks) if task.attempt > 1},
+        )
+
+    def check(self) -> None:
+        """Assert every invariant. O(everything): for tests and the simulation."""
+        held: dict[Rank, int] = dict.fromkeys(self.workers, 0)
+        ready = unfinished = assigned = 0
+        for task_id, task in self.tasks.items():
+            assert task.id == task_id
+            unfinished += 1
+            ready += task.status == Status.READY
+            if task.status == Status.ASSIGNED:
+                assigned += 1
+                held[task.rank] += 1
+            if task.values is not None:
+                assert task.open_needs == sum(value is None for value in task.values), task
+            assert task.open_needs == 0 or task.status == Status.WAITING, task
+            assert task.status != Status.WAITING or task.open_needs or task.app is None, task
+            for dependent, place in task.dependents or ():
+                if self.tasks.get(dependent.id) is dependent:
+                    assert dependent.values is not None and dependent.values[place] is None, (task, dependent)
+        for rank in self.dropped.values():
+            held[rank] += 1
+        assert ready == self.ready.count, (ready, self.ready.count)
+        assert assigned == self.assigned, (assigned, self.assigned)
+        assert unfinished == sum(client.unfinished for client in self.clients.values())
+        for worker in self.workers.values():
+            assert worker.held == held[worker.rank], (worker.rank, worker.held, held[worker.rank])
+            assert (worker in self.free) == (worker.listed == "free")
+            if ready and not worker.leaving and worker.held < worker.slots:
+                assert worker.listed == "free", worker.rank

@@ -1,0 +1,90 @@
+"""The manager's records of a task and of an app."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from exex.protocol.messages import AppSpec, Rank, TaskId
+from exex.protocol.payload import Payload
+
+
+class Status(IntEnum):
+    """Where a task stands. A task that is done, failed or cancelled has no record any more."""
+
+    WAITING = 0  # for needs, or (a promise) for its client
+    READY = 1  # to be placed
+    ASSIGNED = 2  # at a worker, queued or running
+    ASKING = 3  # its client's retry handler is deciding
+
+
+TRANSITIONS: tuple[tuple[str, str, str], ...] = (
+    ("", "waiting", "submitted with open needs, or promised"),
+    ("", "ready", "submitted without open needs"),
+    ("waiting", "ready", "last need done"),
+    ("waiting", "done", "promise fulfilled"),
+    ("waiting", "failed", "a need failed, or promise broken"),
+    ("waiting", "cancelled", "client cancels"),
+    ("ready", "assigned", "placed"),
+    ("ready", "cancelled", "client cancels"),
+    ("assigned", "done", "attempt succeeded"),
+    ("assigned", "failed", "attempt failed, no retries left"),
+    ("assigned", "ready", "attempt failed or lost, tried again"),
+    ("assigned", "asking", "attempt failed, client has a retry handler"),
+    ("assigned", "cancelled", "client cancels"),
+    ("asking", "ready", "handler: try again"),
+    ("asking", "failed", "handler: give up"),
+    ("asking", "cancelled", "client cancels"),
+)
+"""(from, to, when); the state diagram in docs/architecture.md is printed from this."""
+
+
+class App:
+    """One app with one set of options, and what its tasks have taught about their length.
+
+    Attributes:
+        spec: as the workers get it, with the manager's own number.
+        function: the pickled function that `spec.function` names.
+        mean_s: moving average of an attempt's running time in seconds; negative until one has ended.
+    """
+
+    __slots__ = ("function", "mean_s", "number", "spec")
+
+    def __init__(self, spec: AppSpec, function: Payload) -> None:
+        self.spec = spec
+        self.number = spec.app
+        self.function = function
+        self.mean_s = -1.0
+
+
+class Task:
+    """One unfinished task.
+
+    Attributes:
+        app: None for a promise.
+        values: of its needs, by place; None in a place that is still open. None if it has no needs.
+        open_needs: how many places are open.
+        dependents: (task, place) pairs that wait for this one; None if there are none.
+        depth: longest way from a task without needs; deeper runs first among equals.
+        attempt: number of the current attempt, from 1.
+        rank: of the worker that holds it while ASSIGNED.
+        guess_s: how long the current attempt was expected to take when it was placed.
+    """
+
+    __slots__ = ("app", "attempt", "dependents", "depth", "guess_s", "id", "open_needs", "payload", "rank", "status", "values")
+
+    def __init__(self, id: TaskId, app: App | None, payload: Payload) -> None:
+        self.id = id
+        self.app = app
+        self.payload = payload
+        self.values: list[Payload] | None = None
+        self.open_needs = 0
+        self.dependents: list[tuple[Task, int]] | None = None
+        self.depth = 0
+        self.attempt = 1
+        self.rank: Rank = -1
+        self.guess_s = 0.0
+        self.status = Status.WAITING
+
+    def __repr__(self) -> str:
+        name = self.app.spec.name if self.app else "promise"
+        return f"<Task {self.id} {name} {self.status.name.lower()} attempt {self.attempt} rank {self.rank}>"

@@ -1,0 +1,229 @@
+"""Every message, with its direction in its docstring. Columns, not rows: one message carries many tasks.
+
+`scripts` of the documentation print the table in docs/architecture.md from this module.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+from msgspec import Struct
+
+from exex.protocol.payload import Payload
+
+TaskId = int
+"""Number of a task. A client counts its own from 0; the manager adds `client << CLIENT_SHIFT`."""
+
+Rank = int
+"""Number of a process in the MPI world; the manager is 0."""
+
+CLIENT_SHIFT = 40
+
+
+class Outcome(IntEnum):
+    """How an attempt, or a task, ended. One byte each in the `outcomes` columns."""
+
+    DONE = 0  # payload: the pickled value
+    FAILED = 1  # payload: the pickled error
+    CANCELLED = 2  # no payload
+    NEED_FAILED = 3  # payload: the root cause's error; `causes` names the needs that failed
+    LOST = 4  # the attempt's process died: as FAILED, the payload is the error
+    ASK = 5  # as FAILED, but the client's retry handler decides; the task waits for a Verdict
+
+
+class Kind(IntEnum):
+    """How a task process runs a call."""
+
+    PYTHON = 0
+    BASH = 1
+    MAP = 2  # payload: (iterables of equal length,); runs the function on each row
+
+
+class AppSpec(Struct, frozen=True, array_like=True, kw_only=True):
+    """What all calls of one app with the same options share; sent once, then named by its number.
+
+    Attributes:
+        app: number, given by the client; the manager gives its own towards the workers.
+        name: of the function, for messages to people.
+        function: digest of the pickled function.
+        kind: how it is run.
+        priority: lower runs first, as in Parsl and nice(1).
+        retries: further attempts after a failed one.
+        asks: whether the client's retry handler decides about each failure.
+        walltime_s: limit of one attempt in seconds; None for none.
+    """
+
+    app: int
+    name: str
+    function: bytes
+    kind: int = Kind.PYTHON
+    priority: int = 0
+    retries: int = 0
+    asks: bool = False
+    walltime_s: float | None = None
+
+
+class Message(Struct, frozen=True, array_like=True):
+    """Base of all messages; the first element of the encoded array is the message's tag."""
+
+
+# ---- client -> manager ----------------------------------------------------------------------------------------
+
+
+class Attach(Message, tag=1):
+    """Client -> manager: first message of a client."""
+
+    version: str
+    pid: int
+    title: str  # of the workflow, for people
+
+
+class Submit(Message, tag=2):
+    """Client -> manager: these calls are new. Task `first + i` is call i."""
+
+    first: TaskId
+    apps: list[AppSpec]  # not named before
+    functions: dict[bytes, Payload]  # digest -> pickled function, not sent before
+    calls: list[int]  # app of each call; one element means the same for all
+    payloads: list[Payload]  # pickled arguments
+    needs: dict[int, list[TaskId]]  # i -> tasks whose values fill the places 0, 1, ... in payload i
+    given: dict[int, dict[int, Payload]]  # i -> place -> value, where the client had it; needs has -1 there
+    answered: int  # sequence number of the last Answer that the client has applied
+
+
+class Promise(Message, tag=3):
+    """Client -> manager: task `first + i`, i < count, will be fulfilled by the client itself."""
+
+    first: TaskId
+    count: int
+
+
+class Fulfil(Message, tag=4):
+    """Client -> manager: outcomes of promised tasks."""
+
+    tasks: list[TaskId]
+    outcomes: bytes
+    payloads: list[Payload]
+
+
+class Cancel(Message, tag=5):
+    """Client -> manager: nobody wants these any more. The client already counts them as cancelled."""
+
+    tasks: list[TaskId]
+
+
+class Verdict(Message, tag=6):
+    """Client -> manager: what the retry handler said of a failed attempt (answered with `Outcome.ASK`)."""
+
+    task: TaskId
+    retry: bool
+    payload: Payload  # if it is not tried again: the final error
+
+
+class Applied(Message, tag=7):
+    """Client -> manager: all answers up to `answered` are applied; their values need not be kept."""
+
+    answered: int
+
+
+class Finish(Message, tag=8):
+    """Client -> manager: the script has ended. Nothing follows."""
+
+    cancel: bool  # also end the tasks that are still under way
+
+
+# ---- manager -> client ----------------------------------------------------------------------------------------
+
+
+class Welcome(Message, tag=20):
+    """Manager -> client: answer to Attach."""
+
+    version: str
+    client: int
+    manager_pid: int
+    workers: int
+    slots: int  # of all workers together
+    run_dir: str  # where AUTO_LOGNAME files go
+
+
+class Answer(Message, tag=21):
+    """Manager -> client: outcomes."""
+
+    sequence: int  # 1, 2, ... for each client
+    tasks: list[TaskId]
+    outcomes: bytes
+    payloads: list[Payload]
+    causes: dict[int, list[TaskId]]  # i -> the needs of tasks[i] that failed, for Outcome.NEED_FAILED
+    started: list[TaskId]  # seen running for a while; not told of short tasks
+
+
+class JobEnds(Message, tag=22):
+    """Manager -> client: the job ends; nothing more will be answered."""
+
+    reason: str
+
+
+# ---- worker -> manager ----------------------------------------------------------------------------------------
+
+
+class Hello(Message, tag=40):
+    """Worker -> manager: this rank is up. Sent once, right after MPI_Init."""
+
+    version: str
+    python: str
+    node: str
+    pid: int
+    slots: int
+    error: str  # why this rank cannot work; "" if it can
+    times_s: list[float]  # seconds since the guard began: rank forked, mpi4py imported, MPI_Init done
+
+
+class Done(Message, tag=41):
+    """Worker -> manager: these attempts ended."""
+
+    tasks: list[TaskId]
+    outcomes: bytes
+    payloads: list[Payload]
+    seconds: list[float]  # each attempt's own running time
+    started: list[TaskId]  # seen running for a while, not yet ended
+
+
+class Bye(Message, tag=42):
+    """Worker -> manager: answer to Stop; all task processes are gone. Nothing follows."""
+
+    tasks_run: int
+
+
+# ---- manager -> worker ----------------------------------------------------------------------------------------
+
+
+class Assign(Message, tag=61):
+    """Manager -> worker: queue these attempts in this order. One message refills one worker."""
+
+    apps: list[AppSpec]  # not named to this worker before
+    functions: dict[bytes, Payload]  # not sent to this worker before
+    tasks: list[TaskId]
+    calls: list[int]  # app of each; one element means the same for all
+    payloads: list[Payload]
+    values: dict[int, list[Payload]]  # i -> values of the needs of tasks[i], in their places
+    attempts: dict[int, int]  # i -> number of the attempt where it is not the first
+
+
+class Drop(Message, tag=62):
+    """Manager -> worker: forget these if queued, kill them if running. Each is still answered in a Done."""
+
+    tasks: list[TaskId]
+
+
+class Stop(Message, tag=63):
+    """Manager -> worker: end all task processes, answer Bye, leave MPI."""
+
+    reason: str  # "" for an orderly end
+
+
+FromClient = Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish
+FromWorker = Hello | Done | Bye
+ToClient = Welcome | Answer | JobEnds
+ToWorker = Assign | Drop | Stop
+AnyMessage = Any

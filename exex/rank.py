@@ -1,0 +1,186 @@
+"""What the rank does: initialise MPI, then be the manager, a worker, or (alone in the world) both in one loop."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+import time
+
+from exex.config import Config
+from exex.errors import ExexError, StartError
+from exex.guard import RankRole, write_status
+from exex.launch import allocation
+from exex.launch.world import ExpectedWorld, singletons_message
+from exex.manager.loop import ManagerLoop, Settings
+from exex.manager.progress import Progress
+from exex.transport.base import Link
+from exex.transport.memory import Network
+from exex.transport.stream import StreamLink
+from exex.transport.wait import Waiter
+from exex.version import __version__
+from exex.worker import loop as worker_loop
+from exex.worker.processes import Template
+
+_MANAGER, _LOCAL_WORKER = 0, 1  # ends of the in-memory network in a world of one
+
+
+class RankProcess:
+    """One rank of the world.
+
+    Args:
+        expected: what the launcher's variables say of the world.
+        began_s: when the guard began, by time.monotonic().
+    """
+
+    def __init__(self, role: RankRole, config: Config, script: str, expected: ExpectedWorld, began_s: float) -> None:
+        self._control = role.control
+        self._template_socket = role.template
+        self._config = config
+        self._script = script
+        self._expected = expected
+        self._node = socket.gethostname()
+        self._began_s = began_s
+        self._times_s = [time.monotonic() - began_s]
+        self._waiter = Waiter()
+
+    def main(self) -> int:
+        """Returns the exit status of this process; the guard ends with what it was told by `status`."""
+        try:
+            return self._main()
+        except ExexError as error:
+            print(f"exex: rank {self._expected.rank or 0} on {self._node}: {error}", file=sys.stderr, flush=True)
+            if not self._expected.rank:
+                write_status(os.environ, 1)
+            self._control.send("status", status=1)
+            return 1
+
+    def _main(self) -> int:
+        if self._expected.size is None or (self._expected.size == 1 and self._expected.launcher == "none"):
+            return self._alone()
+        try:
+            from exex.transport import mpi
+        except (ImportError, RuntimeError) as error:
+            raise StartError(f"mpi4py cannot load an MPI library: {error}; try `exex doctor`") from error
+        self._times_s.append(time.monotonic() - self._began_s)
+        world = mpi.start()
+        self._times_s.append(time.monotonic() - self._began_s)
+        message = singletons_message(self._expected, mpi.library(), world.size)
+        if message:
+            raise StartError(message)
+        if world.size == 1:
+            status = self._alone()
+        elif world.rank == 0:
+            status = self._manage(mpi.MpiLink(world), frozenset(range(1, world.size)))
+        else:
+            on_node = int(os.environ.get("EXEX_RANKS_ON_NODE", "0")) or self._expected.ranks_on_node or 1
+            status = self._work(world.rank, mpi.MpiLink(world), on_node)
+        if status >= 0:
+            self._control.send("status", status=status)
+            mpi.finish()
+        return 0
+
+    # ---- the three ways to be a rank ----
+
+    def _manage(self, workers: Link, ranks: frozenset[int], local: worker_loop.WorkerLoop | None = None) -> int:
+        """Be the manager, with a worker in the same loop if `local` is given. Returns the job's status."""
+        run_dir = _new_run_dir(self._config.run_dir)
+        progress = Progress() if self._config.progress else None
+        settings = Settings(
+            version=__version__,
+            python=platform.python_version(),
+            pid=os.getpid(),
+            workers=ranks,
+            run_dir=run_dir,
+            start_timeout_s=self._config.start_timeout_s,
+            stop_timeout_s=self._config.stop_timeout_s,
+            prefetch_s=self._config.prefetch_s,
+        )
+        loop = ManagerLoop(settings, workers, progress, lambda: self._control.send("ready"))
+        clients = self._start_client()
+        loop.listen(clients)
+        status = self._turn(loop, local)
+        clients.close()
+        write_status(os.environ, status)
+        return status
+
+    def _start_client(self) -> Link:
+        """Have the guard start the client at the other end of a new stream."""
+        ours, theirs = socket.socketpair()
+        self._control.send("client", fd=theirs.fileno())
+        theirs.close()
+        self._waiter.watch(ours.fileno())
+        return StreamLink(ours)
+
+    def _turn(self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None) -> int:
+        """Turn until all is over; returns the job's status."""
+        self._waiter.watch(self._control.fileno())
+        client_status: int | None = None
+        give_up_s: float | None = None
+        ready: list[int] = []
+        while True:
+            traffic = loop.turn()
+            pause_s = 1.0
+            if local is not None and not local.finished:
+                traffic |= local.turn(ready)
+                pause_s = local.next_s()
+            while (message := self._control.receive()) is not None:
+                if message["op"] == "client-exited":
+                    client_status = int(message["status"])
+                    loop.cancel_all()
+                    loop.stop()
+                elif message["op"] == "gone":
+                    raise StartError("the guard is gone")
+            if loop.finished:
+                if client_status is not None:
+                    return client_status or (1 if loop.error else 0)
+                give_up_s = give_up_s or time.monotonic() + self._config.stop_timeout_s
+                if time.monotonic() > give_up_s:
+                    return 1
+            ready = self._waiter.wait(traffic, pause_s)
+
+    def _work(self, rank: int, link: Link, ranks_on_node: int) -> int:
+        """Be a worker; returns 0 after an orderly end."""
+        loop = self._new_worker(rank, link, ranks_on_node)
+        error = loop.await_template(self._config.start_timeout_s)
+        loop.hello(__version__, platform.python_version(), error, self._times_s)
+        self._control.send("ready")
+        worker_loop.run(loop, link, self._waiter)
+        return 0
+
+    def _alone(self) -> int:
+        """Be manager and worker in one loop."""
+        network = Network()
+        manager, worker = network.end(_MANAGER), network.end(_LOCAL_WORKER)
+        loop = self._new_worker(0, worker, 1)
+        error = loop.await_template(self._config.start_timeout_s)
+        loop.hello(__version__, platform.python_version(), error, self._times_s)
+        status = self._manage(manager, frozenset((_LOCAL_WORKER,)), loop)
+        self._control.send("status", status=status)
+        return status
+
+    def _new_worker(self, rank: int, link: Link, ranks_on_node: int) -> worker_loop.WorkerLoop:
+        config = self._config
+        slots = config.slots if isinstance(config.slots, int) else allocation.auto_slots(os.sched_getaffinity(0), ranks_on_node)
+        template = Template(self._template_socket)
+        template.begin(
+            script_dir=os.path.dirname(os.path.abspath(self._script)),
+            cwd=os.getcwd(),
+            preload=config.preload,
+            rank=rank,
+            node=self._node,
+        )
+        inline = config.isolation == "none"
+        return worker_loop.WorkerLoop(rank, self._node, slots, link, template, self._waiter, config.grace_s, inline)
+
+
+def _new_run_dir(parent: str) -> str:
+    """`parent/000`, `parent/001`, ...: the first that does not exist. It is made when something is written there."""
+    for number in range(1000000):
+        path = os.path.join(os.path.abspath(parent), f"{number:03d}")
+        if not os.path.exists(path):
+            return path
+    raise StartError(f"{parent} is full")
+
+

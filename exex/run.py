@@ -1,0 +1,54 @@
+"""`python -m exex.run [options] script.py [args...]`: what the launcher starts, and the one place where roles part.
+
+Each process started becomes a guard, a template and a rank; the guard of rank 0 also starts the client.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one process of the job. Returns its exit status."""
+    began_s = time.monotonic()
+    from exex import cli
+    from exex.guard import ClientRole, Guard, GuardRole
+    from exex.launch.world import expected_world, inherited_fds_to_close, task_environment
+
+    config, script, args = cli.parse_run_args(sys.argv[1:] if argv is None else argv)
+    expected = expected_world(os.environ)
+    environment = task_environment(os.environ)
+    launcher_fds = inherited_fds_to_close(os.environ)
+
+    def template_main(sock: socket.socket) -> None:
+        from exex.worker import template
+
+        template.template_main(sock, environment)
+
+    name = "this process" if expected.rank is None else f"rank {expected.rank}"
+    guard = Guard(template_main, f"{name} on {socket.gethostname()}", config.start_timeout_s, config.stop_timeout_s)
+    role = guard.split()
+    if isinstance(role, GuardRole):
+        return role.status
+    if isinstance(role, ClientRole):
+        from exex.client import script as client_script
+
+        for fd in launcher_fds:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # the launcher named it, but did not pass it on
+        os.environ.clear()
+        os.environ.update(environment)
+        return client_script.run(script, args, role.message, config)
+
+    from exex.rank import RankProcess
+
+    return RankProcess(role, config, script, expected, began_s).main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""The contract of a transport: one end of it, with any number of peers, never blocking.
+
+A message is a list of frames (see protocol/codec). Between two ends, messages arrive complete, unchanged, once, and in
+the order in which they were sent. Nothing is promised about the order between different pairs of ends.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from exex.protocol.payload import Buffer
+
+GONE: list[Buffer] = []
+"""Received in place of a message: this peer has closed its end, and nothing more will come from it."""
+
+
+class Link(Protocol):
+    """One end of a transport. Owned by one thread."""
+
+    def send(self, peer: int, frames: list[Buffer]) -> None:
+        """Queue a message and start sending it. Never blocks; the frames must not be changed afterwards.
+
+        Raises:
+            ConnectionError: the peer is gone.
+        """
+
+    def receive(self) -> tuple[int, list[Buffer]] | None:
+        """The next message that has arrived and its sender, `(sender, GONE)` once at its end, or None for now."""
+
+    def progress(self) -> bool:
+        """Push queued messages on. True while some have not left yet."""
+
+    def fileno(self) -> int:
+        """A descriptor that turns readable when something may have arrived; -1 if this link must be polled."""
+
+    def close(self) -> None:
+        """Release everything. Idempotent. Does not wait for queued messages; call `progress` before."""

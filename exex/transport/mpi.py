@@ -1,0 +1,120 @@
+"""Messages over MPI point to point: between rank 0 and the workers. The only importer of mpi4py.
+
+A message of one frame travels as it is with tag `_ONE`. A message of several frames travels with tag `_MANY` as one MPI
+message: a table of lengths (int64: count, then each length) and the frames, gathered by MPI from where they lie through
+a derived datatype, so that nothing is copied here. The receiver cuts its one buffer into views.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from typing import Any
+
+import mpi4py
+
+from exex.errors import StartError
+from exex.protocol.payload import Buffer
+
+mpi4py.rc.initialize = False
+mpi4py.rc.finalize = False
+
+from mpi4py import MPI  # noqa: E402
+
+_ONE, _MANY = 1, 2
+
+
+def start() -> MPI.Intracomm:
+    """Initialise MPI, single-threaded; errors in MPI calls become exceptions.
+
+    Raises:
+        StartError: the library says no.
+    """
+    try:
+        MPI.Init_thread(MPI.THREAD_FUNNELED)
+    except Exception as error:
+        raise StartError(f"MPI_Init failed: {error}") from error
+    world = MPI.COMM_WORLD
+    world.Set_errhandler(MPI.ERRORS_RETURN)
+    return world
+
+
+def library() -> str:
+    """Name and version of the loaded MPI library, one line. Needs no MPI_Init."""
+    return MPI.Get_library_version().split("\n")[0].strip("\x00 ")
+
+
+def finish() -> None:
+    """MPI_Finalize. The process must end normally afterwards, never by `os._exit`: MPICH ends its PMI at exit."""
+    MPI.Finalize()
+
+
+class MpiLink:
+    """This rank's end; peers are ranks of `comm`."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+        self._status = MPI.Status()
+        self._unsent: deque[tuple[MPI.Request, Any]] = deque()
+
+    def send(self, peer: int, frames: list[Buffer]) -> None:
+        """See `Link.send`."""
+        if len(frames) == 1:
+            data: Any = frames[0]
+            request = self._comm.Isend([data, len(data), MPI.BYTE], peer, _ONE)
+        else:
+            table = struct.pack(f"<{len(frames) + 1}q", len(frames), *(memoryview(frame).nbytes for frame in frames))
+            data = [table, *(memoryview(frame).cast("B") for frame in frames)]
+            request = self._send_gathered(peer, data)
+        if not request.Test():
+            self._unsent.append((request, data))
+
+    def _send_gathered(self, peer: int, pieces: list[Any]) -> MPI.Request:
+        filled = [piece for piece in pieces if len(piece)]
+        memory = [MPI.buffer.frombuffer(piece, readonly=True) for piece in filled]
+        datatype = MPI.BYTE.Create_hindexed([len(piece) for piece in filled], [piece.address for piece in memory]).Commit()
+        try:
+            return self._comm.Isend([MPI.BOTTOM, 1, datatype], peer, _MANY)
+        finally:
+            datatype.Free()  # MPI keeps it until the send is complete
+
+    def receive(self) -> tuple[int, list[Buffer]] | None:
+        """See `Link.receive`. MPI has no end of stream: GONE never comes."""
+        status = self._status
+        message = self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
+        if message is None:
+            return None
+        size = status.Get_count(MPI.BYTE)
+        source, tag = status.Get_source(), status.Get_tag()
+        data = bytearray(size)
+        message.Recv([data, size, MPI.BYTE])
+        return source, [data] if tag == _ONE else _cut(data)
+
+    def progress(self) -> bool:
+        """See `Link.progress`."""
+        unsent = self._unsent
+        for _ in range(len(unsent)):
+            pair = unsent.popleft()
+            if not pair[0].Test():
+                unsent.append(pair)
+        return bool(unsent)
+
+    def fileno(self) -> int:
+        """See `Link.fileno`: MPI must be polled."""
+        return -1
+
+    def close(self) -> None:
+        """See `Link.close`."""
+        self._unsent.clear()
+
+
+def _cut(data: bytearray) -> list[Buffer]:
+    view = memoryview(data)
+    (count,) = struct.unpack_from("<q", data)
+    lengths = struct.unpack_from(f"<{count}q", data, 8)
+    at = 8 * (count + 1)
+    frames: list[Buffer] = []
+    for length in lengths:
+        frames.append(view[at : at + length])
+        at += length
+    return frames

@@ -1,0 +1,306 @@
+"""The worker rank's side of its template and task processes, and what the two sides say to each other.
+
+Rank and template talk over a socket of packets, one struct of this module each. A task process gets its calls over a
+stream, and may start one only if it can take a *token* for it, from a semaphore that it shares with the rank:
+
+1. `TaskProcess.give` adds k tokens, then sends the Assign with its k calls. So a call that has arrived has its token.
+2. The task process takes one token right before each task.
+3. `TaskProcess.take_back` takes all tokens that are left: so many calls, the last ones given, will not be started.
+4. A task process that finds no token knows that the rank has taken it, and that of all later calls of that Assign: it
+   reports what it holds, forgets these calls, and says how many they were (a `dropped` frame).
+5. Until all that was taken back has been dropped, no token may be added: a call that was taken back, but not dropped
+   yet, would take it and run twice. What is given meanwhile waits here, and can be taken back from here.
+6. When a task process has died, the tokens that are left count the calls that it never started. The last one that it
+   did start is the one that it died of, unless it has reported that one.
+
+A message of a task process is a Done, or a frame of a zero byte (which begins no MessagePack array) and a count.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import TypeAlias, Union
+
+import msgspec
+from msgspec import Struct
+
+from exex.protocol.payload import Buffer
+from exex.transport.base import GONE
+from exex.transport.stream import StreamLink
+
+MESSAGE_BYTES = 65536
+"""No packet between rank and template is larger."""
+
+
+# ---- rank -> template -----------------------------------------------------------------------------------------
+
+
+class Prepare(Struct, frozen=True, tag=True):
+    """Rank -> template: first message; what task processes need to know."""
+
+    script_dir: str
+    cwd: str
+    run_dir: str
+    preload: list[str]  # modules to import before any fork
+    rank: int
+    node: str
+
+
+class Fork(Struct, frozen=True, tag=True):
+    """Rank -> template: start a task process. Comes with its stream, tokens, stdout and stderr, in this order."""
+
+    slot: int
+
+
+class Kill(Struct, frozen=True, tag=True):
+    """Rank -> template: send a signal to a slot's task process and all that it has started."""
+
+    slot: int
+    pid: int  # 0: whichever it is
+    signal: int
+
+
+class End(Struct, frozen=True, tag=True):
+    """Rank -> template: SIGKILL everything and end."""
+
+
+# ---- template -> rank -----------------------------------------------------------------------------------------
+
+
+class Ready(Struct, frozen=True, tag=True):
+    """Template -> rank: answer to Prepare; task processes can be forked."""
+
+    pid: int
+
+
+class Failed(Struct, frozen=True, tag=True):
+    """Template -> rank: answer to Prepare; they cannot."""
+
+    error: str
+
+
+class Forked(Struct, frozen=True, tag=True):
+    """Template -> rank: a task process has been started."""
+
+    slot: int
+    pid: int
+
+
+class Died(Struct, frozen=True, tag=True):
+    """Template -> rank: a task process has ended, and all of its session with it; or it could not be forked."""
+
+    slot: int
+    pid: int  # 0 if it could not be forked
+    status: int  # exit code, or minus the signal's number
+    error: str = ""  # why it could not be forked
+
+
+ToTemplate: TypeAlias = Union[Prepare, Fork, Kill, End]
+Event: TypeAlias = Union[Ready, Failed, Forked, Died]
+
+encode = msgspec.msgpack.Encoder().encode
+decode_for_template = msgspec.msgpack.Decoder(ToTemplate).decode
+_decode_event = msgspec.msgpack.Decoder(Event).decode
+_DROPPED = 0
+
+
+def dropped(count: int) -> list[Buffer]:
+    """Frames by which a task process says how many calls it has forgotten."""
+    return [bytes((_DROPPED,)) + count.to_bytes(4, "little")]
+
+
+class TaskProcess:
+    """A slot's task process, as the rank has it.
+
+    Attributes:
+        slot: its number.
+        pid: None until it is known.
+        link: the stream to it. Send through `give`, receive through `receive`.
+        stdout: read end of the pipe that is its stdout, non-blocking.
+        stderr: likewise.
+    """
+
+    def __init__(self, slot: int, link: StreamLink, tokens: int, stdout: int, stderr: int) -> None:
+        self.slot = slot
+        self.pid: int | None = None
+        self.link = link
+        self.stdout = stdout
+        self.stderr = stderr
+        self._tokens = tokens
+        self._to_drop = 0  # calls that were taken back, and of which it has not said that it has dropped them
+        self._waiting: deque[tuple[int, list[Buffer]]] = deque()  # given meanwhile
+
+    def give(self, count: int, frames: list[Buffer]) -> None:
+        """Let it run `count` calls, the ones of the Assign in `frames`. Never blocks.
+
+        To a process that has died nothing is sent, but its tokens are counted: `take_back` returns them.
+        """
+        if self._to_drop:
+            self._waiting.append((count, frames))
+            return
+        os.eventfd_write(self._tokens, count)
+        try:
+            self.link.send(0, frames)
+        except ConnectionError:
+            pass  # how it died comes from the template
+
+    def take_back(self) -> int:
+        """How many calls, the last ones given, it has not started, and will not start any more."""
+        given_up = sum(count for count, _ in self._waiting)
+        self._waiting.clear()
+        taken = 0
+        try:
+            while True:
+                os.eventfd_read(self._tokens)
+                taken += 1
+        except BlockingIOError:
+            self._to_drop += taken
+            return given_up + taken
+
+    def receive(self) -> list[Buffer] | None:
+        """Frames of the next Done that has arrived, `GONE` once at the end of the stream, or None for now."""
+        while (arrived := self.link.receive()) is not None:
+            frames = arrived[1]
+            if frames is GONE or frames[0][0] != _DROPPED:
+                return frames
+            self._to_drop -= int.from_bytes(frames[0][1:5], "little")
+            while self._waiting and not self._to_drop:
+                self.give(*self._waiting.popleft())
+        return None
+
+    def close(self) -> None:
+        """Release all descriptors. Whatever it sent and printed must have been read before."""
+        self.link.close()
+        for fd in (self._tokens, self.stdout, self.stderr):
+            os.close(fd)
+
+
+class Template:
+    """The template, as the rank has it. Never blocks for long: a template answers at once, but while it imports.
+
+    Attributes:
+        gone: it has ended; so have all of its task processes, and `events` has told so.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.gone = False
+        self._socket = sock
+        self._arrived: deque[Event] = deque()
+        self._processes: dict[int, TaskProcess] = {}
+
+    def fileno(self) -> int:
+        """Readable when `events` has something to return; -1 once closed."""
+        return self._socket.fileno()
+
+    def begin(self, script_dir: str, cwd: str, run_dir: str, preload: Sequence[str], rank: int, node: str) -> None:
+        """Prepare the template; `Ready` or `Failed` answers. To be called once, before anything else."""
+        self._send(Prepare(script_dir, cwd, run_dir, list(preload), rank, node))
+
+    def fork(self, slot: int) -> TaskProcess:
+        """Start a task process, which can be given calls at once. `Forked` follows, and `Died` in the end.
+
+        Raises:
+            ValueError: the slot's last task process has not been reported dead.
+            OSError: no descriptors left.
+        """
+        if slot in self._processes:
+            raise ValueError(f"slot {slot} has a task process")
+        ours, theirs = socket.socketpair()
+        opened: list[int] = []
+        try:
+            opened.append(os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+            opened.extend(os.pipe2(os.O_CLOEXEC))
+            opened.extend(os.pipe2(os.O_CLOEXEC))
+            tokens, out, out_theirs, err, err_theirs = opened
+            self._send(Fork(slot), [theirs.fileno(), tokens, out_theirs, err_theirs])
+        except BaseException:
+            ours.close()
+            for fd in opened:
+                os.close(fd)
+            raise
+        finally:
+            theirs.close()
+        os.close(out_theirs)
+        os.close(err_theirs)
+        os.set_blocking(out, False)
+        os.set_blocking(err, False)
+        process = self._processes[slot] = TaskProcess(slot, StreamLink(ours), tokens, out, err)
+        if self.gone:
+            self._forget_all()
+        return process
+
+    def kill(self, process: TaskProcess, number: int) -> None:
+        """Send signal `number` to a task process and to all that it has started; nothing if it has died."""
+        if self._processes.get(process.slot) is process:
+            self._send(Kill(process.slot, process.pid or 0, number))
+
+    def events(self) -> list[Event]:
+        """What has happened since the last call. Never blocks."""
+        self._receive()
+        events = list(self._arrived)
+        self._arrived.clear()
+        for event in events:
+            if isinstance(event, Forked) and event.slot in self._processes:
+                self._processes[event.slot].pid = event.pid
+            elif isinstance(event, Died):
+                self._processes.pop(event.slot, None)
+        return events
+
+    def end(self, most_s: float = 6.0) -> bool:
+        """SIGKILL every task process and all that they have started, and wait until they are gone.
+
+        Returns:
+            False if the template has not confirmed it in time.
+        """
+        self._send(End())
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        while not self.gone and poll.poll(most_s * 1e3):
+            self._receive()
+        return self.gone
+
+    def close(self) -> None:
+        """Release the socket; a template that has not ended does so."""
+        self._socket.close()
+
+    def _send(self, message: ToTemplate, fds: Sequence[int] = ()) -> None:
+        """Send a packet. If the template has too many waiting, take what it says meanwhile, so that it goes on."""
+        data = encode(message)
+        while not self.gone:
+            try:
+                socket.send_fds(self._socket, [data], fds)
+                return
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self._socket, select.POLLIN | select.POLLOUT)
+                poll.poll()
+                self._receive()
+            except ConnectionError:
+                self._receive()
+                self._forget_all()
+
+    def _receive(self) -> None:
+        while not self.gone:
+            try:
+                data = self._socket.recv(MESSAGE_BYTES)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                data = b""
+            if not data:
+                self._forget_all()
+                return
+            self._arrived.append(_decode_event(data))
+
+    def _forget_all(self) -> None:
+        """The template has ended, and the kernel kills its task processes: report those that it has not reported."""
+        self.gone = True
+        told = {event.slot for event in self._arrived if isinstance(event, Died)}
+        for slot, process in self._processes.items():
+            if slot not in told:
+                self._arrived.append(Died(slot, process.pid or 0, -9, "its template has ended"))

@@ -1,0 +1,367 @@
+"""What a worker holds and which slot runs what. Pure: slots are reached through `SlotPort`, time is an argument."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from exex.errors import AppTimeout, ProtocolError, TaskProcessDied
+from exex.protocol import payload as payloads
+from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Assign, Done, Drop, Outcome, Rank, TaskId
+from exex.protocol.payload import Payload
+
+AHEAD_S = 0.002
+"""Work that a slot may hold, running or queued in its task process, when tasks are short."""
+
+AHEAD_MOST = 256
+"""Calls that a slot may hold at the most."""
+
+NEXT_S = 0.02
+"""Below this length a slot gets its next task while it still runs one; it is taken back if another slot is idle."""
+
+STUCK_S = 0.005
+"""A slot whose calls have not moved for so long shares what it has not started with idle slots."""
+
+STARTED_S = 0.05
+"""A task that runs longer than this is reported as started."""
+
+CONDEMNED_S = 1.0
+"""Patience with a slot that holds unreported results before the task that must be killed."""
+
+
+class Call:
+    """One attempt at this worker."""
+
+    __slots__ = ("announced", "attempt", "payload", "spec", "task", "values")
+
+    def __init__(self, task: TaskId, attempt: int, spec: AppSpec, payload: Payload, values: list[Payload] | None) -> None:
+        self.task = task
+        self.attempt = attempt
+        self.spec = spec
+        self.payload = payload
+        self.values = values
+        self.announced = False
+
+    def title(self) -> str:
+        """For messages to people: number, app, attempt."""
+        return f"task {self.task & ((1 << CLIENT_SHIFT) - 1)} ({self.spec.name}), attempt {self.attempt},"
+
+
+class SlotPort(Protocol):
+    """What a slot can be told; the task process behind it is started when it is first needed."""
+
+    def give(self, calls: list[Call]) -> None:
+        """Queue calls in the slot's task process."""
+
+    def take_back(self) -> int:
+        """Stop the task process from starting more of what it was given; how many it has not started."""
+
+    def kill(self, gently: bool) -> None:
+        """SIGTERM (gently) or SIGKILL to the task process and all that it has started. `on_slot_died` follows."""
+
+
+class Slot:
+    """One slot: what its task process holds, in order; the first unreported ones have run or run now.
+
+    Attributes:
+        moved_s: when a call was last given to an empty slot, or reported.
+        kill_why: why the task process is being killed: the outcome and error for the task that runs; None if it is not.
+        kill_s: when it was told to end; with SIGKILL after the grace time.
+    """
+
+    __slots__ = ("condemned", "condemned_s", "held", "kill_outcome", "kill_s", "killed", "moved_s", "number", "port")
+
+    def __init__(self, number: int, port: SlotPort) -> None:
+        self.number = number
+        self.port = port
+        self.held: deque[Call] = deque()
+        self.moved_s = 0.0
+        self.condemned: TaskId | None = None  # to be killed as soon as only it is held
+        self.condemned_s = 0.0
+        self.kill_outcome = -1
+        self.kill_s = -1.0
+        self.killed = False
+
+
+@dataclass
+class WorkerState:
+    """All that a worker rank knows.
+
+    Attributes:
+        queue: calls that no slot holds yet, in order.
+        paces: per app, a slowly forgotten maximum of the running time, in seconds.
+    """
+
+    rank: Rank
+    node: str
+    ports: list[SlotPort]
+    grace_s: float = 2.0
+    slots: list[Slot] = field(init=False)
+    queue: deque[Call] = field(default_factory=deque)
+    apps: dict[int, AppSpec] = field(default_factory=dict)
+    functions: dict[bytes, Payload] = field(default_factory=dict)
+    paces: dict[int, float] = field(default_factory=dict)
+    tasks_run: int = 0
+
+    def __post_init__(self) -> None:
+        self.slots = [Slot(number, port) for number, port in enumerate(self.ports)]
+        self._clear_done()
+
+    # ---- what is to be reported ----
+
+    def _clear_done(self) -> None:
+        self.tasks: list[TaskId] = []
+        self.outcomes = bytearray()
+        self.payloads: list[Payload] = []
+        self.seconds: list[float] = []
+        self.started: list[TaskId] = []
+
+    def report(self, call: Call, outcome: int, payload: Payload, seconds: float = 0.0) -> None:
+        """Put the end of an attempt into the next Done."""
+        self.tasks_run += 1
+        self.tasks.append(call.task)
+        self.outcomes.append(outcome)
+        self.payloads.append(payload)
+        self.seconds.append(seconds)
+
+    def take_done(self) -> Done | None:
+        """The next Done, if there is anything to report."""
+        if not self.tasks and not self.started:
+            return None
+        done = Done(
+            tasks=self.tasks, outcomes=bytes(self.outcomes), payloads=self.payloads, seconds=self.seconds, started=self.started
+        )
+        self._clear_done()
+        return done
+
+    def place(self) -> str:
+        """Where this worker is, for messages to people."""
+        return f"rank {self.rank} at {self.node}"
+
+
+# ---- from the manager -----------------------------------------------------------------------------------------
+
+
+def on_assign(state: WorkerState, msg: Assign) -> None:
+    """Queue attempts.
+
+    Raises:
+        ProtocolError: an app that was never named.
+    """
+    for spec in msg.apps:
+        state.apps[spec.app] = spec
+    state.functions.update(msg.functions)
+    try:
+        specs = [state.apps[number] for number in msg.calls]
+    except KeyError as error:
+        raise ProtocolError(f"the manager assigns app {error}, which it never named") from None
+    if len(specs) == 1:
+        specs *= len(msg.tasks)
+    if msg.values or msg.attempts:
+        values, attempts = msg.values, msg.attempts
+        state.queue.extend(
+            Call(task, attempts.get(i, 1), spec, payload, values.get(i))
+            for i, (task, spec, payload) in enumerate(zip(msg.tasks, specs, msg.payloads, strict=True))
+        )
+    else:
+        state.queue.extend(
+            Call(task, 1, spec, payload, None) for task, spec, payload in zip(msg.tasks, specs, msg.payloads, strict=True)
+        )
+
+
+def on_drop(state: WorkerState, msg: Drop, now_s: float) -> None:
+    """Forget queued calls, kill running ones."""
+    wanted = set(msg.tasks)
+    for slot in state.slots:
+        if wanted and any(call.task in wanted for call in slot.held):
+            _recover(state, slot)
+            for call in slot.held:
+                if call.task in wanted:
+                    wanted.discard(call.task)
+                    slot.condemned = call.task
+                    slot.condemned_s = now_s
+    if wanted:
+        for call in [call for call in state.queue if call.task in wanted]:
+            state.queue.remove(call)
+            state.report(call, Outcome.CANCELLED, b"")
+    for slot in state.slots:
+        _execute_sentence(state, slot, now_s)
+
+
+# ---- from the slots -------------------------------------------------------------------------------------------
+
+
+def on_slot_done(state: WorkerState, slot: Slot, msg: Done, now_s: float) -> None:
+    """Results of a task process, in the order in which it was given the calls."""
+    held, paces = slot.held, state.paces
+    for task, outcome, payload, seconds in zip(msg.tasks, msg.outcomes, msg.payloads, msg.seconds):
+        call = held.popleft()
+        if call.task != task:
+            raise ProtocolError(f"slot {slot.number} reports task {task} before {call.task}")
+        number = call.spec.app
+        pace = paces.get(number, 0.0) * 0.999
+        paces[number] = seconds if seconds > pace else pace
+        state.report(call, outcome, payload, seconds)
+        if slot.condemned == task:
+            slot.condemned = None
+    slot.moved_s = now_s
+    _execute_sentence(state, slot, now_s)
+
+
+def on_slot_died(state: WorkerState, slot: Slot, exitcode: int, stderr_tail: str, now_s: float) -> None:
+    """The task process is gone. All that it reported must have been handled before.
+
+    What it had not started goes back to the front of the queue, and so does what it had run but not reported.
+    """
+    _recover(state, slot)
+    running = slot.held.pop() if slot.held else None
+    while slot.held:
+        state.queue.appendleft(slot.held.pop())
+    if running is not None:
+        seconds = now_s - slot.moved_s
+        if slot.kill_outcome == Outcome.CANCELLED:
+            state.report(running, Outcome.CANCELLED, b"", seconds)
+        elif slot.kill_outcome == Outcome.FAILED:
+            error: Exception = AppTimeout(
+                f"{running.title()} was stopped on {state.place()}: it ran longer than its walltime of {running.spec.walltime_s} s"
+            )
+            state.report(running, Outcome.FAILED, payloads.dump_error(error, ""), seconds)
+        else:
+            state.report(running, Outcome.LOST, payloads.dump_error(_died(state, running, exitcode, stderr_tail), ""), seconds)
+    slot.condemned = None
+    slot.kill_outcome = -1
+    slot.kill_s = -1.0
+    slot.killed = False
+    slot.moved_s = now_s
+
+
+def _died(state: WorkerState, call: Call, exitcode: int, stderr_tail: str) -> TaskProcessDied:
+    import signal
+
+    if exitcode < 0:
+        try:
+            how = f"was killed by {signal.Signals(-exitcode).name}"
+        except ValueError:
+            how = f"was killed by signal {-exitcode}"
+    else:
+        how = f"ended with exit code {exitcode}"
+    tail = f"; its stderr ends:\n{stderr_tail}" if stderr_tail else ""
+    return TaskProcessDied(
+        f"{call.title()} is lost: its task process on {state.place()} {how}{tail}", state.rank, state.node, exitcode, stderr_tail
+    )
+
+
+def _recover(state: WorkerState, slot: Slot) -> None:
+    """Move what a slot has not started back to the front of the queue."""
+    for _ in range(min(slot.port.take_back(), len(slot.held))):
+        state.queue.appendleft(slot.held.pop())
+
+
+def _execute_sentence(state: WorkerState, slot: Slot, now_s: float) -> None:
+    """Kill a condemned task once it is alone in its slot, or once patience is over."""
+    if slot.condemned is None or slot.kill_outcome >= 0:
+        return
+    if len(slot.held) == 1 or now_s - slot.condemned_s > CONDEMNED_S:
+        _kill(slot, Outcome.CANCELLED, now_s)
+
+
+def _kill(slot: Slot, outcome: int, now_s: float) -> None:
+    slot.kill_outcome = outcome
+    slot.kill_s = now_s
+    slot.port.kill(gently=True)
+
+
+# ---- time and filling -----------------------------------------------------------------------------------------
+
+
+def on_tick(state: WorkerState, now_s: float) -> None:
+    """Time limits, SIGKILL after the grace time, notices of long tasks. Call it some ten times a second. O(slots)."""
+    for slot in state.slots:
+        if slot.kill_outcome >= 0:
+            if not slot.killed and now_s - slot.kill_s >= state.grace_s:
+                slot.killed = True
+                slot.port.kill(gently=False)
+            continue
+        _execute_sentence(state, slot, now_s)
+        if not slot.held:
+            continue
+        head = slot.held[0]
+        running_s = now_s - slot.moved_s
+        if head.spec.walltime_s is not None and running_s >= head.spec.walltime_s:
+            _kill(slot, Outcome.FAILED, now_s)
+        elif running_s >= STARTED_S and not head.announced:
+            head.announced = True
+            state.started.append(head.task)
+
+
+def next_deadline_s(state: WorkerState, now_s: float) -> float:
+    """Seconds until `on_tick` has something to do at the latest."""
+    soonest = 0.1
+    for slot in state.slots:
+        if slot.held and slot.kill_outcome < 0 and slot.held[0].spec.walltime_s is not None:
+            soonest = min(soonest, slot.moved_s + slot.held[0].spec.walltime_s - now_s)
+    return max(soonest, 0.0)
+
+
+def fill(state: WorkerState, now_s: float) -> None:
+    """Give queued calls to slots: one to each idle slot first, then more to those that run short tasks."""
+    if not state.queue:
+        _share(state, now_s)
+        if not state.queue:
+            return
+    for slot in state.slots:
+        if not slot.held and slot.kill_outcome < 0:
+            _give(state, slot, now_s)
+            if not state.queue:
+                return
+    for slot in state.slots:
+        if slot.held and slot.kill_outcome < 0 and slot.condemned is None:
+            _give(state, slot, now_s)
+            if not state.queue:
+                return
+
+
+def _share(state: WorkerState, now_s: float) -> None:
+    """If a slot is idle, take back what a stuck slot has queued. O(slots) and only while nothing is queued here."""
+    if len(state.slots) == 1 or all(slot.held for slot in state.slots):
+        return
+    for slot in state.slots:
+        if len(slot.held) > 1 and now_s - slot.moved_s > STUCK_S:
+            _recover(state, slot)
+
+
+def _give(state: WorkerState, slot: Slot, now_s: float) -> None:
+    """Give a slot its next calls: as many as AHEAD_S allows, at least one if it is idle."""
+    held = len(slot.held)
+    queue = state.queue
+    app = queue[0].spec.app
+    most = min(_room(state, queue[0].spec, held), -(-len(queue) // len(state.slots)))
+    if most <= 0:
+        return
+    calls: list[Call] = []
+    while queue and len(calls) < most and queue[0].spec.app == app:
+        calls.append(queue.popleft())
+    if not held:
+        slot.moved_s = now_s
+    slot.held.extend(calls)
+    slot.port.give(calls)
+
+
+def _room(state: WorkerState, spec: AppSpec, held: int) -> int:
+    """How many calls like this a slot that holds `held` may get now."""
+    if not held:
+        least = 1
+    elif spec.walltime_s is not None:
+        return 0
+    else:
+        least = 0
+    pace = state.paces.get(spec.app)
+    if pace is None or spec.walltime_s is not None:
+        return least
+    most = min(AHEAD_MOST, int(AHEAD_S / (pace + 1e-9)))
+    if pace < NEXT_S:
+        most = max(most, 2)
+    if held > most // 2:
+        return 0  # wait until half of it is done: fewer, larger messages
+    return max(most - held, least)

@@ -1,0 +1,103 @@
+"""One suite over every transport."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from exex.transport.base import GONE, Link
+from exex.transport.memory import Network
+from exex.transport.stream import StreamLink
+from exex.transport.zeromq import ClientLink, ServerLink
+from tests.conformance.contract import CHECKS, END, Echo
+from tests.launch import Launch
+
+Ends = tuple[Link, list[int], Callable[[], None]]
+
+
+def memory() -> Iterator[Ends]:
+    network = Network()
+    echoes = [Echo(network.end(number)) for number in (1, 2)]
+    link = network.end(0)
+    yield link, [1, 2], lambda: [echo.turn() for echo in echoes]  # type: ignore[func-returns-value]
+    link.close()
+
+
+def stream() -> Iterator[Ends]:
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=Echo(StreamLink(theirs)).run)
+    thread.start()
+    link = StreamLink(ours)
+    yield link, [0], lambda: None
+    link.send(0, [END])
+    thread.join()
+    link.close()
+
+
+def zeromq(tmp_path: Path) -> Iterator[Ends]:
+    endpoint = f"ipc://{tmp_path}/s"
+    server = ServerLink(endpoint, b"secret")
+    thread = threading.Thread(target=Echo(server).run)
+    thread.start()
+    link = ClientLink(endpoint, b"secret")
+    yield link, [0], lambda: None
+    link.send(0, [END])
+    thread.join()
+    link.close()
+
+
+@pytest.fixture(params=["memory", "stream", "zeromq"])
+def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ends]:
+    if request.param == "zeromq":
+        yield from zeromq(tmp_path)
+    else:
+        yield from {"memory": memory, "stream": stream}[request.param]()
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract(ends: Ends, check: Callable[..., None]) -> None:
+    check(*ends)
+
+
+def test_contract_over_mpi(launch: Launch) -> None:
+    done = launch.module(3, "tests.conformance.over_mpi")
+    assert done.status == 0, done.err
+    assert done.out.split() == [word for check in CHECKS for word in ("ok", check.__name__)]
+
+
+def test_stream_tells_that_its_peer_is_gone() -> None:
+    ours, theirs = socket.socketpair()
+    link, other = StreamLink(ours), StreamLink(theirs)
+    other.send(0, [b"last words"])
+    other.close()
+    assert link.receive() == (0, [b"last words"])
+    arrived = link.receive()
+    assert arrived is not None and arrived[1] is GONE
+    assert link.receive() is None
+
+
+def test_memory_tells_that_its_peer_is_gone() -> None:
+    network = Network()
+    one, two = network.end(1), network.end(2)
+    one.send(2, [b"hello"])
+    two.close()
+    assert one.receive() == (2, GONE)
+    with pytest.raises(ConnectionError):
+        one.send(2, [b"anybody there?"])
+
+
+def test_zeromq_does_not_hear_a_client_with_a_wrong_token(tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path}/s"
+    server = ServerLink(endpoint, b"secret")
+    wrong, right = ClientLink(endpoint, b"guess"), ClientLink(endpoint, b"secret")
+    wrong.send(0, [b"run this"])
+    right.send(0, [b"hello"])
+    while (arrived := server.receive()) is None:
+        pass
+    assert arrived == (0, [b"hello"])
+    for link in (wrong, right, server):
+        link.close()
