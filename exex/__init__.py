@@ -1,0 +1,129 @@
+"""exex runs millions of Python and bash tasks inside one MPI job.
+
+The names below are loaded when they are first used: importing exex costs little, and never imports MPI.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from exex.version import __version__
+
+if TYPE_CHECKING:
+    from exex.client.apps import bash_app, join_app, python_app
+    from exex.client.executor import Executor, map
+    from exex.client.files import File
+    from exex.client.futures import AppFuture, DataFuture
+    from exex.client.options import AUTO_LOGNAME
+    from exex.client.session import manager_pid, wait_for_current_tasks
+    from exex.config import Config
+    from exex.errors import (
+        AppBadFormatting,
+        AppException,
+        AppTimeout,
+        BadStdStreamFile,
+        BashAppNoReturn,
+        BashExitFailure,
+        ConfigError,
+        DataFlowException,
+        DependencyError,
+        DeserializationError,
+        ExexError,
+        InvalidResourceSpecification,
+        JoinError,
+        ManagerLost,
+        MissingOutputs,
+        NoManagerError,
+        PropagatedException,
+        ProtocolError,
+        SerializationError,
+        StartError,
+        TaskProcessDied,
+        WorkerLost,
+    )
+
+_HOMES = {
+    "exex.client.apps": ("bash_app", "join_app", "python_app"),
+    "exex.client.executor": ("Executor", "map"),
+    "exex.client.files": ("File",),
+    "exex.client.futures": ("AppFuture", "DataFuture"),
+    "exex.client.options": ("AUTO_LOGNAME",),
+    "exex.client.session": ("manager_pid", "wait_for_current_tasks"),
+    "exex.config": ("Config",),
+    "exex.errors": (
+        "AppBadFormatting",
+        "AppException",
+        "AppTimeout",
+        "BadStdStreamFile",
+        "BashAppNoReturn",
+        "BashExitFailure",
+        "ConfigError",
+        "DataFlowException",
+        "DependencyError",
+        "DeserializationError",
+        "ExexError",
+        "InvalidResourceSpecification",
+        "JoinError",
+        "ManagerLost",
+        "MissingOutputs",
+        "NoManagerError",
+        "PropagatedException",
+        "ProtocolError",
+        "SerializationError",
+        "StartError",
+        "TaskProcessDied",
+        "WorkerLost",
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AUTO_LOGNAME",
+    "AppBadFormatting",
+    "AppException",
+    "AppFuture",
+    "AppTimeout",
+    "BadStdStreamFile",
+    "BashAppNoReturn",
+    "BashExitFailure",
+    "Config",
+    "ConfigError",
+    "DataFlowException",
+    "DataFuture",
+    "DependencyError",
+    "DeserializationError",
+    "Executor",
+    "ExexError",
+    "File",
+    "InvalidResourceSpecification",
+    "JoinError",
+    "ManagerLost",
+    "MissingOutputs",
+    "NoManagerError",
+    "PropagatedException",
+    "ProtocolError",
+    "SerializationError",
+    "StartError",
+    "TaskProcessDied",
+    "WorkerLost",
+    "__version__",
+    "bash_app",
+    "join_app",
+    "manager_pid",
+    "map",
+    "python_app",
+    "wait_for_current_tasks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'exex' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

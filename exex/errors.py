@@ -93,6 +93,10 @@ class DataFlowException(ExexError):
     """Something is wrong with the graph, not with the app."""
 
 
+_NAMED_TASKS = 12
+"""Tasks that a PropagatedException names at most between the one that failed and the root cause."""
+
+
 class PropagatedException(DataFlowException):
     """A failure that came from other tasks.
 
@@ -106,20 +110,19 @@ class PropagatedException(DataFlowException):
     def __init__(self, dependent_exceptions_tids: Sequence[tuple[BaseException, str]], task_id: int) -> None:
         self.dependent_exceptions_tids = list(dependent_exceptions_tids)
         self.task_id = task_id
-        cause, path = self._representative()
+        error, name = self.dependent_exceptions_tids[0]
+        self._path: tuple[str, ...] = (name,)  # from the nearest task to the root cause
+        self.__cause__ = error
+        if isinstance(error, PropagatedException):
+            self._path = (name, *error._path)
+            self.__cause__ = error.__cause__  # its root cause
+        if len(self._path) > _NAMED_TASKS:
+            self._path = (*self._path[: _NAMED_TASKS - 2], "...", self._path[-1])
         others = " (+ others)" if len(self.dependent_exceptions_tids) > 1 else ""
         super().__init__(
-            f"{self.kind} failure for task {task_id}. The representative cause is {type(cause).__name__} via {path}{others}"
+            f"{self.kind} failure for task {task_id}. The representative cause is {type(self.__cause__).__name__} "
+            f"via {' <- '.join(self._path)}{others}"
         )
-        self.__cause__ = cause
-
-    def _representative(self) -> tuple[BaseException, str]:
-        """The root cause and the way to it, nearest task first."""
-        error, name = self.dependent_exceptions_tids[0]
-        if isinstance(error, PropagatedException):
-            cause, path = error._representative()
-            return cause, f"{name} <- {path}"
-        return error, name
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.dependent_exceptions_tids, self.task_id)

@@ -26,7 +26,17 @@ from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 _MESSAGE_BYTES = 65536
+
+KEPT_BLOCK_BYTES = 8 * 1024**2
+"""Blocks up to this size come from the heap (glibc, mallopt(3)): a fresh mapping for each buffer of a message of 1 MB
+costs many times its copy."""
+
+KEPT_HEAP_BYTES = 64 * 1024**2
+"""Free memory at the heap's end that a process keeps."""
+
 _WATCHED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
 
 
@@ -124,7 +134,11 @@ class Guard:
 
     def split(self) -> RankRole | ClientRole | GuardRole:
         """Fork template and rank, then guard them. Returns in each process that goes on: see the roles."""
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if hasattr(libc, "mallopt"):  # inherited by all that is forked
+            libc.mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
+            libc.mallopt(_M_TRIM_THRESHOLD, KEPT_HEAP_BYTES)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         rank_end = self._start_template()
         guard = os.getpid()

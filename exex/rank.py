@@ -7,6 +7,7 @@ import platform
 import socket
 import sys
 import time
+from typing import Any
 
 from exex.config import Config
 from exex.errors import ExexError, StartError
@@ -24,6 +25,10 @@ from exex.worker import loop as worker_loop
 from exex.worker.processes import Template
 
 _MANAGER, _LOCAL_WORKER = 0, 1  # ends of the in-memory network in a world of one
+
+
+class SingletonsError(StartError):
+    """The launcher and the MPI library do not know each other: every process is alone and thinks that it is rank 0."""
 
 
 class RankProcess:
@@ -50,7 +55,8 @@ class RankProcess:
         try:
             return self._main()
         except ExexError as error:
-            print(f"exex: rank {self._expected.rank or 0} on {self._node}: {error}", file=sys.stderr, flush=True)
+            if not (self._expected.rank and isinstance(error, SingletonsError)):  # one of them says it for all
+                print(f"exex: rank {self._expected.rank or 0} on {self._node}: {error}", file=sys.stderr, flush=True)
             if not self._expected.rank:
                 write_status(os.environ, 1)
             self._control.send("status", status=1)
@@ -68,14 +74,14 @@ class RankProcess:
         self._times_s.append(time.monotonic() - self._began_s)
         message = singletons_message(self._expected, mpi.library(), world.size)
         if message:
-            raise StartError(message)
+            raise SingletonsError(message)
+        on_node = self._expected.ranks_on_node or mpi.ranks_on_node(world)
         if world.size == 1:
             status = self._alone()
         elif world.rank == 0:
-            status = self._manage(mpi.MpiLink(world), frozenset(range(1, world.size)))
+            status = self._manage(mpi.MpiLink(world, world.size - 1), frozenset(range(1, world.size)))
         else:
-            on_node = int(os.environ.get("EXEX_RANKS_ON_NODE", "0")) or self._expected.ranks_on_node or 1
-            status = self._work(world.rank, mpi.MpiLink(world), on_node)
+            status = self._work(world.rank, mpi.MpiLink(world, 1), on_node)
         if status >= 0:
             self._control.send("status", status=status)
             mpi.finish()
@@ -98,6 +104,8 @@ class RankProcess:
             prefetch_s=self._config.prefetch_s,
         )
         loop = ManagerLoop(settings, workers, progress, lambda: self._control.send("ready"))
+        if local is None:
+            self._waiter.watch_link(workers)
         clients = self._start_client()
         loop.listen(clients)
         status = self._turn(loop, local)
@@ -110,8 +118,9 @@ class RankProcess:
         ours, theirs = socket.socketpair()
         self._control.send("client", fd=theirs.fileno())
         theirs.close()
-        self._waiter.watch(ours.fileno())
-        return StreamLink(ours)
+        link = StreamLink(ours)
+        self._waiter.watch_link(link)
+        return link
 
     def _turn(self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None) -> int:
         """Turn until all is over; returns the job's status."""
@@ -125,29 +134,48 @@ class RankProcess:
             if local is not None and not local.finished:
                 traffic |= local.turn(ready)
                 pause_s = local.next_s()
-            while (message := self._control.receive()) is not None:
-                if message["op"] == "client-exited":
-                    client_status = int(message["status"])
-                    loop.cancel_all()
-                    loop.stop()
-                elif message["op"] == "gone":
-                    raise StartError("the guard is gone")
+            for message in self._from_guard(local, ready):
+                client_status = int(message["status"])
+                loop.cancel_all()
+                loop.stop()
             if loop.finished:
                 if client_status is not None:
                     return client_status or (1 if loop.error else 0)
                 give_up_s = give_up_s or time.monotonic() + self._config.stop_timeout_s
                 if time.monotonic() > give_up_s:
                     return 1
-            ready = self._waiter.wait(traffic, pause_s)
+            at_once = loop.at_once or (local is not None and (traffic or local.at_once))
+            ready = self._waiter.wait(traffic, at_once, pause_s)
 
     def _work(self, rank: int, link: Link, ranks_on_node: int) -> int:
         """Be a worker; returns 0 after an orderly end."""
+        self._waiter.watch_link(link)
         loop = self._new_worker(rank, link, ranks_on_node)
         error = loop.await_template(self._config.start_timeout_s)
         loop.hello(__version__, platform.python_version(), error, self._times_s)
         self._control.send("ready")
-        worker_loop.run(loop, link, self._waiter)
+        self._waiter.watch(self._control.fileno())
+        worker_loop.run(loop, link, self._waiter, lambda ready: self._from_guard(loop, ready))
         return 0
+
+    def _from_guard(self, worker: worker_loop.WorkerLoop | None, ready: list[int]) -> list[dict[str, Any]]:
+        """Take what the guard has sent, if its descriptor is ready; returns the messages about the client."""
+        about_client: list[dict[str, Any]] = []
+        if self._control.fileno() not in ready:
+            return about_client
+        while (message := self._control.receive()) is not None:
+            if message["op"] == "client-exited":
+                about_client.append(message)
+            elif message["op"] == "template":
+                sock = socket.socket(fileno=message["fd"])
+                if worker is None or worker.finished:
+                    sock.close()
+                else:
+                    print(f"exex: rank {self._expected.rank or 0} on {self._node} starts another template", file=sys.stderr, flush=True)
+                    worker.replace_template(self._begin(Template(sock), worker.state.rank))
+            elif message["op"] == "gone":
+                raise StartError("the guard is gone")
+        return about_client
 
     def _alone(self) -> int:
         """Be manager and worker in one loop."""
@@ -163,16 +191,21 @@ class RankProcess:
     def _new_worker(self, rank: int, link: Link, ranks_on_node: int) -> worker_loop.WorkerLoop:
         config = self._config
         slots = config.slots if isinstance(config.slots, int) else allocation.auto_slots(os.sched_getaffinity(0), ranks_on_node)
-        template = Template(self._template_socket)
+        template = self._begin(Template(self._template_socket), rank)
+        inline = config.isolation == "none"
+        return worker_loop.WorkerLoop(rank, self._node, slots, link, template, self._waiter, config.grace_s, inline)
+
+
+    def _begin(self, template: Template, rank: int) -> Template:
         template.begin(
             script_dir=os.path.dirname(os.path.abspath(self._script)),
             cwd=os.getcwd(),
-            preload=config.preload,
+            run_dir="",
+            preload=self._config.preload,
             rank=rank,
             node=self._node,
         )
-        inline = config.isolation == "none"
-        return worker_loop.WorkerLoop(rank, self._node, slots, link, template, self._waiter, config.grace_s, inline)
+        return template
 
 
 def _new_run_dir(parent: str) -> str:

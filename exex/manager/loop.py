@@ -70,6 +70,7 @@ class ManagerLoop:
         self.state = ManagerState(prefetch_s=settings.prefetch_s)
         self.error = ""  # why the job cannot go on
         self.finished = False
+        self.at_once = False
         self._settings = settings
         self._workers = workers
         self._clients: Link | None = None
@@ -102,7 +103,7 @@ class ManagerLoop:
     # ---- one turn ----
 
     def turn(self) -> bool:
-        """Drain, decide, flush. True if there was anything to do."""
+        """Drain, decide, flush. True if there was anything to do; `at_once` if there is more."""
         traffic = self._drain_workers()
         if self._clients is not None and self._stop_by_s is None:
             traffic |= self._drain_clients()
@@ -247,13 +248,13 @@ class ManagerLoop:
             send(worker.rank, encode(state.take_assign(worker)))
             traffic = True
         state.refilled.clear()
+        self.at_once = self._workers.progress()  # first: workers are woken here
         for number, client in self._records.items():
             if client.tasks or client.started:
                 self._to_client(number, client.take_answer())
                 traffic = True
-        traffic |= self._workers.progress()
         if self._clients is not None:
-            traffic |= self._clients.progress()
+            self.at_once |= self._clients.progress()
         return traffic
 
     # ---- the end ----

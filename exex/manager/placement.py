@@ -16,12 +16,15 @@ def place(state: ManagerState) -> None:
     """Give ready tasks to workers: first to free slots, spread evenly, then as prefetch behind short tasks."""
     ready, free = state.ready, state.free
     while ready.count and free:
+        visited: list[WorkerRecord] = []
         for left in range(len(free), 0, -1):
             if not ready.count:
                 break
-            worker = free.popleft()
+            worker = free.pop()  # the last that was busy is the first to look
             worker.listed = ""
             _give(state, worker, min(-(-ready.count // left), worker.slots - worker.held))
+            visited.append(worker)
+        for worker in visited:
             state.list_worker(worker)
     busy = state.busy
     for left in range(len(busy), 0, -1):

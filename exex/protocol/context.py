@@ -1,6 +1,6 @@
-"""Which task this process is running. Set by task processes (and by a rank that runs tasks itself); read by apps."""
+"""Whether this process is running a task. Set by whoever runs tasks, read by apps: a task cannot call one."""
 
 from __future__ import annotations
 
-current_task: str | None = None
-"""Description of the running task, for messages: "task 7 (f)". None outside a task."""
+current_task: object | None = None
+"""The task that runs in this process; None outside a task. Its `str` says which one it is: "task 7 (f)"."""

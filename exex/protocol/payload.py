@@ -46,6 +46,7 @@ class Large:
 Payload: TypeAlias = Any
 """`bytes | Large`. Typed Any because msgspec decodes `Large` through an extension type."""
 
+_ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 _thread = threading.local()
 
 
@@ -76,7 +77,7 @@ def dump(value: object) -> Payload:
     else:
         if b"__main__" not in data:
             return _pack(data, buffers)
-    if _collecting():
+    if collecting():
         del _thread.needs[:]
     return _cloud_dump(value)
 
@@ -89,7 +90,7 @@ def _cloud_dump(value: object) -> Payload:
     try:
         cloudpickle.Pickler(file, protocol=5, buffer_callback=buffers.append).dump(value)
     except Exception as error:
-        raise SerializationError(f"{type(error).__name__}: {error}") from error
+        raise SerializationError(_said(error)) from error
     return _pack(file.getvalue(), buffers)
 
 
@@ -105,7 +106,11 @@ def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, 
     Raises:
         SerializationError: names the argument, and the part of it, that cannot be pickled.
     """
+    if options is None and _ATOMS.issuperset(map(type, args)) and (not kwargs or _ATOMS.issuperset(map(type, kwargs.values()))):
+        data = pickle.dumps((args, kwargs), 5)  # no futures, no buffers, nothing that could be missing elsewhere
+        return (data if len(data) < LARGE_BYTES else Large([data])), []
     needs: list[Any] = []
+    outer = getattr(_thread, "needs", None)  # an argument's own __reduce__ may call an app
     _thread.needs = needs
     try:
         if options is None:
@@ -114,10 +119,25 @@ def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, 
     except SerializationError as error:
         raise SerializationError(f"{explain(args, kwargs)} cannot be pickled ({error})") from error
     finally:
-        _thread.needs = None
+        _thread.needs = outer
 
 
-def _collecting() -> bool:
+def dump_apart(value: object) -> Payload:
+    """`dump`, but even in the middle of a `dump_call` the futures in `value` do not become places of that call.
+
+    Raises:
+        SerializationError: as `dump`.
+    """
+    outer = getattr(_thread, "needs", None)
+    _thread.needs = None
+    try:
+        return dump(value)
+    finally:
+        _thread.needs = outer
+
+
+def collecting() -> bool:
+    """Whether this thread is in a `dump_call`, where futures become places."""
     return getattr(_thread, "needs", None) is not None
 
 
@@ -127,7 +147,7 @@ def place_for(future: object) -> tuple[Callable[..., Any], tuple[int]]:
     Raises:
         TypeError: outside `dump_call`; a future means nothing in another process.
     """
-    if not _collecting():
+    if not collecting():
         raise TypeError(f"{type(future).__name__} can be pickled only as an argument of an app: it becomes a dependency there")
     _thread.needs.append(future)
     return _fill_place, (len(_thread.needs) - 1,)
@@ -145,6 +165,29 @@ def _fill_place(place: int) -> Any:
 
 def _fill_after(place: int, stand_in: object) -> object:
     return stand_in
+
+
+class _Bundle:
+    """Pickles as the list of the values of some payloads."""
+
+    def __init__(self, payloads: Sequence[Payload]) -> None:
+        self.payloads = payloads
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[list[Any]]]:
+        parts = [
+            [pickle.PickleBuffer(frame) for frame in payload.frames] if type(payload) is Large else payload
+            for payload in self.payloads
+        ]
+        return _load_bundle, (parts,)
+
+
+def bundle(payloads: Sequence[Payload]) -> Payload:
+    """The payload of the list of the values of `payloads`, none of which is opened."""
+    return dump(_Bundle(payloads))
+
+
+def _load_bundle(parts: list[Any]) -> list[Any]:
+    return [load(Large(part) if isinstance(part, list) else part) for part in parts]
 
 
 # ---- unpickling -----------------------------------------------------------------------------------------------
@@ -179,7 +222,7 @@ def load_call(payload: Payload, values: Sequence[Payload] | None) -> Any:
                 _thread.values = None
         return load(payload)
     except Exception as error:
-        raise DeserializationError(f"the arguments cannot be unpickled here: {type(error).__name__}: {error}") from error
+        raise DeserializationError(f"the arguments cannot be unpickled here: {_said(error)}") from error
 
 
 def writable(payload: Payload) -> Payload:
@@ -259,6 +302,14 @@ def _load_error(error: BaseException, text: str) -> BaseException:
     return error
 
 
+def _said(error: BaseException) -> str:
+    """The type and text of an error, even of one whose `__str__` raises."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
 def dump_error(error: BaseException, where: str, frames_to_skip: int = 0) -> Payload:
     """Pickle an error together with its traceback, as text that begins with `where`. Never raises.
 
@@ -275,7 +326,7 @@ def dump_error(error: BaseException, where: str, frames_to_skip: int = 0) -> Pay
     try:
         lines = traceback.format_exception(type(error), error, trace) if trace is not None else []
     except Exception as failure:  # an error whose own __str__ raises
-        lines = [f"{type(error).__name__}: its text cannot be made ({type(failure).__name__}: {failure})\n"]
+        lines = [f"{type(error).__name__}: its text cannot be made ({_said(failure)})\n"]
     text = f"{where}:\n{''.join(lines)}" if lines else ""
     try:
         payload = dump(_Error(error, text))
@@ -283,7 +334,7 @@ def dump_error(error: BaseException, where: str, frames_to_skip: int = 0) -> Pay
         return payload
     except BaseException as failure:
         quoted = SerializationError(
-            f"{where} raised {type(error).__name__}, which cannot be pickled ({type(failure).__name__}: {failure}); it said:\n"
+            f"{where} raised {type(error).__name__}, which cannot be pickled ({_said(failure)}); it said:\n"
             f"{''.join(lines) or type(error).__name__}"
         )
         return dump(_Error(quoted, ""))
@@ -302,7 +353,10 @@ class _Error:
 
 def explain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Name the argument, and the innermost part of it that can be found, that cannot be pickled."""
-    for name, value in [*((f"argument {i}", arg) for i, arg in enumerate(args)), *((f"argument {k!r}", v) for k, v in kwargs.items())]:
+    for name, value in [
+        *((f"argument {i}", arg) for i, arg in enumerate(args)),
+        *((f"argument {k!r}", v) for k, v in kwargs.items()),
+    ]:
         if not _can_pickle(value):
             return explain_value(name, value)
     return "an argument"
@@ -358,4 +412,4 @@ def _parts(value: object) -> Iterator[tuple[str, object]]:
 
 def register_foreign_future(cls: type, reducer: Callable[[Any], tuple[Callable[..., Any], tuple[Any, ...]]]) -> None:
     """Let instances of exactly `cls` (a future that is not ours) pickle through `reducer`."""
-    copyreg.pickle(cls, reducer)  # type: ignore[arg-type]
+    copyreg.pickle(cls, reducer)

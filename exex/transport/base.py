@@ -31,7 +31,13 @@ class Link(Protocol):
         """Push queued messages on. True while some have not left yet."""
 
     def fileno(self) -> int:
-        """A descriptor that turns readable when something may have arrived; -1 if this link must be polled."""
+        """A descriptor that turns readable when something may have arrived; -1 if there is none."""
+
+    def polled(self) -> bool:
+        """Whether messages may arrive of which `fileno` does not tell."""
+
+    def woken(self) -> None:
+        """To be called when `fileno` was readable, before `receive`."""
 
     def close(self) -> None:
         """Release everything. Idempotent. Does not wait for queued messages; call `progress` before."""

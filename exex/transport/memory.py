@@ -99,8 +99,15 @@ class MemoryLink:
         return False
 
     def fileno(self) -> int:
-        """See `Link.fileno`: must be polled."""
+        """See `Link.fileno`: there is none."""
         return -1
+
+    def polled(self) -> bool:
+        """See `Link.polled`: whoever sends here turns the receiver, too."""
+        return True
+
+    def woken(self) -> None:
+        """See `Link.woken`: `receive` is enough."""
 
     def close(self) -> None:
         """See `Link.close`."""

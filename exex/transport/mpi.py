@@ -15,11 +15,15 @@ import mpi4py
 
 from exex.errors import StartError
 from exex.protocol.payload import Buffer
+from exex.transport.doorbell import Doorbell, new_key
 
 mpi4py.rc.initialize = False
 mpi4py.rc.finalize = False
 
 from mpi4py import MPI  # noqa: E402
+
+LOOKS = 20
+"""Probes after a ring: a probe of MPICH does not look everywhere each time. Seen: up to N needed."""
 
 _ONE, _MANY = 1, 2
 
@@ -44,16 +48,34 @@ def library() -> str:
     return MPI.Get_library_version().split("\n")[0].strip("\x00 ")
 
 
+def ranks_on_node(world: MPI.Intracomm) -> int:
+    """How many ranks of `world` share this rank's memory. Collective."""
+    node = world.Split_type(MPI.COMM_TYPE_SHARED)
+    try:
+        return int(node.Get_size())
+    finally:
+        node.Free()
+
+
 def finish() -> None:
     """MPI_Finalize. The process must end normally afterwards, never by `os._exit`: MPICH ends its PMI at exit."""
     MPI.Finalize()
 
 
 class MpiLink:
-    """This rank's end; peers are ranks of `comm`."""
+    """This rank's end; peers are ranks of `comm`. Collective.
 
-    def __init__(self, comm: MPI.Intracomm) -> None:
+    Args:
+        peers: how many ranks may send to this one.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, peers: int) -> None:
         self._comm = comm
+        self._peers = peers
+        self._bell = Doorbell(comm.bcast(new_key() if comm.rank == 0 else None), comm.rank)
+        self._greeted: set[int] = set()
+        self._to_ring: set[int] = set()
+        self._looks = 0  # how often to probe again where nothing is found
         self._status = MPI.Status()
         self._unsent: deque[tuple[MPI.Request, Any]] = deque()
 
@@ -68,6 +90,7 @@ class MpiLink:
             request = self._send_gathered(peer, data)
         if not request.Test():
             self._unsent.append((request, data))
+        self._to_ring.add(peer)
 
     def _send_gathered(self, peer: int, pieces: list[Any]) -> MPI.Request:
         filled = [piece for piece in pieces if len(piece)]
@@ -82,30 +105,49 @@ class MpiLink:
         """See `Link.receive`. MPI has no end of stream: GONE never comes."""
         status = self._status
         message = self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
-        if message is None:
-            return None
+        while message is None:
+            if not self._looks:
+                return None
+            self._looks -= 1
+            message = self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
+        self._looks = 0
         size = status.Get_count(MPI.BYTE)
         source, tag = status.Get_source(), status.Get_tag()
         data = bytearray(size)
         message.Recv([data, size, MPI.BYTE])
+        if source not in self._greeted:
+            self._greeted.add(source)
+            self._to_ring.add(source)  # so that it knows that we do
         return source, [data] if tag == _ONE else _cut(data)
 
     def progress(self) -> bool:
-        """See `Link.progress`."""
+        """See `Link.progress`. Rings last: who is woken may take the core of who rings."""
         unsent = self._unsent
         for _ in range(len(unsent)):
             pair = unsent.popleft()
             if not pair[0].Test():
                 unsent.append(pair)
+        while self._to_ring:
+            self._bell.ring(self._to_ring.pop())
         return bool(unsent)
 
     def fileno(self) -> int:
-        """See `Link.fileno`: MPI must be polled."""
-        return -1
+        """See `Link.fileno`: readable when a rank on this node has sent."""
+        return self._bell.fileno()
+
+    def polled(self) -> bool:
+        """See `Link.polled`: until all peers are known to be on this node."""
+        return len(self._bell.heard) < self._peers
+
+    def woken(self) -> None:
+        """See `Link.woken`."""
+        self._bell.answer()
+        self._looks = LOOKS
 
     def close(self) -> None:
         """See `Link.close`."""
         self._unsent.clear()
+        self._bell.close()
 
 
 def _cut(data: bytearray) -> list[Buffer]:

@@ -134,6 +134,13 @@ class StreamLink:
         """The socket; -1 once closed."""
         return self._socket.fileno()
 
+    def polled(self) -> bool:
+        """See `Link.polled`."""
+        return False
+
+    def woken(self) -> None:
+        """See `Link.woken`: `receive` is enough."""
+
     def send(self, peer: int, frames: list[Buffer]) -> None:
         """See `Link.send`."""
         buffers = pack(frames)

@@ -6,8 +6,20 @@ import ctypes
 import select
 import time
 
+from exex.transport.base import Link
+
 SPIN_S = 30e-6
+"""Silence after which polling begins to sleep."""
+
 LONGEST_S = 0.01
+"""Longest sleep between polls."""
+
+UNPOLLED_S = 0.001
+"""Shortest sleep where every peer rings."""
+
+IDLE_S = 0.05
+"""Longest sleep at all."""
+
 _PR_SET_TIMERSLACK = 29
 
 
@@ -15,42 +27,62 @@ class Waiter:
     """Sleeps until a descriptor is ready, or until it is time to poll again.
 
     The pause between polls is a tenth of the silence so far: a message that comes after a silence of t is found at most
-    t/10 late, and an idle process wakes a hundred times a second.
+    t/10 late, and an idle process wakes a hundred times a second, or twenty times where everybody rings (see doorbell).
     """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._silent_since = time.monotonic()
+        self._links: dict[int, Link] = {}
+        self._polled: list[Link] = []
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)  # ns; the default of 50 us rounds short sleeps up
 
     def watch(self, fd: int) -> None:
         """Wake when `fd` is readable."""
         self._epoll.register(fd, select.EPOLLIN)
 
+    def watch_link(self, link: Link) -> None:
+        """Wake when something may have arrived at `link`; poll while it must be polled."""
+        if link.fileno() >= 0:
+            self._links[link.fileno()] = link
+            self.watch(link.fileno())
+        if link.polled():
+            self._polled.append(link)
+
     def forget(self, fd: int) -> None:
         """Watch `fd` no longer. Must be called before it is closed."""
+        self._links.pop(fd, None)
         self._epoll.unregister(fd)
 
-    def wait(self, traffic: bool, most_s: float = LONGEST_S) -> list[int]:
-        """Descriptors that are readable, possibly none.
+    def wait(self, traffic: bool, at_once: bool, most_s: float = IDLE_S) -> list[int]:
+        """Descriptors that are readable, possibly none; links among them have been told.
 
         Args:
             traffic: whether the last turn had anything to do.
+            at_once: do not sleep: there is more to do, or to send.
             most_s: sleep no longer than this.
         """
         now = time.monotonic()
         if traffic:
             self._silent_since = now
-            return self._ready()
         silence_s = now - self._silent_since
-        if silence_s > SPIN_S:
+        if self._polled:
+            self._polled = [link for link in self._polled if link.polled()]
+            at_once |= silence_s < SPIN_S
             pause_s = min(silence_s * 0.1, LONGEST_S, most_s)
-            if not select.select([self._epoll], (), (), pause_s)[0]:
-                return []
+        else:
+            pause_s = min(max(silence_s * 0.1, UNPOLLED_S), IDLE_S, most_s)
+        if not at_once and not select.select([self._epoll], (), (), pause_s)[0]:
+            return []
         return self._ready()
 
     def _ready(self) -> list[int]:
-        return [fd for fd, _ in self._epoll.poll(0)]
+        ready = [fd for fd, _ in self._epoll.poll(0)]
+        for fd in ready:
+            link = self._links.get(fd)
+            if link is not None:
+                link.woken()
+        return ready
 
     def close(self) -> None:
         """Release the descriptor."""

@@ -50,6 +50,13 @@ class _Socket:
         """See `Link.fileno`. Edge-triggered: readable means look, and look until nothing is left."""
         return int(self._socket.getsockopt(zmq.FD))
 
+    def polled(self) -> bool:
+        """See `Link.polled`."""
+        return False
+
+    def woken(self) -> None:
+        """See `Link.woken`: `receive` is enough."""
+
     def _get(self) -> list[zmq.Frame] | None:
         try:
             return self._socket.recv_multipart(zmq.NOBLOCK, copy=False)

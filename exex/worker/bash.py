@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from exex.errors import AppBadFormatting, AppException, BashAppNoReturn, BashExitFailure
-from exex.worker.context import TaskContext
+from exex.worker.context import TaskContext, TaskStopped
 
 TAIL_BYTES = 2048
 """How much of the end of stderr an error quotes."""
@@ -59,6 +59,7 @@ def run(
     function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    *,
     context: TaskContext,
     where: str,
     stdout: StreamFile | None,
@@ -85,7 +86,7 @@ def run(
         exitcode, tail = _run_listening(command, context, where, out)
     else:
         pid = _start(command, context, where, out, stderr.fd)
-        exitcode = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        exitcode = _wait(pid)
         tail = stderr.tail() if exitcode else b""
     if exitcode:
         raise BashExitFailure(context.app, exitcode, _details(where, command, stdout, stderr), tail.decode(errors="replace"))
@@ -142,7 +143,21 @@ def _start(command: str, context: TaskContext, where: str, stdout: int, stderr: 
         raise AppException(f"{where}: there is no bash in PATH={os.environ.get('PATH', '')}") from error
     except (OSError, ValueError) as error:
         hint = "; put long scripts into a file" if len(command) > 100_000 else ""
-        raise AppException(f"{where}: bash cannot be started for a command of {len(command)} characters: {error}{hint}") from error
+        raise AppException(
+            f"{where}: bash cannot be started for a command of {len(command)} characters: {error}{hint}"
+        ) from error
+
+
+def _wait(pid: int) -> int:
+    """Wait until bash ends; its exit code. If the task is stopped, bash has got SIGTERM too, and may clean up."""
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except TaskStopped:
+        try:
+            os.waitpid(pid, 0)
+        except ChildProcessError:
+            pass  # it had ended just before
+        raise
 
 
 # ---- stderr that goes on to our own ---------------------------------------------------------------------------
@@ -163,7 +178,7 @@ def _run_listening(command: str, context: TaskContext, where: str, stdout: int) 
 
 def _wait_and_pass_on(pid: int, pipe: int) -> tuple[int, bytes]:
     """Pass on to our stderr what comes through `pipe` until process `pid` ends; its exit code, and the end of it all."""
-    tail = b""
+    tail, status, open_still, stopped = b"", None, True, False
     pidfd = _open_pidfd(pid)
     os.set_blocking(pipe, False)
     poll = select.poll()
@@ -171,23 +186,34 @@ def _wait_and_pass_on(pid: int, pipe: int) -> tuple[int, bytes]:
     if pidfd >= 0:
         poll.register(pidfd, select.POLLIN)
     look_s = 0.001
-    ended, status = 0, 0
-    try:
-        while not ended:
+    while status is None:
+        try:
             poll.poll(None if pidfd >= 0 else look_s * 1e3)
             look_s = min(look_s * 1.5, _SLOWEST_LOOK_S)
             tail, open_still = _pass_on(pipe, tail)
-            ended, status = os.waitpid(pid, os.WNOHANG if open_still else 0)
-        if open_still:
-            tail, open_still = _pass_on(pipe, tail)
-    finally:
-        if pidfd >= 0:
-            os.close(pidfd)
+            status = _look(pid, wait=not open_still)
+        except TaskStopped:
+            stopped = True  # bash has got SIGTERM too, and may clean up
+    if open_still:
+        tail, open_still = _pass_on(pipe, tail)
+    if pidfd >= 0:
+        os.close(pidfd)
     if open_still:  # a background process writes there: were the pipe closed, SIGPIPE would end it
         threading.Thread(target=_pass_on_the_rest, args=(pipe,), daemon=True).start()
     else:
         os.close(pipe)
+    if stopped:
+        raise TaskStopped
     return os.waitstatus_to_exitcode(status), tail
+
+
+def _look(pid: int, wait: bool) -> int | None:
+    """The status of a process that has ended, None if it has not yet."""
+    try:
+        ended, status = os.waitpid(pid, 0 if wait else os.WNOHANG)
+    except ChildProcessError:
+        return 0  # reaped when the task was stopped
+    return status if ended else None
 
 
 def _open_pidfd(pid: int) -> int:

@@ -1,4 +1,4 @@
-"""What a task may know about itself. Imported by the client library, so it imports nothing of the worker."""
+"""Where a task runs, and what ends it. The one that runs now is `protocol.context.current_task`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Place(Struct, frozen=True):
 
 
 class TaskContext(Struct, frozen=True, gc=False):
-    """The attempt that runs in this process."""
+    """The attempt that runs in this process. Its text is "task 7 (f)"."""
 
     task: int  # as its client counts
     attempt: int  # the first is 1
@@ -24,9 +24,13 @@ class TaskContext(Struct, frozen=True, gc=False):
     rank: int
     node: str
 
+    def __str__(self) -> str:
+        return f"task {self.task} ({self.app})"
 
-current: TaskContext | None = None
-"""Set in a process that runs a task, while it runs it."""
+
+class TaskStopped(BaseException):
+    """Raised in a task's Python code when it is cancelled or has used up its walltime."""
+
 
 run_dir = ""
 """The job's run directory; "" outside task processes."""

@@ -16,15 +16,17 @@ from types import TracebackType
 from typing import Any
 
 from exex.errors import BadStdStreamFile, ConfigError, DeserializationError, MissingOutputs, SerializationError, TaskProcessDied
+from exex.protocol import context
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Kind, Outcome, TaskId
 from exex.protocol.payload import Large, Payload, dump, dump_error, explain_value, first_unpicklable, load, load_call
-from exex.worker import bash, context
-from exex.worker.context import Place, TaskContext
+from exex.worker import bash
+from exex.worker.context import Place, TaskContext, TaskStopped
 
 # Plain ints: looking a member up in an enum costs more than pickling None.
 _DONE, _FAILED = int(Outcome.DONE), int(Outcome.FAILED)
 _PYTHON, _BASH, _MAP = int(Kind.PYTHON), int(Kind.BASH), int(Kind.MAP)
+_NONE = dump(None)
 _NUMBER = (1 << CLIENT_SHIFT) - 1
 _OURS = (__file__, bash.__file__, payloads.__file__)
 _libc = ctypes.CDLL(None)
@@ -44,7 +46,7 @@ class Unopened:
     def __init__(self, why: str) -> None:
         self.why = why
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         raise DeserializationError(
             f"its function cannot be unpickled here ({self.why}); the modules that it needs must be importable on every "
             f"node, by {sys.executable} with sys.path {sys.path}"
@@ -55,6 +57,8 @@ def open_function(payload: Payload) -> Callable[..., Any]:
     """Unpickle a function. Never raises: of one that cannot be unpickled, each task fails."""
     try:
         function: Callable[..., Any] = load(payload)
+    except TaskStopped:
+        raise
     except BaseException as error:  # also the sys.exit() of a script that is imported
         return Unopened(f"{type(error).__name__}: {error}")
     return function
@@ -63,7 +67,7 @@ def open_function(payload: Payload) -> Callable[..., Any]:
 # ---- one attempt ----------------------------------------------------------------------------------------------
 
 
-def execute(
+def execute(  # noqa: PLR0917
     spec: AppSpec,
     function: Callable[..., Any],
     payload: Payload,
@@ -84,7 +88,7 @@ def execute(
         hold memory that belongs to the function: send or copy it before anything else runs.
     """
     began = 0.0
-    context.current = current = TaskContext(task & _NUMBER, attempt, spec.name, place.rank, place.node)
+    context.current_task = current = TaskContext(task & _NUMBER, attempt, spec.name, place.rank, place.node)
     try:
         call = load_call(payload, values)
         began = perf_counter()
@@ -93,15 +97,19 @@ def execute(
         else:
             value = _run(spec.kind, function, call, current, place)
         seconds = perf_counter() - began
+    except TaskStopped:
+        raise  # ends the process
     except BaseException as error:
         seconds = perf_counter() - began if began else 0.0
         return _FAILED, _failure(error, where(current, place), current), seconds
     finally:
-        context.current = None
+        context.current_task = None
     try:
         if spec.kind == _MAP:
             return _DONE, _dump_rows(value, seconds, current, place), seconds
-        return _DONE, dump(value), seconds
+        return _DONE, _NONE if value is None else dump(value), seconds
+    except TaskStopped:
+        raise
     except BaseException as error:
         return _FAILED, _unpicklable(value, error, where(current, place)), seconds
 
@@ -109,23 +117,23 @@ def execute(
 def where(current: TaskContext, place: Place, row: int | None = None) -> str:
     """What messages say of an attempt: "task 7 (f) on rank 3 at nid00012, attempt 1"."""
     at = "" if row is None else f", row {row},"
-    return f"task {current.task} ({current.app}){at} on {place}, attempt {current.attempt}"
+    return f"{current}{at} on {place}, attempt {current.attempt}"
 
 
 def _run(kind: int, function: Callable[..., Any], call: tuple[Any, ...], current: TaskContext, place: Place) -> Any:
     """What is not a plain Python call: with options, of bash, or of many rows."""
     args, kwargs = call[0], call[1]
-    options = call[2] if len(call) > 2 else None
+    options = call[2] if len(call) > 2 else {}
+    at = where(current, place)
     if kind != _BASH:
-        with _surroundings(options) as (stdout, stderr), _redirected(1, stdout), _redirected(2, stderr):
+        with _surroundings(options, at) as (stdout, stderr), _redirected(1, stdout), _redirected(2, stderr):
             if kind == _MAP:
                 return _run_rows(function, args, kwargs, current, place)
             return function(*args, **kwargs)
-    with _surroundings(options) as (stdout, stderr):
+    with _surroundings(options, at) as (stdout, stderr):
         flush_output()
-        at = where(current, place)
-        exitcode = bash.run(function, args, kwargs, current, at, stdout, stderr)
-        missing = [path for path in (options or {}).get("outputs", ()) if not os.path.exists(path)]
+        exitcode = bash.run(function, args, kwargs, context=current, where=at, stdout=stdout, stderr=stderr)
+        missing = [path for path in options.get("outputs", ()) if not os.path.exists(path)]
         if missing:
             raise MissingOutputs(f"bash_app {current.app} ended well ({at}) without making", missing)
         return exitcode
@@ -143,6 +151,8 @@ def _run_rows(
     try:
         for row in zip(*args, strict=True):
             keep(function(*row, **kwargs))
+    except TaskStopped:
+        raise
     except BaseException as error:
         return values, _failure(error, where(current, place, len(values)), current)
     return values, None
@@ -224,34 +234,33 @@ def flush_output() -> None:
 
 
 @contextmanager
-def _surroundings(options: Mapping[str, Any] | None) -> Iterator[tuple[bash.StreamFile | None, bash.StreamFile | None]]:
+def _surroundings(options: Mapping[str, Any], at: str) -> Iterator[tuple[bash.StreamFile | None, bash.StreamFile | None]]:
     """Directory, environment and open streams of one attempt; undone afterwards.
 
     Options, all of them optional: `cwd`, a directory that exists; `env`, variables to add; `stdout` and `stderr`, each
     (path, mode), relative to `cwd`; `outputs`, files that a bash app must make, relative to `cwd`.
     """
-    options = options or {}
     with ExitStack() as stack:
         if options.get("cwd") is not None:
-            stack.enter_context(_inside(options["cwd"]))
+            stack.enter_context(_inside(options["cwd"], at))
         if options.get("env"):
             stack.enter_context(_environment(options["env"]))
-        stdout = _open_stream("stdout", options.get("stdout"), stack)
+        stdout = _open_stream("stdout", options.get("stdout"), stack, at)
         if options.get("stderr") is not None and options["stderr"] == options.get("stdout"):
             stderr = stdout  # opened twice, they would write over each other
         else:
-            stderr = _open_stream("stderr", options.get("stderr"), stack)
+            stderr = _open_stream("stderr", options.get("stderr"), stack, at)
         yield stdout, stderr
 
 
 @contextmanager
-def _inside(directory: str) -> Iterator[None]:
+def _inside(directory: str, at: str) -> Iterator[None]:
     back = os.open(".", os.O_PATH | os.O_CLOEXEC)
     try:
         try:
             os.chdir(directory)
         except OSError as error:
-            raise ConfigError(f"cannot run in cwd={directory!r}: {error.strerror}; it must exist before the task starts") from error
+            raise ConfigError(f"{at}: cwd={directory!r} cannot be entered ({error.strerror}); it must exist already") from error
         yield
     finally:
         os.fchdir(back)
@@ -272,7 +281,7 @@ def _environment(added: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _open_stream(name: str, spec: tuple[str, str] | None, stack: ExitStack) -> bash.StreamFile | None:
+def _open_stream(name: str, spec: tuple[str, str] | None, stack: ExitStack, at: str) -> bash.StreamFile | None:
     if spec is None:
         return None
     path, mode = spec
@@ -280,12 +289,12 @@ def _open_stream(name: str, spec: tuple[str, str] | None, stack: ExitStack) -> b
         directory = os.path.dirname(path)
         if directory:
             os.makedirs(directory, exist_ok=True)
-        file = stack.enter_context(open(path, mode))
+        file = stack.enter_context(open(path, mode))  # noqa: SIM115
         if not file.writable():
             raise ValueError("this mode does not write")
         return bash.StreamFile(path, file.fileno())
     except (OSError, ValueError, TypeError) as error:
-        raise BadStdStreamFile(f"{name}={path!r} cannot be opened with mode {mode!r} in {os.getcwd()}: {error}") from error
+        raise BadStdStreamFile(f"{at}: {name}={path!r} cannot be opened with mode {mode!r}: {error}") from error
 
 
 @contextmanager

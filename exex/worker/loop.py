@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
-from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from exex.errors import StartError
@@ -12,9 +13,9 @@ from exex.protocol import codec
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Assign, Bye, Drop, Hello, Kind, Rank, Stop
 from exex.transport.base import GONE, Link
-from exex.transport.stream import StreamLink
 from exex.transport.wait import Waiter
 from exex.worker import execute, state
+from exex.worker.context import Place
 from exex.worker.processes import Died, Failed, Ready, TaskProcess, Template
 
 TICK_S = 0.02
@@ -35,7 +36,7 @@ class ProcessPort:
         self._functions: set[bytes] = set()
 
     def give(self, calls: list[state.Call]) -> None:
-        """See `SlotPort.give`. Tokens go before the calls: see `processes`."""
+        """See `SlotPort.give`."""
         process = self.process or self._start()
         spec = calls[0].spec
         apps, functions = [], {}
@@ -54,11 +55,7 @@ class ProcessPort:
             values={i: call.values for i, call in enumerate(calls) if call.values is not None},
             attempts={i: call.attempt for i, call in enumerate(calls) if call.attempt > 1},
         )
-        process.give(len(calls))
-        try:
-            process.link.send(0, self._loop.encoder.encode(message))
-        except ConnectionError:
-            pass  # it has just died: its end of stream tells
+        process.give(len(calls), self._loop.encoder.encode(message))
 
     def take_back(self) -> int:
         """See `SlotPort.take_back`."""
@@ -67,7 +64,7 @@ class ProcessPort:
     def kill(self, gently: bool) -> None:
         """See `SlotPort.kill`."""
         if self.process:
-            self._loop.template.kill(self.process, gently)
+            self._loop.template.kill(self.process, signal.SIGTERM if gently else signal.SIGKILL)
 
     def _start(self) -> TaskProcess:
         self.process = self._loop.template.fork(self.number)
@@ -100,6 +97,7 @@ class WorkerLoop:
         self.encoder = codec.Encoder()
         self.template = template
         self.finished = False
+        self.at_once = False
         self._link = link
         self._waiter = waiter
         self._inline = inline
@@ -109,11 +107,19 @@ class WorkerLoop:
         self.state = state.WorkerState(rank, node, list(self._ports), grace_s)
         self._owners: dict[int, tuple[ProcessPort, str]] = {}
         self._inline_functions: dict[bytes, Any] = {}
+        self._place = Place(rank, node)
         self._next_tick = 0.0
-        self._dying: deque[tuple[ProcessPort, int]] = deque()
+        self._prepared = False
         waiter.watch(template.fileno())
 
     # ---- start ----
+
+    def replace_template(self, template: Template) -> None:
+        """Go on with a new template, already begun; the old one has ended."""
+        self._from_template(time.monotonic())
+        self.template.close()
+        self.template = template
+        self._waiter.watch(template.fileno())
 
     def await_template(self, most_s: float) -> str:
         """Wait until the template has imported what it must; "" or what is wrong."""
@@ -121,10 +127,13 @@ class WorkerLoop:
         while time.monotonic() < until:
             for event in self.template.events():
                 if isinstance(event, Ready):
+                    self._prepared = True
                     return ""
                 if isinstance(event, Failed):
                     return event.error
-            self._waiter.wait(False, 0.05)
+            if self.template.gone:
+                return "the template ended while it imported what it must"
+            self._waiter.wait(False, False, 0.05)
         return f"the template did not come up within {most_s:g} s"
 
     def hello(self, version: str, python: str, error: str, times_s: list[float]) -> None:
@@ -152,38 +161,47 @@ class WorkerLoop:
     def forget(self, process: TaskProcess) -> None:
         """Watch nothing of a task process any more."""
         for fd in (process.link.fileno(), process.stdout, process.stderr):
-            if self._owners.pop(fd, None):
-                self._waiter.forget(fd)
+            self._unwatch(fd)
+
+    def _unwatch(self, fd: int) -> None:
+        if self._owners.pop(fd, None):
+            self._waiter.forget(fd)
 
     # ---- one turn ----
 
     def turn(self, ready: list[int]) -> bool:
-        """Take all that arrived, decide, send. True if there was anything to do."""
+        """Take all that arrived, decide, send. True if there was anything to do; `at_once` if there is more."""
         now_s = time.monotonic()
         traffic = self._from_manager(now_s)
         for fd in ready:
-            owner = self._owners.get(fd)
-            if owner is None:
-                continue
-            port, what = owner
-            if what == "link":
-                traffic |= self._from_slot(port, now_s)
-            else:
-                self._pass_on(port, fd, what)
-        self._from_template(now_s)
+            traffic |= self._from_descriptor(fd, now_s)
         if now_s >= self._next_tick:
             self._next_tick = now_s + TICK_S
             state.on_tick(self.state, now_s)
         if self._inline and self.state.queue:
             traffic |= self._run_inline(now_s + INLINE_S)
-        state.fill(self.state, now_s)
+        if self._prepared:
+            state.fill(self.state, now_s)
         done = self.state.take_done()
         if done is not None:
             self._send(done)
+        self.at_once = self._link.progress() or bool(self._inline and self.state.queue)
         for port in self._ports:
             if port.process is not None:
-                traffic |= port.process.link.progress()
-        return traffic | self._link.progress()
+                self.at_once |= port.process.link.progress()
+        return traffic
+
+    def _from_descriptor(self, fd: int, now_s: float) -> bool:
+        if fd == self.template.fileno():
+            self._from_template(now_s)
+            return True
+        port, what = self._owners.get(fd, (None, ""))
+        if port is None:
+            return False
+        if what == "link":
+            return self._from_slot(port, now_s)
+        self._pass_on(port, fd, what)
+        return False
 
     def next_s(self) -> float:
         """How long the loop may sleep."""
@@ -215,12 +233,11 @@ class WorkerLoop:
             return False
         slot = self.state.slots[port.number]
         traffic = False
-        while (arrived := process.link.receive()) is not None:
-            if arrived[1] is GONE:
-                self._waiter.forget(process.link.fileno())
-                self._owners.pop(process.link.fileno(), None)
+        while (frames := process.receive()) is not None:
+            if frames is GONE:
+                self._unwatch(process.link.fileno())
                 break  # how it died comes from the template
-            state.on_slot_done(self.state, slot, self._results.decode(arrived[1]), now_s)
+            state.on_slot_done(self.state, slot, self._results.decode(frames), now_s)
             traffic = True
         return traffic
 
@@ -231,8 +248,7 @@ class WorkerLoop:
         except BlockingIOError:
             return
         if not data:
-            self._owners.pop(fd, None)
-            self._waiter.forget(fd)
+            self._unwatch(fd)
             return
         if what == "stderr":
             port.tail = (port.tail + data)[-_TAIL_BYTES:]
@@ -243,35 +259,47 @@ class WorkerLoop:
     def _from_template(self, now_s: float) -> None:
         for event in self.template.events():
             if isinstance(event, Died):
-                port = self._ports[event.slot]
-                if port.process is None:
-                    continue
-                self._from_slot(port, now_s)
-                for fd, what in ((port.process.stdout, "stdout"), (port.process.stderr, "stderr")):
-                    if fd in self._owners:
-                        self._pass_on(port, fd, what)
-                tail = port.tail.decode(errors="replace")
-                slot = self.state.slots[event.slot]
-                state.on_slot_died(self.state, slot, event.status, tail, now_s)
-                port.stop()
+                self._on_died(event, now_s)
+            elif isinstance(event, Ready):
+                self._prepared = True
+            elif isinstance(event, Failed):
+                raise StartError(event.error)
+        if self.template.gone and self.template.fileno() >= 0:
+            self._prepared = False  # the guard sends another
+            self._waiter.forget(self.template.fileno())
+            self.template.close()
+
+    def _on_died(self, event: Died, now_s: float) -> None:
+        """Take what the process has still reported and printed, then tell the state."""
+        port = self._ports[event.slot]
+        if port.process is None:
+            return
+        self._from_slot(port, now_s)
+        for fd, what in ((port.process.stdout, "stdout"), (port.process.stderr, "stderr")):
+            if fd in self._owners:
+                self._pass_on(port, fd, what)
+        tail = event.error or port.tail.decode(errors="replace")
+        state.on_slot_died(self.state, self.state.slots[event.slot], event.status, tail, now_s)
+        port.stop()
 
     def _run_inline(self, until_s: float) -> bool:
-        """Run queued Python calls here until the time is up."""
+        """Run queued Python calls here until the time is up. Bash, and what has a walltime, goes to task processes."""
         queue, ran = self.state.queue, False
-        place = self.state.place()
         while queue and queue[0].spec.kind != Kind.BASH and queue[0].spec.walltime_s is None:
             call = queue.popleft()
             ran = True
-            function = self._inline_functions.get(call.spec.function)
-            began = time.perf_counter()
+            digest = call.spec.function
+            function = self._inline_functions.get(digest)
             if function is None:
-                function = execute.open_function(self.state.functions[call.spec.function])
-                self._inline_functions[call.spec.function] = function
+                function = self._inline_functions[digest] = execute.open_function(self.state.functions[digest])
             values = [payloads.writable(value) for value in call.values] if call.values else None
-            outcome, result = execute.execute(
-                call.spec, function, payloads.writable(call.payload), values, call.task, call.attempt, place
+            arguments = payloads.writable(call.payload)
+            outcome, result, seconds = execute.execute(
+                call.spec, function, arguments, values, call.task, call.attempt, self._place
             )
-            self.state.report(call, outcome, result, time.perf_counter() - began)
+            self.state.report(call, outcome, result, seconds)
+            if type(result) is payloads.Large:
+                break  # over memory that the next call may write to: send it first
             if time.monotonic() >= until_s:
                 break
         return ran
@@ -289,14 +317,12 @@ class WorkerLoop:
         self._link.send(0, self.encoder.encode(message))
 
 
-def run(loop: WorkerLoop, link: Link, waiter: Waiter) -> None:
-    """Turn until the manager says Stop and our Bye has left."""
+def run(loop: WorkerLoop, link: Link, waiter: Waiter, on_guard: Callable[[list[int]], None]) -> None:
+    """Turn until the manager says Stop and our Bye has left. `on_guard` takes what the guard has to say."""
     ready: list[int] = []
     while not loop.finished:
+        on_guard(ready)
         traffic = loop.turn(ready)
-        ready = waiter.wait(traffic, loop.next_s())
+        ready = waiter.wait(traffic, loop.at_once, loop.next_s())
     while link.progress():
-        waiter.wait(False)
-
-
-__all__ = ["ProcessPort", "StreamLink", "WorkerLoop", "run"]
+        waiter.wait(False, False)

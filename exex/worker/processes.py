@@ -18,9 +18,11 @@ A message of a task process is a Done, or a frame of a zero byte (which begins n
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import TypeAlias, Union
@@ -197,7 +199,9 @@ class Template:
         """Readable when `events` has something to return; -1 once closed."""
         return self._socket.fileno()
 
-    def begin(self, script_dir: str, cwd: str, run_dir: str, preload: Sequence[str], rank: int, node: str) -> None:
+    def begin(  # noqa: PLR0917
+        self, script_dir: str, cwd: str, run_dir: str, preload: Sequence[str], rank: int, node: str
+    ) -> None:
         """Prepare the template; `Ready` or `Failed` answers. To be called once, before anything else."""
         self._send(Prepare(script_dir, cwd, run_dir, list(preload), rank, node))
 
@@ -258,10 +262,9 @@ class Template:
             False if the template has not confirmed it in time.
         """
         self._send(End())
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        while not self.gone and poll.poll(most_s * 1e3):
-            self._receive()
+        until_s = time.monotonic() + most_s
+        while not self.gone and (left_s := until_s - time.monotonic()) > 0:
+            self._await(left_s)
         return self.gone
 
     def close(self) -> None:
@@ -275,14 +278,19 @@ class Template:
             try:
                 socket.send_fds(self._socket, [data], fds)
                 return
-            except BlockingIOError:
-                poll = select.poll()
-                poll.register(self._socket, select.POLLIN | select.POLLOUT)
-                poll.poll()
-                self._receive()
             except ConnectionError:
                 self._receive()
                 self._forget_all()
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.ETOOMANYREFS):
+                    raise
+                self._await(0.01)
+
+    def _await(self, most_s: float) -> None:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if poll.poll(most_s * 1e3):
+            self._receive()
 
     def _receive(self) -> None:
         while not self.gone:

@@ -66,21 +66,22 @@ class Slot:
 
     Attributes:
         moved_s: when a call was last given to an empty slot, or reported.
-        kill_why: why the task process is being killed: the outcome and error for the task that runs; None if it is not.
-        kill_s: when it was told to end; with SIGKILL after the grace time.
+        condemned: the task that must be killed as soon as no other can be hit; the outcome that it then gets; since when.
+        ending_s: since when the task process has been told to end; negative if it has not.
+        killed: it has also got SIGKILL.
     """
 
-    __slots__ = ("condemned", "condemned_s", "held", "kill_outcome", "kill_s", "killed", "moved_s", "number", "port")
+    __slots__ = ("condemned", "condemned_s", "ending_s", "held", "killed", "moved_s", "number", "port", "sentence")
 
     def __init__(self, number: int, port: SlotPort) -> None:
         self.number = number
         self.port = port
         self.held: deque[Call] = deque()
         self.moved_s = 0.0
-        self.condemned: TaskId | None = None  # to be killed as soon as only it is held
+        self.condemned: TaskId | None = None
+        self.sentence = -1
         self.condemned_s = 0.0
-        self.kill_outcome = -1
-        self.kill_s = -1.0
+        self.ending_s = -1.0
         self.killed = False
 
 
@@ -179,14 +180,11 @@ def on_drop(state: WorkerState, msg: Drop, now_s: float) -> None:
             for call in slot.held:
                 if call.task in wanted:
                     wanted.discard(call.task)
-                    slot.condemned = call.task
-                    slot.condemned_s = now_s
+                    _condemn(slot, call.task, Outcome.CANCELLED, now_s)
     if wanted:
         for call in [call for call in state.queue if call.task in wanted]:
             state.queue.remove(call)
             state.report(call, Outcome.CANCELLED, b"")
-    for slot in state.slots:
-        _execute_sentence(state, slot, now_s)
 
 
 # ---- from the slots -------------------------------------------------------------------------------------------
@@ -206,7 +204,7 @@ def on_slot_done(state: WorkerState, slot: Slot, msg: Done, now_s: float) -> Non
         if slot.condemned == task:
             slot.condemned = None
     slot.moved_s = now_s
-    _execute_sentence(state, slot, now_s)
+    _execute_sentence(slot, now_s)
 
 
 def on_slot_died(state: WorkerState, slot: Slot, exitcode: int, stderr_tail: str, now_s: float) -> None:
@@ -220,9 +218,10 @@ def on_slot_died(state: WorkerState, slot: Slot, exitcode: int, stderr_tail: str
         state.queue.appendleft(slot.held.pop())
     if running is not None:
         seconds = now_s - slot.moved_s
-        if slot.kill_outcome == Outcome.CANCELLED:
+        sentence = slot.sentence if slot.ending_s >= 0 and running.task == slot.condemned else -1
+        if sentence == Outcome.CANCELLED:
             state.report(running, Outcome.CANCELLED, b"", seconds)
-        elif slot.kill_outcome == Outcome.FAILED:
+        elif sentence == Outcome.FAILED:
             error: Exception = AppTimeout(
                 f"{running.title()} was stopped on {state.place()}: it ran longer than its walltime of {running.spec.walltime_s} s"
             )
@@ -230,8 +229,7 @@ def on_slot_died(state: WorkerState, slot: Slot, exitcode: int, stderr_tail: str
         else:
             state.report(running, Outcome.LOST, payloads.dump_error(_died(state, running, exitcode, stderr_tail), ""), seconds)
     slot.condemned = None
-    slot.kill_outcome = -1
-    slot.kill_s = -1.0
+    slot.ending_s = -1.0
     slot.killed = False
     slot.moved_s = now_s
 
@@ -258,18 +256,22 @@ def _recover(state: WorkerState, slot: Slot) -> None:
         state.queue.appendleft(slot.held.pop())
 
 
-def _execute_sentence(state: WorkerState, slot: Slot, now_s: float) -> None:
-    """Kill a condemned task once it is alone in its slot, or once patience is over."""
-    if slot.condemned is None or slot.kill_outcome >= 0:
+def _condemn(slot: Slot, task: TaskId, outcome: int, now_s: float) -> None:
+    """A task that a slot has started must end. What the slot has not started was taken back before."""
+    if slot.condemned is None:
+        slot.condemned = task
+        slot.sentence = outcome
+        slot.condemned_s = now_s
+        _execute_sentence(slot, now_s)
+
+
+def _execute_sentence(slot: Slot, now_s: float) -> None:
+    """End the task process of a condemned task once nothing else is held there, or once patience is over."""
+    if slot.condemned is None or slot.ending_s >= 0:
         return
     if len(slot.held) == 1 or now_s - slot.condemned_s > CONDEMNED_S:
-        _kill(slot, Outcome.CANCELLED, now_s)
-
-
-def _kill(slot: Slot, outcome: int, now_s: float) -> None:
-    slot.kill_outcome = outcome
-    slot.kill_s = now_s
-    slot.port.kill(gently=True)
+        slot.ending_s = now_s
+        slot.port.kill(gently=True)
 
 
 # ---- time and filling -----------------------------------------------------------------------------------------
@@ -278,18 +280,19 @@ def _kill(slot: Slot, outcome: int, now_s: float) -> None:
 def on_tick(state: WorkerState, now_s: float) -> None:
     """Time limits, SIGKILL after the grace time, notices of long tasks. Call it some ten times a second. O(slots)."""
     for slot in state.slots:
-        if slot.kill_outcome >= 0:
-            if not slot.killed and now_s - slot.kill_s >= state.grace_s:
+        if slot.ending_s >= 0:
+            if not slot.killed and now_s - slot.ending_s >= state.grace_s:
                 slot.killed = True
                 slot.port.kill(gently=False)
             continue
-        _execute_sentence(state, slot, now_s)
+        _execute_sentence(slot, now_s)
         if not slot.held:
             continue
         head = slot.held[0]
         running_s = now_s - slot.moved_s
         if head.spec.walltime_s is not None and running_s >= head.spec.walltime_s:
-            _kill(slot, Outcome.FAILED, now_s)
+            _recover(state, slot)
+            _condemn(slot, head.task, Outcome.FAILED, now_s)
         elif running_s >= STARTED_S and not head.announced:
             head.announced = True
             state.started.append(head.task)
@@ -299,7 +302,7 @@ def next_deadline_s(state: WorkerState, now_s: float) -> float:
     """Seconds until `on_tick` has something to do at the latest."""
     soonest = 0.1
     for slot in state.slots:
-        if slot.held and slot.kill_outcome < 0 and slot.held[0].spec.walltime_s is not None:
+        if slot.held and slot.ending_s < 0 and slot.held[0].spec.walltime_s is not None:
             soonest = min(soonest, slot.moved_s + slot.held[0].spec.walltime_s - now_s)
     return max(soonest, 0.0)
 
@@ -311,12 +314,12 @@ def fill(state: WorkerState, now_s: float) -> None:
         if not state.queue:
             return
     for slot in state.slots:
-        if not slot.held and slot.kill_outcome < 0:
+        if not slot.held and slot.ending_s < 0:
             _give(state, slot, now_s)
             if not state.queue:
                 return
     for slot in state.slots:
-        if slot.held and slot.kill_outcome < 0 and slot.condemned is None:
+        if slot.held and slot.condemned is None:
             _give(state, slot, now_s)
             if not state.queue:
                 return

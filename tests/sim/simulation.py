@@ -350,5 +350,11 @@ class _Part:
     def fileno(self) -> int:
         return -1
 
+    def polled(self) -> bool:
+        return True
+
+    def woken(self) -> None:
+        pass
+
     def close(self) -> None:
         self.end.close()

@@ -1,0 +1,198 @@
+"""The command line: `exex run`, `exex doctor`, and the same options for `python -m exex.run`. The only importer of click."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from exex.config import Config
+from exex.errors import ConfigError, ExexError
+from exex.launch.world import expected_world, task_environment
+from exex.version import __version__
+
+_SCRIPT_SETTINGS: dict[str, Any] = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
+_USAGE = 2  # exit status for what the user has to write differently
+
+
+def _config_options() -> list[click.Parameter]:
+    """`--config` and one option per field of `Config`. Values arrive as they were typed: `Config.load` judges them."""
+    options: list[click.Parameter] = [
+        click.Option(["--config"], metavar="FILE", help="TOML file with these settings; also EXEX_CONFIG.")
+    ]
+    for field in Config.fields_help():
+        text = f"{field.help} Also {field.variable}."
+        if field.kind == "bool":
+            spelling = f"{field.option}/--no-{field.option.removeprefix('--')}"
+            options.append(click.Option([spelling, field.name], default=None, is_flag=True, help=text))
+        else:
+            options.append(click.Option([field.option, field.name], metavar=field.metavar, help=text))
+    return options
+
+
+def _script_arguments() -> list[click.Parameter]:
+    return [
+        click.Argument(["script"]),
+        click.Argument(["args"], nargs=-1, type=click.UNPROCESSED),
+    ]
+
+
+def _take_config(params: dict[str, Any], env: Mapping[str, str]) -> tuple[Config, list[str]]:
+    """Settings from file, variables and `params`, which lose their flags; and those flags as words again.
+
+    Raises:
+        ConfigError: see `Config.load`.
+    """
+    file: str | None = params.pop("config")
+    flags = {field.name: params.pop(field.name) for field in Config.fields_help()}
+    words = [] if file is None else ["--config", file]
+    for field in Config.fields_help():
+        value = flags[field.name]
+        if isinstance(value, bool):
+            words.append(field.option if value else f"--no-{field.option.removeprefix('--')}")
+        elif value is not None:
+            words += [field.option, value]
+    return Config.load(file, env, flags), words
+
+
+def _check_script(script: str) -> None:
+    if not os.path.isfile(script):
+        what = "is a directory" if os.path.isdir(script) else "does not exist"
+        raise ConfigError(f"the script {script} {what} (current directory: {os.getcwd()})")
+
+
+# ---- python -m exex.run ----
+
+
+def parse_run_args(argv: Sequence[str]) -> tuple[Config, str, list[str]]:
+    """What `python -m exex.run` was told: settings, the script, and the script's arguments, which stay as they are.
+
+    On a usage error the process ends with status 2; of all ranks only the first says why.
+
+    Args:
+        argv: without the program's name.
+    """
+    rank = expected_world(os.environ).rank
+    with contextlib.ExitStack() as quiet:
+        if rank:
+            null = quiet.enter_context(open(os.devnull, "w"))
+            quiet.enter_context(contextlib.redirect_stdout(null))
+            quiet.enter_context(contextlib.redirect_stderr(null))
+        command = click.Command(
+            "exex.run",
+            context_settings=_SCRIPT_SETTINGS,
+            params=[*_config_options(), *_script_arguments()],
+            help="Run SCRIPT as the client of an exex job; to be started on every rank by srun, mpiexec or aprun.",
+        )
+        try:
+            with command.make_context("python -m exex.run", list(argv)) as context:
+                config, _ = _take_config(context.params, os.environ)
+                script: str = context.params["script"]
+                _check_script(script)
+                return config, script, list(context.params["args"])
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.exceptions.Exit as end:
+            sys.exit(end.exit_code)
+        except ConfigError as error:
+            print(f"exex: {error}", file=sys.stderr)
+            sys.exit(_USAGE)
+
+
+# ---- exex ----
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="exex", message="%(prog)s %(version)s")
+def main() -> None:
+    """Run millions of Python and bash tasks inside one MPI job."""
+
+
+def _run_command(**params: Any) -> None:
+    """Run SCRIPT with workers on this machine.
+
+    Inside an allocation of several nodes use the system's launcher instead: srun python -m exex.run SCRIPT ARGS.
+    """
+    try:
+        workers: int | None = params.pop("workers")
+        config, words = _take_config(params, os.environ)
+        _check_script(params["script"])
+        sys.exit(_run(config, words, workers, [params["script"], *params["args"]]))
+    except ConfigError as error:
+        print(f"exex run: {error}", file=sys.stderr)
+        sys.exit(_USAGE)
+    except ExexError as error:
+        print(f"exex run: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run(config: Config, words: list[str], workers: int | None, script_args: Sequence[str]) -> int:
+    """Start the world and wait for its end. Returns the job's exit status."""
+    from exex.launch import foreground, launcher
+    from exex.launch.allocation import usable_cores
+
+    workers, slots = shape(usable_cores(), workers, config.slots)
+    if config.slots == "auto":
+        words = [*words, "--slots", str(slots)]
+    library = launcher.mpi_library(sys.executable, os.environ)
+    mpiexec = launcher.find_mpiexec(library, sys.executable, os.environ)
+    assert mpiexec.family is not None
+    argv, additions = launcher.world_argv(
+        mpiexec.family,
+        mpiexec.path,
+        workers + 1,
+        python=sys.executable,
+        exex_args=words,
+        script_args=script_args,
+        uid=os.getuid(),
+    )
+    env = {**task_environment(os.environ), **additions}
+    if os.isatty(2):
+        env["EXEX_TTY"] = os.ttyname(2)
+    return foreground.run_world(argv, env, config.stop_timeout_s)
+
+
+def shape(cores: int, workers: int | None, slots: int | str) -> tuple[int, int]:
+    """Workers and slots per worker that use `cores`, where the user has left them open; each at least 1. Pure.
+
+    The manager beside the workers is not counted: it uses little, and one core less would halve a small machine.
+    """
+    if workers is None:
+        workers = max(1, cores // slots) if isinstance(slots, int) else max(1, cores)
+    if not isinstance(slots, int):
+        slots = max(1, cores // workers)
+    return workers, slots
+
+
+def _add(name: str, callback: Callable[..., None], params: list[click.Parameter]) -> None:
+    command = click.Command(name, callback=callback, params=params, help=callback.__doc__, context_settings=_SCRIPT_SETTINGS)
+    main.add_command(command)
+
+
+_add(
+    "run",
+    _run_command,
+    [
+        click.Option(
+            ["-n", "--workers"],
+            type=click.IntRange(1),
+            metavar="WORKERS",
+            help="Workers beside the manager. Default: as many as use all cores that this process may run on.",
+        ),
+        *_config_options(),
+        *_script_arguments(),
+    ],
+)
+
+
+@main.command()
+def doctor() -> None:
+    """See whether a job can start here, and say what to do if not."""
+    from exex.launch.doctor import run_doctor
+
+    sys.exit(run_doctor(os.environ))

@@ -1,0 +1,295 @@
+"""Apps: functions whose calls become tasks. Runs in the client; in a task process an app only says that it cannot.
+
+A function is pickled when its app is first called in a session, and never again: what it uses of the script itself has
+the values of that moment.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from exex.client import session
+from exex.client.files import File
+from exex.client.futures import AppFuture, DataFuture
+from exex.client.joins import Join
+from exex.client.options import SPECIAL, AppOptions, Parameters, Request, auto_log_path, check_decorator
+from exex.client.outcomes import Call
+from exex.client.promises import dump_call, promise
+from exex.client.session import Session
+from exex.protocol import payload as payloads
+from exex.protocol.messages import AppSpec, Kind
+from exex.protocol.payload import Payload
+
+
+class App:
+    """A decorated function: calling it makes a task and returns its AppFuture at once.
+
+    Attributes:
+        __wrapped__: the function.
+    """
+
+    kind = Kind.PYTHON
+
+    def __init__(self, function: Callable[..., Any], options: AppOptions = AppOptions()) -> None:
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._options = options
+        self._default_rules = (options.retries, options.priority, options.walltime)
+        self._call: Call | None = None  # set when calls without special arguments need no second look
+        self._calls: dict[tuple[Any, ...], Call] = {}
+        self._pickled: tuple[bytes, Payload] | None = None
+        self._session: Session | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> AppFuture:
+        """Make a task.
+
+        Raises:
+            NoManagerError: outside an exex job, or inside a task.
+            SerializationError: an argument or the function cannot be pickled; says which part of it.
+        """
+        call = self._call
+        if call is not None and call.proxy.open and (not kwargs or SPECIAL.isdisjoint(kwargs)):
+            return call.proxy.submit(call, args, kwargs)  # type: ignore[no-any-return]
+        return self._call_carefully(args, kwargs)
+
+    @property
+    def func(self) -> Callable[..., Any]:
+        """The function, under Parsl's name for it."""
+        return self._function
+
+    @functools.cached_property
+    def _parameters(self) -> Parameters:
+        return Parameters(self._function)
+
+    def _call_carefully(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AppFuture:
+        """A call that is the first one, or has special arguments."""
+        current = session.current(f"app {self.__name__}")
+        options, proxy = self._options, current.proxy
+        is_plain = self._parameters.plain and options.cwd is None and options.env is None
+        if is_plain and SPECIAL.isdisjoint(kwargs):
+            self._call = call = self._bind(current, self._default_rules)
+            return proxy.submit(call, args, kwargs)
+        tid, request = self._read(current, args, kwargs)
+        call = self._bind(current, request.rules)
+        payload, needs = dump_call(request.args, request.kwargs, request.options)
+        if request.hidden:
+            needs += dump_call(request.hidden, {}, None)[1]  # they have no place in the payload, but they are needs
+        future = proxy.new_future(call, payload, needs, tid)
+        _furnish(future, request)
+        proxy.send(future)
+        return future
+
+    def _read(self, current: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | None, Request]:
+        """Take the call apart; a task that needs its number for that gets it now."""
+        tid: int | None = None
+
+        def log_path(stream: str, label: str) -> str:
+            nonlocal tid
+            if tid is None:
+                tid = current.proxy.reserve()
+            return auto_log_path(current.proxy.welcome.run_dir, tid, self.__name__, label, stream)
+
+        request = self._parameters.read(args, kwargs, self._options, self.kind == Kind.BASH, log_path)
+        return tid, request
+
+    def _bind(self, current: Session, rules: tuple[int | None, int, float | None]) -> Call:
+        """What calls with these retries, priority and walltime share; announced to the manager once."""
+        if self._session is not current:
+            self._calls, self._pickled = {}, None
+            self._session = current
+        call = self._calls.get(rules)
+        if call is None:
+            handler = self._options.retry_handler or current.settings.retry_handler
+            retries = current.settings.retries if rules[0] is None else rules[0]
+            call = Call(current.proxy, self._register(current, (retries, *rules[1:])), self.__name__, retries, handler)
+            self._calls[rules] = call
+        return call
+
+    def _register(self, current: Session, rules: tuple[int, int, float | None]) -> int:
+        if self._pickled is None:
+            self._pickled = payloads.dump_function(self._function)
+        digest, payload = self._pickled
+        retries, priority, walltime_s = rules
+        spec = AppSpec(
+            app=0,
+            name=self.__name__,
+            function=digest,
+            kind=self.kind,
+            priority=priority,
+            retries=retries,
+            asks=(self._options.retry_handler or current.settings.retry_handler) is not None,
+            walltime_s=walltime_s,
+        )
+        return current.proxy.outbox.register(spec, payload)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """As a method: the instance becomes the first argument."""
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.__name__}>"
+
+    def __reduce__(self) -> Any:
+        if self.__module__ != "__main__":
+            found: Any = sys.modules.get(self.__module__)
+            for name in self.__qualname__.split("."):
+                found = getattr(found, name, None)
+            if found is self:
+                return self.__qualname__
+        # The blank object comes first: functions that call themselves refer to their app through their globals.
+        return _blank, (type(self),), {"function": self._function, "options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        App.__init__(self, state["function"], state["options"])
+
+
+class PythonApp(App):
+    """An app whose task is a call of the function."""
+
+
+class BashApp(App):
+    """An app whose function returns a command line, which the task runs; the task's value is its exit code, 0."""
+
+    kind = Kind.BASH
+
+
+class JoinApp(App):
+    """An app whose function runs in the client and returns futures; its future ends as they do."""
+
+    def _call_carefully(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AppFuture:
+        current = session.current(f"join_app {self.__name__}")
+        _, request = self._read(current, args, kwargs)
+        if request.options or request.rules[2] is not None:
+            names = sorted(request.options or {}) or ["walltime"]
+            raise TypeError(f"join_app {self.__name__} runs in the client, so it cannot have {', '.join(names)}")
+        call = self._bind(current, request.rules)
+        payload, needs = dump_call(request.args, request.kwargs, None)
+        if request.hidden:
+            needs += dump_call(request.hidden, {}, None)[1]
+        future = promise(call)
+        _furnish(future, request)
+        Join(future, self._function, current.run_join).start(request.args, request.kwargs, payload, needs)
+        return future
+
+    def _register(self, current: Session, rules: tuple[int, int, float | None]) -> int:
+        return -1  # the manager never hears of the function
+
+
+def _blank(cls: type[App]) -> App:
+    return cls.__new__(cls)
+
+
+def _furnish(future: AppFuture, request: Request) -> None:
+    """Give the future what it shows of the call."""
+    if request.files or request.streams != (None, None):
+        rare = future._get_rare()
+        rare.outputs = [DataFuture(future, file) for file in request.files]
+        stdout, stderr = (DataFuture(future, item) if isinstance(item, File) else item for item in request.streams)
+        rare.streams = (stdout, stderr)
+
+
+_lifts = {function: PythonApp(function) for function in (operator.getitem, getattr)}
+
+
+def lift(function: Callable[..., Any], future: AppFuture, key: Any) -> AppFuture:
+    """A task that takes an item or an attribute of another's value."""
+    return _lifts[function](future, key)
+
+
+# ---- decorators --------------------------------------------------------------------------------------------------
+
+
+def _decorate(
+    cls: type[App],
+    function: Callable[..., Any] | None,
+    options: AppOptions,
+    data_flow_kernel: object,
+    cache: bool,
+    ignore_for_cache: Sequence[str] | None,
+) -> Any:
+    options = check_decorator(options, data_flow_kernel, cache, ignore_for_cache)
+    if function is None:
+        return lambda function: cls(function, options)
+    if not callable(function):
+        raise TypeError(f"an app is made of a function, not of {function!r}")
+    return cls(function, options)
+
+
+def python_app(
+    function: Callable[..., Any] | None = None,
+    data_flow_kernel: None = None,
+    cache: bool = False,
+    executors: Sequence[str] | str = "all",
+    ignore_for_cache: Sequence[str] | None = None,
+    *,
+    retries: int | None = None,
+    retry_handler: session.RetryHandler | None = None,
+    priority: int = 0,
+    walltime: float | None = None,
+    cwd: str | None = None,
+    env: dict[str, str] | None = None,
+) -> Any:
+    """Decorator, with or without arguments: calls of the function become tasks.
+
+    Args:
+        function: what is decorated.
+        data_flow_kernel: for Parsl's sake; None.
+        cache: for Parsl's sake; False.
+        executors: for Parsl's sake; passed over, since there is one.
+        ignore_for_cache: for Parsl's sake; passed over.
+        retries: further attempts of a task that fails; None for what the configuration says.
+        retry_handler: called in the client with the error of a failed attempt and the task's record (see
+            `exex.client.retries.TaskRecord`); returns its cost. The task is tried again while what its failures have cost
+            is at most `retries`; if the handler raises, the task fails with that.
+        priority: lower runs first.
+        walltime: limit of one attempt in seconds; the attempt is stopped then, with all that it has started.
+        cwd: working directory of the task.
+        env: environment variables for the task, beside those it has.
+
+    Raises:
+        ConfigError, TypeError, ValueError: arguments that cannot be used.
+    """
+    options = AppOptions(retries, retry_handler, priority, walltime, cwd, env)
+    return _decorate(PythonApp, function, options, data_flow_kernel, cache, ignore_for_cache)
+
+
+def bash_app(
+    function: Callable[..., Any] | None = None,
+    data_flow_kernel: None = None,
+    cache: bool = False,
+    executors: Sequence[str] | str = "all",
+    ignore_for_cache: Sequence[str] | None = None,
+    *,
+    retries: int | None = None,
+    retry_handler: session.RetryHandler | None = None,
+    priority: int = 0,
+    walltime: float | None = None,
+    cwd: str | None = None,
+    env: dict[str, str] | None = None,
+) -> Any:
+    """Decorator as `python_app`, for functions that return a command line, which the task then runs under bash."""
+    options = AppOptions(retries, retry_handler, priority, walltime, cwd, env)
+    return _decorate(BashApp, function, options, data_flow_kernel, cache, ignore_for_cache)
+
+
+def join_app(
+    function: Callable[..., Any] | None = None,
+    data_flow_kernel: None = None,
+    cache: bool = False,
+    ignore_for_cache: Sequence[str] | None = None,
+    *,
+    retries: int | None = None,
+    retry_handler: session.RetryHandler | None = None,
+) -> Any:
+    """Decorator for functions that start tasks when their arguments are there, and return a future or a list of futures.
+
+    The function runs in a thread of the client; `retries` and `retry_handler` are about it, not about what it starts.
+    """
+    options = AppOptions(retries, retry_handler)
+    return _decorate(JoinApp, function, options, data_flow_kernel, cache, ignore_for_cache)

@@ -1,0 +1,399 @@
+"""The mechanics of a future that costs little until somebody needs it. Runs in the client; knows no manager.
+
+Futures are made by the hundred thousand a second, and few of them are ever waited for: so there is no condition, no
+list and no lock in a new one, and the outcome stays pickled until somebody asks for it.
+
+Why this is linearisable: every change of `_state` happens under the module's one lock, and if the future has a
+condition (made under the same lock, when `concurrent.futures.wait` or `as_completed` first touches it), also under
+that condition, which is taken first. So whoever holds the condition, as the standard library does, sees a state that
+does not move; and whoever leaves a callback, a waiter or a sleeping thread either sees the final state or is seen by
+the thread that sets it. While the module's lock is held no other lock is taken and no foreign code runs. Reading takes
+no lock: `_raw` is stored before `_state`, and `_value` before `_raw` is cleared, and readers go the other way round;
+loads and stores of attributes are atomic and ordered under the interpreter lock and in free-threaded builds alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from exex.client.outcomes import Call, Failed, NeedFailed, Raised
+from exex.errors import DeserializationError
+from exex.protocol import payload as payloads
+from exex.protocol.payload import Large, Payload
+
+if TYPE_CHECKING:
+    from exex.client.futures import DataFuture
+
+OPEN = frozenset((PENDING, RUNNING))
+"""States of a future without an outcome."""
+
+_ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
+_LOGGER = logging.getLogger("exex")
+_lock = threading.Lock()
+
+
+def renew_lock_after_fork() -> None:
+    """In a forked child: another thread of the parent may have held the lock."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+class _Rare:
+    """What few futures have."""
+
+    __slots__ = ("callbacks", "condition", "outputs", "sleepers", "streams", "waiters")
+
+    def __init__(self) -> None:
+        self.condition: threading.Condition | None = None
+        self.waiters: list[Any] = []
+        self.sleepers: list[Any] = []
+        self.callbacks: list[Callable[[Any], Any]] = []
+        self.outputs: list[DataFuture] = []
+        self.streams: tuple[Any, Any] = (None, None)
+
+
+class LazyFuture(Future[Any]):
+    """A `concurrent.futures.Future` whose value is unpickled when it is first asked for.
+
+    `_raw` is the payload of the call until it is sent, then its size in bytes; with an outcome, the payload of the
+    value or a `Failed` until somebody asks; then None, and `_value` has what was in it. `_needs` holds the futures that
+    the call needs until it is sent, then their task numbers.
+    """
+
+    __slots__ = ("_call", "_needs", "_rare", "_raw", "_state", "_tid", "_value")
+
+    _promised = False  # True for futures that the client itself fulfils
+
+    def __init__(self, call: Call, tid: int, raw: Payload, needs: Sequence[Any] | None = None) -> None:
+        self._call = call
+        self._tid = tid
+        self._raw: Any = raw
+        self._state: str = PENDING
+        self._needs = needs
+        self._rare: _Rare | None = None
+
+    # ---- asking --------------------------------------------------------------------------------------------
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The value of the task, waiting for it for `timeout` seconds at most.
+
+        Raises:
+            CancelledError: it was cancelled.
+            TimeoutError: it is not done yet.
+            Exception: what the task raised.
+        """
+        if self._state != FINISHED:
+            self._await_outcome(timeout)
+        if self._raw is not None:
+            self._open()
+        value = self._value
+        if type(value) is not Raised:
+            return value
+        self._call.proxy.seen(self)
+        try:
+            raise value.error
+        finally:
+            del self, value  # or the error's traceback would refer to the error
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The error of the task, None if it has none; otherwise as `result`."""
+        if self._state != FINISHED:
+            self._await_outcome(timeout)
+        error = self._exception
+        if error is not None:
+            self._call.proxy.seen(self)
+        return error
+
+    def done(self) -> bool:
+        """Whether the task has ended, in whatever way."""
+        return self._state not in OPEN
+
+    def running(self) -> bool:
+        """Whether the manager has seen the task run. It reports only tasks that run for a while."""
+        return self._state == RUNNING
+
+    def cancelled(self) -> bool:
+        """Whether the task was cancelled."""
+        return self._state == CANCELLED_AND_NOTIFIED
+
+    def cancel(self) -> bool:
+        """Cancel the task, even if it is running. False if it has ended before."""
+        if self._settle(CANCELLED_AND_NOTIFIED, None):
+            self._call.proxy.cancelled(self)
+            return True
+        return self.cancelled()
+
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        """Call `fn(self)` when the task has ended, as a rule in the proxy's thread; at once if it has."""
+        if self._state in OPEN:
+            rare = self._get_rare()
+            with _lock:
+                if self._state in OPEN:
+                    rare.callbacks.append(fn)
+                    return
+        try:
+            fn(self)
+        except Exception:
+            _LOGGER.exception("exception calling callback for %r", self)
+
+    def _title(self) -> str:
+        return f"task {self._tid} ({self._call.name})"
+
+    # ---- waiting -------------------------------------------------------------------------------------------
+
+    def _wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end for `timeout` seconds at most. Returns whether it has come."""
+        if self._state not in OPEN:
+            return True
+        self._call.proxy.before_waiting(self)
+        rare = self._get_rare()
+        sleeper = threading.Lock()
+        sleeper.acquire()
+        with _lock:
+            if self._state not in OPEN:
+                return True
+            rare.sleepers.append(sleeper)
+        if timeout is None:
+            sleeper.acquire()
+        elif not sleeper.acquire(timeout=min(max(timeout, 0), threading.TIMEOUT_MAX)):
+            with _lock:
+                if self._state in OPEN:
+                    rare.sleepers.remove(sleeper)
+        return self._state not in OPEN
+
+    def _await_outcome(self, timeout: float | None) -> None:
+        if not self._wait(timeout):
+            raise TimeoutError()
+        if self._state != FINISHED:
+            raise CancelledError()
+
+    # ---- outcomes ------------------------------------------------------------------------------------------
+
+    def _settle(self, state: str, raw: Any) -> bool:
+        """Give the future its final state, wake who waits, run the callbacks. False if it has one already."""
+        if not self._move(state, raw):
+            return False
+        if self._rare is not None:
+            self._wake()
+            self._call_back()
+        return True
+
+    def _move(self, state: str, raw: Any) -> bool:
+        with _lock:
+            rare = self._rare
+            condition = None if rare is None else rare.condition
+            if condition is None:
+                return self._move_locked(state, raw)
+        with condition:
+            with _lock:
+                if not self._move_locked(state, raw):
+                    return False
+            for waiter in self._waiters:
+                if state != FINISHED:
+                    waiter.add_cancelled(self)
+                elif isinstance(raw, Failed):
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+            condition.notify_all()
+        return True
+
+    def _move_locked(self, state: str, raw: Any) -> bool:
+        if self._state not in OPEN:
+            return False
+        if state == FINISHED:  # what is cancelled may still have to be sent
+            self._raw = raw
+        self._state = state
+        return True
+
+    def _wake(self) -> None:
+        rare = self._rare
+        if rare is not None:
+            for sleeper in rare.sleepers:
+                sleeper.release()
+
+    def _call_back(self) -> None:
+        rare = self._rare
+        if rare is None:
+            return
+        for fn in rare.callbacks:
+            try:
+                fn(self)
+            except Exception:
+                _LOGGER.exception("exception calling callback for %r", self)
+            except BaseException:  # sys.exit() in a callback must not end the proxy's thread
+                if threading.current_thread() is threading.main_thread():
+                    raise
+                _LOGGER.exception("exception calling callback for %r", self)
+
+    def _open(self) -> None:
+        """Unpickle the outcome. Needs that failed are opened first, without recursion: chains of them are long."""
+        todo = [self]
+        while todo:
+            raw = todo[-1]._raw
+            if type(raw) is NeedFailed:
+                closed = [cause for cause in raw.causes if cause._state == FINISHED and cause._raw is not None]
+                if closed:
+                    todo += closed
+                    continue
+            future = todo.pop()
+            if raw is not None:
+                future._open_one(raw)
+
+    def _open_one(self, raw: Any) -> None:
+        if isinstance(raw, Failed):
+            value: Any = Raised(raw.error(self))
+        else:
+            value = self._load(raw, "result")
+            if type(value) in _ATOMS:  # another thread may be doing the same: it makes no difference
+                self._value = value
+                self._raw = None
+                return
+        with _lock:
+            if self._raw is raw:
+                self._value = value
+                self._raw = None
+
+    def _load(self, payload: Payload, what: str) -> Any:
+        """What is in the payload, or `Raised` if it cannot be unpickled here."""
+        try:
+            return payloads.load(_own(payload))
+        except Exception as error:
+            text = f"the {what} of {self._title()} cannot be unpickled in the client: {type(error).__name__}: {error}"
+            failure = DeserializationError(text)
+            failure.__cause__ = error
+            return Raised(failure)
+
+    def _has_failed(self) -> bool:
+        """Whether the task has ended with an error, as far as that can be told without unpickling its value."""
+        if self._state != FINISHED:
+            return False
+        raw = self._raw
+        return isinstance(raw, Failed) if raw is not None else type(self._value) is Raised
+
+    def _failure(self) -> BaseException:
+        """What dependents are told of a task that failed or was cancelled."""
+        error = self._exception
+        return CancelledError(f"{self._title()} was cancelled") if error is None else error
+
+    def _payload(self) -> Payload:
+        """The pickled value of a task that succeeded.
+
+        Raises:
+            SerializationError: the value was unpickled here and cannot be pickled again.
+        """
+        raw = self._raw
+        if raw is None:
+            return payloads.dump(self._value)
+        return payloads.writable(raw)  # the user's arrays may soon lie in the original
+
+    # ---- what the standard library touches -----------------------------------------------------------------
+
+    def _get_rare(self) -> _Rare:
+        rare = self._rare
+        if rare is None:
+            with _lock:
+                rare = self._rare
+                if rare is None:
+                    rare = self._rare = _Rare()
+        return rare
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        rare = self._get_rare()
+        condition = rare.condition
+        if condition is None:
+            made = threading.Condition()
+            with _lock:
+                condition = rare.condition
+                if condition is None:
+                    condition = rare.condition = made
+        return condition
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        return self._get_rare().waiters
+
+    @property
+    def _done_callbacks(self) -> list[Callable[[Any], Any]]:
+        return self._get_rare().callbacks
+
+    @property
+    def _result(self) -> Any:
+        if self._state != FINISHED:
+            return None
+        if self._raw is not None:
+            self._open()
+        return None if type(self._value) is Raised else self._value
+
+    @property
+    def _exception(self) -> BaseException | None:  # type: ignore[override]
+        if self._state != FINISHED:
+            return None
+        if self._raw is not None:
+            self._open()
+        return self._value.error if type(self._value) is Raised else None
+
+    def set_result(self, result: Any) -> NoReturn:
+        """Not for users: the manager decides."""
+        raise InvalidStateError(f"the outcome of {self._title()} comes from the manager")
+
+    def set_exception(self, exception: BaseException | None) -> NoReturn:
+        """Not for users: the manager decides."""
+        self.set_result(exception)
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Not for users: the manager decides."""
+        self.set_result(None)
+
+
+def _own(payload: Payload) -> Payload:
+    """The payload over out-of-band buffers that can be written to, and that nobody else has."""
+    if type(payload) is not Large or all(type(frame) is bytearray for frame in payload.frames[1:]):
+        return payload
+    return payloads.writable(payload)
+
+
+def finish_all(futures: Iterable[LazyFuture | None], raws: Iterable[Any]) -> int:
+    """Give many futures their outcomes; those that are None or settled already stay as they are.
+
+    Waiting threads are woken, and then callbacks run, when all states are set.
+
+    Args:
+        raws: payloads of values, or `Failed`.
+
+    Returns:
+        Bytes of their calls.
+    """
+    released = 0
+    attended = []
+    with _lock:
+        for future, raw in zip(futures, raws):
+            if future is None:
+                continue
+            if type(future._raw) is int:
+                released += future._raw
+            if future._rare is None and future._state in OPEN:
+                future._raw = raw
+                future._state = FINISHED
+            else:
+                attended.append((future, raw))
+    if attended:
+        settled = [future for future, raw in attended if future._move(FINISHED, raw)]
+        for future in settled:
+            future._wake()
+        for future in settled:
+            future._call_back()
+    return released
+
+
+def mark_running(future: LazyFuture) -> None:
+    """The manager has seen the task run."""
+    with _lock:
+        if future._state == PENDING:
+            future._state = RUNNING

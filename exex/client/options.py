@@ -1,0 +1,270 @@
+"""Keyword arguments that mean something to exex: what a call of an app asks for beside its result. Runs in the client.
+
+`inputs`, `outputs`, `stdout`, `stderr`, `walltime` and `parsl_resource_specification` mean what they mean in Parsl: a
+default in the function's signature counts as if it were passed, and the function gets the argument if it accepts it.
+`cwd`, `env`, `retries` and `priority` are ours; a function that has a parameter of such a name keeps it for itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from exex.client.files import File
+from exex.errors import ConfigError, InvalidResourceSpecification
+
+AUTO_LOGNAME = -1
+"""As `stdout` or `stderr`: a file of the task's own in the run directory."""
+
+_OF_PARSL = frozenset(("inputs", "outputs", "stdout", "stderr", "walltime", "parsl_resource_specification"))
+_OURS = frozenset(("cwd", "env", "retries", "priority"))
+SPECIAL = _OF_PARSL | _OURS
+
+_STREAM_MODE = "a+"
+_STAGED_MODE = "w"
+
+
+class AppOptions(NamedTuple):
+    """What an app's decorator sets for all its calls; None where it leaves it open."""
+
+    retries: int | None = None
+    retry_handler: Callable[..., Any] | None = None
+    priority: int = 0
+    walltime: float | None = None
+    cwd: str | None = None
+    env: dict[str, str] | None = None
+
+
+class Request(NamedTuple):
+    """One call, taken apart.
+
+    Attributes:
+        args, kwargs: what the function gets.
+        options: what the task process does around it, as `payload.dump_call` takes it.
+        hidden: arguments that the function does not get, but whose futures the call waits for.
+        files: outputs.
+        streams: stdout and stderr as the future shows them; a File for those that become a DataFuture.
+        rules: retries (None: as the app), priority and walltime in seconds.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: dict[str, Any] | None
+    hidden: tuple[Any, ...]
+    files: list[File]
+    streams: tuple[Any, Any]
+    rules: tuple[int | None, int, float | None]
+
+
+class Parameters:
+    """What the signature of an app's function says about special keyword arguments.
+
+    Attributes:
+        plain: it says nothing of them.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError):  # a builtin that tells nothing
+            parameters = {}  # type: ignore[assignment]
+        kinds = inspect.Parameter
+        self._accepts_all = any(parameter.kind is kinds.VAR_KEYWORD for parameter in parameters.values())
+        self._own = _OURS & parameters.keys()
+        self._accepted = _OF_PARSL & parameters.keys()
+        self._positions = {
+            name: position
+            for position, (name, parameter) in enumerate(parameters.items())
+            if name in self._accepted and parameter.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.POSITIONAL_ONLY)
+        }
+        self._defaults = {
+            name: parameters[name].default for name in self._accepted if parameters[name].default is not kinds.empty
+        }
+        self.plain = not self._accepted
+
+    def is_special(self, name: str) -> bool:
+        """Whether a keyword argument of this name is ours to read."""
+        return name in SPECIAL and name not in self._own
+
+    def read(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        app: AppOptions,
+        is_bash: bool,
+        log_path: Callable[[str, str], str],
+    ) -> Request:
+        """Take a call apart.
+
+        Args:
+            log_path: path of an AUTO_LOGNAME file, of "stdout" or "stderr" and the call's label.
+
+        Raises:
+            TypeError: an argument of the wrong type.
+            InvalidResourceSpecification: unknown keys or impossible values in `parsl_resource_specification`.
+        """
+        given = {name: kwargs[name] for name in kwargs if self.is_special(name)}
+        plain = {name: value for name, value in kwargs.items() if name not in given}
+        passed = set(given)
+        for name, position in self._positions.items():
+            if len(args) > position:
+                given.setdefault(name, args[position])
+        for name, default in self._defaults.items():
+            given.setdefault(name, default)
+        options, streams = self._options(given, app, is_bash, lambda name: log_path(name, kwargs.get("label") or ""))
+        shown = {**given, **{name: stream for name, stream in zip(("stdout", "stderr"), streams) if name in given}}
+        for name, value in shown.items():
+            if name in self._positions and self._positions[name] < len(args) and name not in passed:
+                if value is not given[name]:
+                    position = self._positions[name]
+                    args = (*args[:position], value, *args[position + 1 :])
+            elif name in self._accepted or (self._accepts_all and name in passed):
+                if name in passed or value is not given[name]:
+                    plain[name] = value
+        hidden = () if "inputs" in plain or "inputs" in self._accepted else (given.get("inputs"),)
+        return Request(
+            args,
+            plain,
+            options or None,
+            hidden if hidden != (None,) else (),
+            _files(given.get("outputs")),
+            streams,
+            _rules(given, app),
+        )
+
+    def _options(
+        self, given: Mapping[str, Any], app: AppOptions, is_bash: bool, log_path: Callable[[str], str]
+    ) -> tuple[dict[str, Any], tuple[Any, Any]]:
+        """What the task process does, and the streams as they are shown."""
+        options: dict[str, Any] = {}
+        streams: list[Any] = []
+        for name in ("stdout", "stderr"):
+            path, shown = _stream(name, given.get(name), log_path)
+            streams.append(shown)
+            if path is not None:
+                options[name] = path
+        cwd = _directory(given.get("cwd", app.cwd))
+        if cwd is not None:
+            options["cwd"] = cwd
+        env = _environment(given.get("env", app.env))
+        if env is not None:
+            options["env"] = env
+        if is_bash and given.get("outputs"):
+            base = cwd or os.getcwd()  # as the command sees relative paths
+            options["outputs"] = [os.path.join(base, file.filepath) for file in _files(given["outputs"])]
+        return options, (streams[0], streams[1])
+
+
+def _stream(name: str, value: Any, log_path: Callable[[str], str]) -> tuple[tuple[str, str] | None, Any]:
+    """Where a stream goes, as (absolute path, mode), and what the function and the future show of it."""
+    if value is None:
+        return None, None
+    if type(value) is int and value == AUTO_LOGNAME:
+        path = log_path(name)
+        return (path, _STREAM_MODE), path
+    if isinstance(value, File):
+        return (os.path.abspath(value.filepath), _STAGED_MODE), value
+    target, mode = value if isinstance(value, tuple) and len(value) == 2 else (value, _STREAM_MODE)
+    if isinstance(target, os.PathLike):
+        target = os.fspath(target)
+    if not isinstance(target, str) or not isinstance(mode, str):
+        raise TypeError(f"{name} must be a path, (path, mode), a File or AUTO_LOGNAME, not {value!r}")
+    return (os.path.abspath(target), mode), value
+
+
+def _files(outputs: Any) -> list[File]:
+    files = list(outputs or ())
+    for file in files:
+        if not isinstance(file, File):
+            raise TypeError(f"outputs must hold Files, not {file!r}; write File({file!r})")
+    return files
+
+
+def _directory(cwd: Any) -> str | None:
+    if cwd is None:
+        return None
+    path = os.fspath(cwd)
+    if not isinstance(path, str):
+        raise TypeError(f"cwd must be a path, not {cwd!r}")
+    return os.path.abspath(path)
+
+
+def _environment(env: Any) -> dict[str, str] | None:
+    if env is None:
+        return None
+    if not isinstance(env, Mapping) or not all(isinstance(text, str) for item in env.items() for text in item):
+        raise TypeError(f"env must map names to values, all of them str, not {env!r}")
+    return dict(env)
+
+
+def _rules(given: Mapping[str, Any], app: AppOptions) -> tuple[int | None, int, float | None]:
+    specification = given.get("parsl_resource_specification") or {}
+    if not isinstance(specification, Mapping):
+        raise TypeError(f"parsl_resource_specification must be a dict, not {specification!r}")
+    unknown = set(specification) - {"priority"}
+    if unknown:
+        raise InvalidResourceSpecification(unknown, "exex knows only 'priority'")
+    priority = given.get("priority", specification.get("priority", app.priority))
+    if type(priority) is not int:
+        if "priority" in specification and "priority" not in given:
+            raise InvalidResourceSpecification({"priority"}, f"it must be an int, not {priority!r}")
+        raise TypeError(f"priority must be an int, not {priority!r}")
+    return check_retries(given.get("retries", app.retries)), priority, check_walltime(given.get("walltime", app.walltime))
+
+
+def check_retries(retries: Any) -> int | None:
+    """`retries` if it can be used; None means as the configuration says.
+
+    Raises:
+        TypeError: no int.
+        ValueError: negative.
+    """
+    if retries is not None and type(retries) is not int:
+        raise TypeError(f"retries must be an int, not {retries!r}")
+    if retries is not None and retries < 0:
+        raise ValueError(f"retries must not be negative, but it is {retries}")
+    return retries
+
+
+def check_walltime(walltime: Any) -> float | None:
+    """`walltime` in seconds if it can be used; None means no limit.
+
+    Raises:
+        TypeError: no number.
+        ValueError: not positive.
+    """
+    if walltime is None:
+        return None
+    if isinstance(walltime, bool) or not isinstance(walltime, (int, float)):
+        raise TypeError(f"walltime must be a number of seconds, not {walltime!r}")
+    if not walltime > 0:
+        raise ValueError(f"walltime must be a positive number of seconds, but it is {walltime}")
+    return float(walltime)
+
+
+def check_decorator(
+    options: AppOptions, data_flow_kernel: object, cache: bool, ignore_for_cache: Sequence[str] | None
+) -> AppOptions:
+    """The decorator's arguments, if they can be used.
+
+    Raises:
+        ConfigError: those of Parsl that mean nothing here.
+        TypeError, ValueError: wrong types or values.
+    """
+    if data_flow_kernel is not None:
+        raise ConfigError("data_flow_kernel must be None: an exex job has one manager, and apps find it by themselves")
+    if cache:
+        raise ConfigError("cache=True cannot be used: this version of exex has no journal to answer calls from")
+    if type(options.priority) is not int:
+        raise TypeError(f"priority must be an int, not {options.priority!r}")
+    check_retries(options.retries)
+    check_walltime(options.walltime)
+    return options._replace(env=_environment(options.env), cwd=None if options.cwd is None else os.fspath(options.cwd))
+
+
+def auto_log_path(run_dir: str, tid: int, name: str, label: str, stream: str) -> str:
+    """Path of an AUTO_LOGNAME file, in Parsl's form."""
+    suffix = f"_{label}" if label else ""
+    return os.path.join(run_dir, "task_logs", f"{tid // 10000:04d}", f"task_{tid:04d}_{name}{suffix}.{stream}")

@@ -1,0 +1,254 @@
+"""What the script's threads leave for the proxy thread, and how it becomes messages. Runs in the client; no I/O.
+
+Any thread appends to the lists, and only the proxy thread takes from them. Appending and slicing are atomic, so that
+needs no lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
+from typing import Any, NamedTuple, TypeVar
+
+from exex.client.futures import AppFuture, DataFuture
+from exex.client.lazy import LazyFuture
+from exex.client.outcomes import FailedHere, NeedFailed
+from exex.errors import SerializationError
+from exex.protocol import payload as payloads
+from exex.protocol.messages import AppSpec, Cancel, Fulfil, Message, Outcome, Promise, Submit, TaskId, Verdict
+from exex.protocol.payload import Large, Payload
+
+_MOST_CALLS = 8192
+"""Calls in one Submit."""
+
+_NOTHING = payloads.dump(None)
+_T = TypeVar("_T")
+
+
+class Fulfilled(NamedTuple):
+    """A promise that the client has kept or broken."""
+
+    future: AppFuture
+    outcome: Outcome
+    payload: Payload
+
+
+class Run(NamedTuple):
+    """Calls, or promises, with consecutive numbers: one message."""
+
+    promised: bool
+    futures: list[AppFuture]
+
+
+class Outbox:
+    """The way of calls, cancellations and fulfilled promises to the manager.
+
+    Attributes:
+        calls: futures of calls and promises that are not sent yet, in the order in which they were made.
+        unfinished: futures that the manager was told of and has not answered, by number; they are kept alive here.
+        taken: number of calls and promises that have left `calls` so far.
+        sent_bytes: of the payloads of all calls sent.
+        unsent_large_bytes: of `Large` payloads not sent yet, which are counted at once; the others are small.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[AppFuture] = []
+        self.unfinished: dict[TaskId, AppFuture] = {}
+        self.taken = 0
+        self.sent_bytes = 0
+        self.unsent_large_bytes = 0
+        self._cancelled: list[AppFuture] = []
+        self._fulfilled: list[Fulfilled] = []
+        self._verdicts: list[Verdict] = []
+        self._given: dict[TaskId, dict[int, Payload]] = {}
+        self._lock = threading.Lock()
+        self._numbers: dict[AppSpec, int] = {}
+        self._digests: set[bytes] = set()
+        self._new_apps: list[AppSpec] = []
+        self._new_functions: dict[bytes, Payload] = {}
+
+    # ---- any thread --------------------------------------------------------------------------------------
+
+    def register(self, spec: AppSpec, function: Payload) -> int:
+        """The number of an app, given as a spec with the number 0. A new one is announced with the next Submit."""
+        with self._lock:
+            number = self._numbers.get(spec)
+            if number is not None:
+                return number
+            number = self._numbers[spec] = len(self._numbers)
+            if spec.function not in self._digests:
+                self._digests.add(spec.function)
+                self._new_functions[spec.function] = function
+            self._new_apps.append(
+                AppSpec(
+                    app=number,
+                    name=spec.name,
+                    function=spec.function,
+                    kind=spec.kind,
+                    priority=spec.priority,
+                    retries=spec.retries,
+                    asks=spec.asks,
+                    walltime_s=spec.walltime_s,
+                )
+            )
+            return number
+
+    def count_large(self, size_bytes: int) -> None:
+        """A `Large` payload of this size is being submitted."""
+        with self._lock:
+            self.unsent_large_bytes += size_bytes
+
+    def cancel(self, future: AppFuture) -> None:
+        """The future is cancelled; the manager must hear of it."""
+        self._cancelled.append(future)
+
+    def fulfil(self, future: AppFuture, outcome: Outcome, payload: Payload) -> None:
+        """The promised future has its outcome; so must the manager's task."""
+        self._fulfilled.append(Fulfilled(future, outcome, payload))
+
+    def decide(self, verdict: Verdict) -> None:
+        """What the retry handler says. If it gives up, the caller fails the future."""
+        self._verdicts.append(verdict)
+
+    def open_futures(self) -> list[AppFuture]:
+        """Futures of all tasks that have no outcome yet, oldest first."""
+        unsent = self.calls[:]  # first: what leaves this list meanwhile is in `unfinished` then
+        known = dict.fromkeys(list(self.unfinished.values()))
+        known.update(dict.fromkeys(unsent))
+        return [future for future in known if not future.done()]
+
+    def __len__(self) -> int:
+        """Number of tasks without an answer."""
+        return len(self.calls) + len(self.unfinished)
+
+    def is_empty(self) -> bool:
+        """Whether nothing waits to be sent."""
+        return not (self.calls or self._cancelled or self._fulfilled or self._verdicts)
+
+    # ---- the proxy thread --------------------------------------------------------------------------------
+
+    def take(self, answered: int) -> list[Message]:
+        """Messages for all that waits, in the order in which they must be sent.
+
+        What refers to a task is taken first, so that the task itself is on its way before it.
+
+        Args:
+            answered: number of the last Answer that was applied.
+        """
+        cancelled, fulfilled, verdicts = _take(self._cancelled), _take(self._fulfilled), _take(self._verdicts)
+        messages: list[Message] = []
+        if self.calls:
+            runs = self._take_runs(fulfilled)
+            messages += [_promise(run.futures) if run.promised else self._submit(run.futures, answered) for run in runs]
+        if fulfilled:
+            messages.append(self._fulfil(fulfilled))
+        for verdict in verdicts:
+            if verdict.task in self.unfinished:
+                messages.append(verdict)
+                if not verdict.retry:
+                    del self.unfinished[verdict.task]
+        known = [future._tid for future in cancelled if self.unfinished.pop(future._tid, None) is not None]
+        if known:
+            messages.append(Cancel(tasks=known))
+        return messages
+
+    def _take_runs(self, fulfilled: list[Fulfilled]) -> list[Run]:
+        """Take the new calls. One with a need that has failed becomes a promise, broken at once."""
+        batch = self.calls[:]
+        tids = [future._tid for future in batch]
+        self.unfinished.update(zip(tids, batch))
+        del self.calls[: len(batch)]
+        self.taken += len(batch)
+        without_needs = [future._needs for future in batch].count(None)  # promises are made with needs == ()
+        if without_needs == len(batch) and tids[-1] - tids[0] == len(tids) - 1 and tids == sorted(tids):
+            return [Run(False, batch[i : i + _MOST_CALLS]) for i in range(0, len(batch), _MOST_CALLS)]
+        runs: list[Run] = []
+        following = (-1, False)
+        for future in batch:
+            promised, raw = future._promised, future._raw
+            if not promised and future._needs and not self._resolve_needs(future):
+                promised = True
+                if type(raw) is Large:
+                    self.count_large(-len(raw))
+                fulfilled.append(Fulfilled(future, Outcome.FAILED, b""))  # b"": its dependents are failed here as well
+            if (future._tid, promised) != following or len(runs[-1].futures) == _MOST_CALLS:
+                runs.append(Run(promised, []))
+            runs[-1].futures.append(future)
+            following = (future._tid + 1, promised)
+        return runs
+
+    def _resolve_needs(self, future: AppFuture) -> bool:
+        """Replace the needs by their task numbers, -1 for those whose values are given. False: the future has failed."""
+        ids: list[TaskId] = []
+        given: dict[int, Payload] = {}
+        failed: list[LazyFuture] = []
+        for place, need in enumerate(future._needs or ()):
+            owner = need.app_future if isinstance(need, DataFuture) else need
+            if owner._state == FINISHED and not owner._has_failed():
+                try:
+                    given[place] = owner._payload() if owner is need else _NOTHING
+                except SerializationError as error:
+                    text = f"the value of {owner._title()}, needed by {future._title()}, cannot be pickled again ({error})"
+                    future._call.proxy.note_failure(future, text)
+                    future._settle(FINISHED, FailedHere(SerializationError(text)))
+                    return False
+                ids.append(-1)
+            elif owner._state in (FINISHED, CANCELLED_AND_NOTIFIED):
+                failed.append(owner)
+            else:
+                ids.append(owner._tid)
+        if failed:
+            for owner in failed:
+                owner._call.proxy.seen(owner)
+            future._call.proxy.note_failure(future, "a need of it failed")
+            future._settle(FINISHED, NeedFailed(failed))
+            return False
+        future._needs = ids
+        if given:
+            self._given[future._tid] = given
+        return True
+
+    def _submit(self, run: list[AppFuture], answered: int) -> Submit:
+        with self._lock:
+            apps, self._new_apps = self._new_apps, []
+            functions, self._new_functions = self._new_functions, {}
+        numbers = [future._call.number for future in run]
+        raws = [future._raw for future in run]
+        sizes = list(map(len, raws))
+        for future, size in zip(run, sizes):
+            future._raw = size
+        self.sent_bytes += sum(sizes)
+        if Large in set(map(type, raws)):
+            self.count_large(-sum(size for raw, size in zip(raws, sizes) if type(raw) is Large))
+        first = run[0]._tid
+        needs = {i: future._needs for i, future in enumerate(run) if future._needs}
+        return Submit(
+            first=first,
+            apps=apps,
+            functions=functions,
+            calls=numbers if numbers.count(numbers[0]) != len(numbers) else numbers[:1],
+            payloads=raws,
+            needs=needs,  # type: ignore[arg-type]  # numbers by now
+            given={i: self._given.pop(first + i) for i in needs if first + i in self._given},
+            answered=answered,
+        )
+
+    def _fulfil(self, fulfilled: list[Fulfilled]) -> Fulfil:
+        for item in fulfilled:
+            self.unfinished.pop(item.future._tid, None)
+        return Fulfil(
+            tasks=[item.future._tid for item in fulfilled],
+            outcomes=bytes([item.outcome for item in fulfilled]),
+            payloads=[item.payload for item in fulfilled],
+        )
+
+
+def _take(waiting: list[_T]) -> list[_T]:
+    """Take all that is in a list to which other threads append."""
+    taken = waiting[:]
+    del waiting[: len(taken)]
+    return taken
+
+
+def _promise(run: list[AppFuture]) -> Promise:
+    return Promise(first=run[0]._tid, count=len(run))

@@ -1,0 +1,73 @@
+"""Holds a script back that submits faster than its tasks are done. Runs in the client."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+_RESUME = 0.75
+"""Part of a bound that must be left before threads that were held back go on, so that they do not stop at each task."""
+
+_PATIENCE_S = 1.0
+
+
+class Pressure:
+    """Bounds on tasks without an answer, and on the bytes of their payloads.
+
+    Threads of join apps, and the proxy thread itself, are never held back: what they submit is what others wait for.
+    Nor is anybody while nothing is answered and promises are open: the script may be the one to keep them.
+
+    Attributes:
+        limit: a call with this task number, or a higher one, must `hold_back`.
+    """
+
+    def __init__(self, most_tasks: int, most_bytes: int) -> None:
+        self.limit = most_tasks
+        self._most_tasks = most_tasks
+        self._most_bytes = most_bytes
+        self._tasks = 0
+        self._bytes = 0
+        self._ended = 0
+        self._closed = False
+        self._waiting = 0
+        self._room = threading.Condition()
+        self._exempt: set[int] = set()
+
+    def exempt(self) -> None:
+        """Never hold the calling thread back."""
+        self._exempt.add(threading.get_ident())
+
+    def update(self, tasks: int, size_bytes: int, ended: int) -> None:
+        """From the proxy thread: tasks that are unfinished, the bytes of their payloads, tasks that have ended so far."""
+        self._tasks = tasks
+        self._bytes = size_bytes
+        self._ended = ended
+        if not self._closed:
+            self.limit = ended + self._most_tasks if size_bytes <= self._most_bytes else 0
+        if self._waiting and self._has_room():
+            with self._room:
+                self._room.notify_all()
+
+    def close(self) -> None:
+        """Let everybody through."""
+        self._closed = True
+        self.limit = 0
+        with self._room:
+            self._room.notify_all()
+
+    def hold_back(self, promises_open: Callable[[], bool]) -> None:
+        """Wait until there is room."""
+        if self._closed or threading.get_ident() in self._exempt:
+            return
+        with self._room:
+            self._waiting += 1
+            try:
+                while not self._closed and not self._has_room():
+                    before = self._ended
+                    if not self._room.wait(_PATIENCE_S) and before == self._ended and promises_open():
+                        return
+            finally:
+                self._waiting -= 1
+
+    def _has_room(self) -> bool:
+        return self._tasks <= self._most_tasks * _RESUME and self._bytes <= self._most_bytes * _RESUME

@@ -1,0 +1,180 @@
+"""The one session of this process with a manager: its proxy, its threads, its settings. Runs in the client."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from exex.client import lazy
+from exex.client.futures import AppFuture
+from exex.client.outcomes import Call
+from exex.client.promises import accept_foreign_futures
+from exex.client.proxy import Proxy
+from exex.client.retries import RetryHandler, TaskRecord
+from exex.client.threads import Threads
+from exex.errors import NoManagerError
+from exex.protocol import context
+from exex.protocol import payload as payloads
+from exex.protocol.messages import Verdict
+from exex.protocol.payload import Payload
+from exex.transport.base import Link
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the client wants to know of the job's configuration.
+
+    Attributes:
+        title: of the workflow, for people.
+        retries: of apps that do not say how many they want.
+        retry_handler: of apps that have none of their own.
+        max_waiting: unfinished tasks from which on submitting blocks.
+        max_waiting_bytes: bytes of their arguments from which on it does.
+        internal_tasks_max_threads: threads for the bodies of join apps.
+        start_timeout_s: within which the manager must answer.
+    """
+
+    title: str = ""
+    retries: int = 0
+    retry_handler: RetryHandler | None = None
+    max_waiting: int = 250_000
+    max_waiting_bytes: int = 2 * 1024**3
+    internal_tasks_max_threads: int = 10
+    start_timeout_s: float = 60.0
+
+
+class Session:
+    """What is there between `start` and `finish`."""
+
+    def __init__(self, link: Link, settings: Settings) -> None:
+        self.settings = settings
+        self.proxy = Proxy(link, settings.max_waiting, settings.max_waiting_bytes, self._ask)
+        self.at_finish: list[Callable[[bool], None]] = []
+        self._foreign_call = Call(self.proxy, -1, "concurrent Future")
+        self._records: dict[int, TaskRecord] = {}
+        exempt = self.proxy.pressure.exempt  # what these threads submit is what others wait for
+        self.run_join = Threads("exex-join", settings.internal_tasks_max_threads, exempt).run
+        self._run_handler = Threads("exex-retry", 2, exempt).run
+
+    def foreign_call(self) -> Call:
+        """The Call of promises for futures that are not ours."""
+        return self._foreign_call
+
+    # ---- retry handlers ----------------------------------------------------------------------------------
+
+    def _ask(self, future: AppFuture, payload: Payload) -> None:
+        """An attempt has failed, and a handler must say whether it is tried again. In the proxy thread."""
+        self._run_handler(lambda: self._judge(future, payload))
+
+    def _judge(self, future: AppFuture, payload: Payload) -> None:
+        record = self._records.setdefault(future.tid, TaskRecord(future))
+        try:
+            error = payloads.load(payload)
+        except Exception as failure:
+            error = failure
+        final = record.judge(error, future._call)
+        if future.done():
+            self._records.pop(future.tid, None)
+            return
+        if final is None:
+            self.proxy.decide(future, Verdict(task=future.tid, retry=True, payload=b""))
+            return
+        self._records.pop(future.tid, None)
+        if final is not error:
+            payload = payloads.dump_error(final, f"the retry handler, for {future._title()}")
+        self.proxy.decide(future, Verdict(task=future.tid, retry=False, payload=payload))
+
+    # ---- the end -----------------------------------------------------------------------------------------
+
+    def wait(self) -> None:
+        """Wait for all tasks that exist now."""
+        for future in self.proxy.outbox.open_futures():
+            future._wait()
+
+    def finish(self, cancel: bool) -> str:
+        """End the session. See the function of the same name."""
+        for hook in self.at_finish:
+            hook(cancel)
+        while not cancel and self.proxy.open and self.proxy.outbox.open_futures():
+            self.wait()
+        self.proxy.stop(cancel)
+        return self.proxy.inbox.last_words()
+
+
+_current: Session | None = None
+
+
+def start(link: Link, settings: Settings) -> Session:
+    """Begin the session of this process.
+
+    Raises:
+        StartError: there is one already, or the manager does not answer as it should.
+    """
+    global _current  # noqa: PLW0603
+    session = Session(link, settings)
+    session.proxy.attach(settings.title, settings.start_timeout_s)
+    accept_foreign_futures(session.foreign_call)
+    _current = session
+    return session
+
+
+def finish(cancel: bool) -> None:
+    """End the session: wait for all tasks, or cancel them; then leave the manager. Idempotent.
+
+    Prints a line to stderr if tasks have failed and nobody has asked for their results.
+    """
+    global _current  # noqa: PLW0603
+    session = _current
+    if session is None:
+        return
+    words = session.finish(cancel)
+    _current = None
+    if words:
+        print(f"exex: {words}", file=sys.stderr, flush=True)
+
+
+def current(what: str) -> Session:
+    """The session.
+
+    Args:
+        what: is called, for the message.
+
+    Raises:
+        NoManagerError: there is none; the text says how to get one.
+        ManagerLost: its manager is gone.
+    """
+    if context.current_task is not None:
+        raise NoManagerError(
+            f"{what} was called inside {context.current_task}, but a task cannot start tasks: "
+            "make the caller a join_app, which runs in the client"
+        )
+    session = _current
+    if session is None:
+        name = os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0].endswith(".py") else "script.py"
+        raise NoManagerError(
+            f"{what} was called outside an exex job: start the script by `exex run {name}` "
+            f"or `mpiexec -n 5 python -m exex.run {name}`"
+        )
+    session.proxy.check_open(what)
+    return session
+
+
+def wait_for_current_tasks() -> None:
+    """Wait until all tasks that exist now have ended, in whatever way."""
+    current("wait_for_current_tasks").wait()
+
+
+def manager_pid() -> int:
+    """Process id of rank 0, the manager of this job."""
+    return current("manager_pid").proxy.welcome.manager_pid
+
+
+def _after_fork_in_child() -> None:
+    lazy.renew_lock_after_fork()
+    if _current is not None:
+        _current.proxy.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,210 @@
+"""What a user can set: one frozen dataclass, filled from a TOML file, `EXEX_*` variables and flags, the later winning.
+
+Pure but for reading the file. Fields, their options, variables and help texts are one declaration, so they cannot
+drift apart. Whatever is not understood is an error: a misspelt key must not run a job of a thousand nodes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple
+
+from exex.errors import ConfigError
+
+PREFIX = "EXEX_"
+
+INTERNAL_VARIABLES = {
+    "EXEX_CONFIG": "the TOML file, as --config",
+    "EXEX_JOB_DIR": "set by `exex run` for its job: the directory of the job's socket and status",
+    "EXEX_TTY": "set by `exex run` for its job: the terminal for the progress line",
+    "EXEX_RANKS_ON_NODE": "ranks that share this node, if the launcher does not tell",
+    "EXEX_TASK_ID": "set for a bash app: the number of the task",
+    "EXEX_ATTEMPT": "set for a bash app: the attempt, from 1",
+    "EXEX_RANK": "set for a bash app: the rank of its worker",
+    "EXEX_NODE": "set for a bash app: the host name of its worker",
+}
+"""Names that start with `EXEX_` and are no fields of `Config`."""
+
+
+class _Rule(NamedTuple):
+    """How one field is read and what it accepts."""
+
+    kind: Literal["int", "float", "bool", "text", "words"]
+    help: str
+    least: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def accepts(self) -> str:
+        """What is accepted, for messages: "an integer, at least 1, or auto"."""
+        nouns = {"int": "an integer", "float": "a number", "bool": "true or false", "text": "text", "words": "names"}
+        choices = " or ".join(self.choices)
+        if self.kind == "text" and choices:
+            return choices
+        least = "" if self.least is None else f", at least {self.least:g}"
+        return nouns[self.kind] + least + (f", or {choices}" if choices else "")
+
+
+class FieldHelp(NamedTuple):
+    """One field as a command line shows it."""
+
+    name: str
+    option: str  # "--max-waiting"
+    variable: str  # "EXEX_MAX_WAITING"
+    kind: str  # of the value: int, float, bool, text or words
+    metavar: str
+    help: str  # what, unit and default
+
+
+def _setting(default: Any, kind: Any, help: str, least: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"rule": _Rule(kind, help, least, choices)})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one job; every field is documented where it is declared. Durations in seconds, sizes in bytes."""
+
+    slots: int | Literal["auto"] = _setting(
+        "auto", "int", "Single-core tasks that a worker rank runs at once; auto: the cores granted to the rank.", 1, ("auto",)
+    )
+    isolation: Literal["process", "none"] = _setting(
+        "process",
+        "text",
+        "process: tasks run in processes of their own. none: Python tasks run in the worker rank.",
+        choices=("process", "none"),
+    )
+    preload: tuple[str, ...] = _setting((), "words", "Modules to import once per rank, before task processes are forked.")
+    retries: int = _setting(0, "int", "Further attempts of a failed task.", 0)
+    start_timeout_s: float = _setting(60.0, "float", "Seconds until every rank must be up.", 0.1)
+    stop_timeout_s: float = _setting(10.0, "float", "Seconds that an orderly end may take.", 0.1)
+    grace_s: float = _setting(2.0, "float", "Seconds between SIGTERM and SIGKILL for a task that has to end.", 0)
+    progress: bool = _setting(False, "bool", "Show a line of progress on the terminal.")
+    run_dir: str = _setting("runinfo", "text", "Directory for the files of a run, in numbered directories 000, 001, ...")
+    max_waiting: int = _setting(250_000, "int", "Unfinished tasks that a client may have before submitting blocks.", 1)
+    max_waiting_bytes: int = _setting(
+        2 * 1024**3, "int", "Bytes of unfinished tasks that a client may have before submitting blocks.", 1
+    )
+    prefetch_s: float = _setting(0.005, "float", "Seconds of work kept queued at a worker beyond its slots.", 0)
+    log_level: str = _setting("warning", "text", "What is logged.", choices=("debug", "info", "warning", "error"))
+
+    @classmethod
+    def load(cls, file: str | None, env: Mapping[str, str], flags: Mapping[str, object]) -> Config:
+        """Settings from all sources: `file` (else the one that EXEX_CONFIG names), then `env`, then `flags`.
+
+        Args:
+            file: path of a TOML file; no file is read that is not named.
+            env: of the process; variables that do not start with `EXEX_` are passed over.
+            flags: by field name, as text or of the field's type; None means not given.
+
+        Raises:
+            ConfigError: a file that cannot be read, an unknown key, a value of the wrong type or out of range.
+        """
+        values: dict[str, Any] = {}
+        path = file or env.get("EXEX_CONFIG")
+        if path:
+            for name, value in _read_toml(path).items():
+                values[name] = _check(name, value, f"{path}: {name}", f"{path}: unknown key '{name}'", str)
+        for variable in sorted(env):
+            if variable.startswith(PREFIX) and variable not in INTERNAL_VARIABLES:
+                name = variable.removeprefix(PREFIX).lower()
+                text = _parse_text(name, env[variable])
+                values[name] = _check(name, text, variable, f"unknown variable {variable}", _variable)
+        for name, given in flags.items():
+            if given is not None:
+                value = _parse_text(name, given) if isinstance(given, str) else given
+                values[name] = _check(name, value, _option(name), f"unknown option {_option(name)}", _option)
+        return cls(**values)
+
+    @classmethod
+    def fields_help(cls) -> tuple[FieldHelp, ...]:
+        """Every field in the order of its declaration, for command lines and docs."""
+        return tuple(_field_help(name, rule) for name, rule in _RULES.items())
+
+
+_RULES: dict[str, _Rule] = {entry.name: entry.metadata["rule"] for entry in fields(Config)}
+_DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(Config)}
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.upper()
+
+
+def _field_help(name: str, rule: _Rule) -> FieldHelp:
+    default = _DEFAULTS[name]
+    shown = {True: "yes", False: "no"}[default] if rule.kind == "bool" else default if default != () else "none"
+    number = {"int": "N", "float": "SECONDS", "text": "TEXT", "words": "NAME,...", "bool": ""}[rule.kind]
+    if rule.choices:
+        number = "|".join((["N"] if rule.kind == "int" else []) + list(rule.choices))
+    return FieldHelp(name, _option(name), _variable(name), rule.kind, number, f"{rule.help} Default: {shown}.")
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # the same, before 3.11
+    try:
+        with open(path, encoding="utf-8") as file:
+            values: dict[str, Any] = toml.loads(file.read())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    return values
+
+
+def _parse_text(name: str, text: str) -> object:
+    """The value that `text`, of a variable or a flag, stands for; `text` itself where it stands for none."""
+    rule = _RULES.get(name)
+    if rule is None:
+        return text
+    text = text.strip()
+    if rule.kind == "words":
+        return [word.strip() for word in text.split(",") if word.strip()]
+    if rule.kind == "bool":
+        words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+        return words.get(text.lower(), text)
+    convert: Callable[[str], object] = {"int": int, "float": float}.get(rule.kind, str)
+    try:
+        return convert(text)
+    except ValueError:
+        return text
+
+
+def _check(name: str, value: object, source: str, unknown: str, spell: Callable[[str], str]) -> object:
+    """The value as the field holds it. `source` and `unknown` begin the messages; `spell` writes a name as there."""
+    rule = _RULES.get(name)
+    if rule is None:
+        nearest = difflib.get_close_matches(name, _RULES, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{unknown}; the nearest is {spell(nearest)}")
+    checked = _fit(rule, value)
+    if checked is None:
+        raise ConfigError(f"{source} is {value!r}; accepted: {rule.accepts()}")
+    return checked
+
+
+def _fit(rule: _Rule, value: object) -> object:
+    """`value` in the field's type, or None if it has another or is out of range."""
+    if rule.kind == "words":
+        is_words = isinstance(value, (list, tuple)) and all(isinstance(word, str) and word for word in value)
+        return tuple(value) if is_words else None  # type: ignore[arg-type]
+    if rule.kind == "bool":
+        return value if isinstance(value, bool) else None
+    if isinstance(value, str):
+        allowed = value in rule.choices if rule.choices else rule.kind == "text" and value
+        return value if allowed else None
+    return _fit_number(rule, value)
+
+
+def _fit_number(rule: _Rule, value: object) -> int | float | None:
+    types = {"int": (int,), "float": (int, float)}.get(rule.kind, ())
+    if isinstance(value, bool) or not isinstance(value, types) or not math.isfinite(value):
+        return None
+    if rule.least is not None and value < rule.least:
+        return None
+    return float(value) if rule.kind == "float" else value

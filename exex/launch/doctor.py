@@ -1,0 +1,136 @@
+"""`exex doctor`: whether a job can start here, one line per thing that has to be right. Starts a small world for proof."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from exex.errors import StartError
+from exex.launch.allocation import find_allocation, usable_cores
+from exex.launch.foreground import descendants
+from exex.launch.launcher import Launcher, Library, find_mpiexec, launch_argv, mpi_library
+from exex.launch.world import task_environment
+from exex.version import __version__
+
+_HELLO_RANKS = 3
+_HELLO_TIMEOUT_S = 60.0
+_HELLO_PROGRAM = """
+from mpi4py import MPI
+world = MPI.COMM_WORLD
+print("hello", world.size, world.allreduce(world.rank), flush=True)
+"""
+_SHARED_MEMORY = "/dev/shm"
+_SHARED_BYTES = 32 << 20  # MPICH takes 3 to 5 MB for a job
+_SHARED_BYTES_PER_RANK = 16 << 20  # Open MPI
+
+
+class Check(NamedTuple):
+    """One line."""
+
+    ok: bool
+    subject: str
+    text: str  # what was found, or what to do
+
+    def __str__(self) -> str:
+        return f"{'ok' if self.ok else 'FAIL':<4}  {self.subject:<13}  {self.text}"
+
+
+def run_doctor(env: Mapping[str, str]) -> int:
+    """Print every check as soon as it is made; 1 if any failed, else 0."""
+    failed = False
+    for check in checks(env):
+        print(check, flush=True)
+        failed |= not check.ok
+    return int(failed)
+
+
+def checks(env: Mapping[str, str]) -> Iterator[Check]:
+    """All checks, in the order in which a job meets them; those that a failed one makes pointless are left out."""
+    yield Check(True, "Python", f"{platform.python_version()}, {sys.executable}")
+    yield Check(True, "exex", __version__)
+    yield _allocation(env)
+    yield _shared_memory()
+    try:
+        library = mpi_library(sys.executable, env)
+        yield Check(True, "mpi4py", library.mpi4py)
+        yield Check(True, "MPI library", f"{library.name} ({library.path})")
+        launcher = find_mpiexec(library, sys.executable, env)
+    except StartError as error:
+        yield Check(False, "MPI", str(error))
+        return
+    yield Check(True, "mpiexec", f"{launcher.name} ({launcher.path})")
+    yield _world(library, launcher, env)
+
+
+def _allocation(env: Mapping[str, str]) -> Check:
+    found = find_allocation(env)
+    cores = f"{usable_cores()} cores by affinity"
+    if not found.batch_system:
+        return Check(True, "allocation", f"none: this machine, {cores}")
+    nodes = "nodes unknown" if found.nodes is None else f"{found.nodes} nodes"
+    return Check(found.nodes is not None, "allocation", f"{found.batch_system} job {found.job}, {nodes}; here {cores}")
+
+
+def _shared_memory() -> Check:
+    need = _SHARED_BYTES + _SHARED_BYTES_PER_RANK * (usable_cores() + 1)
+    try:
+        free = shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError as error:
+        return Check(False, "shared memory", f"{_SHARED_MEMORY}: {error.strerror}; MPI needs it: mount a tmpfs there")
+    room = f"{free >> 20} MiB free in {_SHARED_MEMORY}"
+    if free < need:
+        return Check(
+            False,
+            "shared memory",
+            f"{room}, {need >> 20} MiB wanted: remove mpich_shm_* and sm_segment.* there that killed jobs of yours have left, "
+            "or make it larger (in a container: --shm-size)",
+        )
+    return Check(True, "shared memory", room)
+
+
+def _world(library: Library, launcher: Launcher, env: Mapping[str, str]) -> Check:
+    """Start ranks, and have them talk."""
+    assert library.family is not None
+    argv, additions = launch_argv(library.family, launcher.path, _HELLO_RANKS, os.getuid())
+    began_s = time.monotonic()
+    status, output = _run([*argv, sys.executable, "-c", _HELLO_PROGRAM], {**task_environment(env), **additions})
+    took_s = time.monotonic() - began_s
+    command = f"`{' '.join(argv)} python`"
+    if status is None:
+        return Check(False, "world", f"{command} did not end within {_HELLO_TIMEOUT_S:g} s; it printed: {output or 'nothing'}")
+    hellos = [line for line in output.splitlines() if line.startswith("hello ")]
+    if status != 0 or not hellos:
+        return Check(False, "world", f"{command} ended with status {status}; it printed: {output or 'nothing'}")
+    if hellos != [f"hello {_HELLO_RANKS} {sum(range(_HELLO_RANKS))}"] * _HELLO_RANKS:
+        return Check(
+            False,
+            "world",
+            f"{command} started {len(hellos)} processes that are no world of {_HELLO_RANKS} ({', '.join(hellos)}): "
+            f"{launcher.path} is not of the same installation as {library.path}",
+        )
+    return Check(True, "world", f"{_HELLO_RANKS} ranks started and talked in {took_s:.1f} s")
+
+
+def _run(argv: list[str], env: Mapping[str, str]) -> tuple[int | None, str]:
+    """Exit status, None if it took too long, and all output. Leaves nothing running."""
+    with subprocess.Popen(
+        argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors="replace", start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=_HELLO_TIMEOUT_S)
+            return process.returncode, output.strip()
+        except subprocess.TimeoutExpired:
+            for pid in descendants(process.pid) | {process.pid}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            return None, output.strip()

@@ -1,0 +1,243 @@
+"""A task process: runs the calls that its rank gives it, one after the other. Forked from the template, one per slot.
+
+Its rank may at any time take back the calls that it has not started: see the tokens in `processes`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import math
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from itertools import repeat
+from time import perf_counter
+from typing import Any, NamedTuple, TextIO
+
+from exex.errors import ProtocolError
+from exex.protocol import codec
+from exex.protocol.messages import AppSpec, Assign, Done
+from exex.protocol.payload import Large, Payload
+from exex.transport.base import GONE
+from exex.transport.stream import BlockingStream
+from exex.worker import context
+from exex.worker.context import Place
+from exex.worker.execute import execute, flush_output, open_function
+from exex.worker.processes import dropped
+
+FAST_S = 1e-3
+"""An app whose calls have been shorter than this may run while results of earlier calls are held back."""
+
+HOLD_S = 2e-4
+"""How long results are held back while calls are fast."""
+
+STOP_SIGNAL = signal.SIGUSR2
+"""What ends the running task, and the process with it, as an exception in the task's Python code."""
+
+_PR_SET_PDEATHSIG = 1
+_FORGET = 0.999
+_SHIELDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Descriptors(NamedTuple):
+    """What the rank sends along with Fork."""
+
+    stream: int
+    tokens: int
+    stdout: int
+    stderr: int
+
+
+class App:
+    """An app that this process knows.
+
+    Attributes:
+        function: None until it is first called: unpickling runs code, so it belongs to a task.
+        slowest_s: maximum of the running times so far, slowly forgotten; infinite before the first.
+    """
+
+    __slots__ = ("function", "slowest_s", "spec")
+
+    def __init__(self, spec: AppSpec) -> None:
+        self.spec = spec
+        self.function: Callable[..., Any] | None = None
+        self.slowest_s = math.inf
+
+
+class TaskLoop:
+    """Takes Assigns, runs their calls, sends Dones.
+
+    Results are held back while that is cheap: up to the end of an Assign, but no longer than `HOLD_S`, and never while a
+    call runs that may be slow.
+    """
+
+    def __init__(self, stream: BlockingStream, tokens: int, place: Place) -> None:
+        self._stream = stream
+        self._tokens = tokens
+        self._place = place
+        self._decoder = codec.to_worker()
+        self._encoder = codec.Encoder()
+        self._apps: dict[int, App] = {}
+        self._pickled: dict[bytes, Payload] = {}
+        self._functions: dict[bytes, Callable[..., Any]] = {}
+        self._sent_s = 0.0  # when results were last sent; or minus infinity: they must be sent before the next call
+        self._clear()
+
+    def run(self) -> None:
+        """Run what arrives until the stream ends."""
+        while (frames := self._stream.receive()) is not GONE:
+            message = self._decoder.decode(frames)
+            if type(message) is not Assign:
+                raise ProtocolError(f"a task process got a {type(message).__name__}")
+            self._pickled.update(message.functions)
+            for spec in message.apps:
+                self._apps[spec.app] = App(spec)
+            self._run_batch(message)
+
+    def _run_batch(self, batch: Assign) -> None:
+        tasks, payloads, values, attempts = batch.tasks, batch.payloads, batch.values, batch.attempts
+        apps, tokens, place = self._apps, self._tokens, self._place
+        numbers = batch.calls if len(batch.calls) == len(tasks) else repeat(batch.calls[0], len(tasks))
+        ended_s = perf_counter()
+        for i, number in enumerate(numbers):
+            app = apps[number]
+            if self._tasks and (app.slowest_s >= FAST_S or ended_s - self._sent_s > HOLD_S):
+                self._send()
+            try:
+                os.eventfd_read(tokens)
+            except BlockingIOError:  # the rank has taken back this call, and so all after it
+                self._send()
+                self._stream.send(dropped(len(tasks) - i))
+                return
+            function = app.function or self._open(app)
+            outcome, result, seconds = execute(
+                app.spec, function, payloads[i], values.get(i), tasks[i], attempts.get(i, 1), place
+            )
+            ended_s = perf_counter()
+            payloads[i] = b""  # large arguments are freed now, not at the end of the batch
+            slowest_s = app.slowest_s * _FORGET
+            app.slowest_s = seconds if seconds > slowest_s or slowest_s == math.inf else slowest_s
+            self._tasks.append(tasks[i])
+            self._outcomes.append(outcome)
+            self._payloads.append(result)
+            self._seconds.append(seconds)
+            if type(result) is Large:  # over memory that the next call may write to
+                self._sent_s = -math.inf
+        flush_output()
+        self._send()
+
+    def _open(self, app: App) -> Callable[..., Any]:
+        """Unpickle an app's function, once for all apps that share it."""
+        digest = app.spec.function
+        function = self._functions.get(digest)
+        if function is None:
+            function = self._functions[digest] = open_function(self._pickled.pop(digest))
+        app.function = function
+        return function
+
+    def _clear(self) -> None:
+        self._tasks: list[int] = []
+        self._outcomes = bytearray()
+        self._payloads: list[Payload] = []
+        self._seconds: list[float] = []
+        self._sent_s = perf_counter()
+
+    def _send(self) -> None:
+        """Send the results that are held back."""
+        if not self._tasks:
+            return
+        done = Done(tasks=self._tasks, outcomes=bytes(self._outcomes), payloads=self._payloads, seconds=self._seconds, started=[])
+        self._stream.send(self._encoder.encode(done))
+        self._clear()
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the kernel SIGKILL this process when its parent dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
+def run_task_process(fds: Descriptors, place: Place, run_dir: str) -> None:
+    """Be a task process until the rank closes the stream. Does not return."""
+    status = os.EX_SOFTWARE
+    try:
+        os.setsid()
+        _shield()
+        _take_over_output(fds)
+        _reseed()
+        context.run_dir = run_dir
+        stream = BlockingStream(socket.socket(fileno=fds.stream))
+        TaskLoop(stream, fds.tokens, place).run()
+        status = 0
+    except (BrokenPipeError, ConnectionResetError):
+        status = 0  # the rank is gone, and nobody waits for results
+    except context.TaskStopped:
+        status = 128 + signal.SIGTERM
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        flush_output()
+        os._exit(status)
+
+
+def _shield() -> None:
+    """Survive the signals by which batch systems and terminals announce the end: the rank decides.
+
+    Handlers, and not SIG_IGN, because what a task starts must not inherit it: `Popen.terminate` would do nothing.
+    """
+    for number in _SHIELDED:
+        signal.signal(number, _ignore)
+        signal.siginterrupt(number, False)
+    signal.signal(STOP_SIGNAL, _stop)
+    os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals, after_in_child=_unshield)
+
+
+def _ignore(number: int, frame: object) -> None:
+    pass
+
+
+def _stop(number: int, frame: object) -> None:
+    """The rank wants the running task to end: let its `finally` and `with` blocks run. SIGKILL follows in time."""
+    raise context.TaskStopped
+
+
+def _hold_signals() -> None:
+    """Before a fork: a signal that the child gets at once must not find our handlers there."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*_SHIELDED, STOP_SIGNAL))
+
+
+def _let_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_SHIELDED, STOP_SIGNAL))
+
+
+def _unshield() -> None:
+    """In a child that a task forks."""
+    signal.signal(STOP_SIGNAL, signal.SIG_DFL)
+    for number in _SHIELDED:
+        if signal.getsignal(number) is _ignore:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _let_signals()
+
+
+def _take_over_output(fds: Descriptors) -> None:
+    for fd, target in ((fds.stdout, 1), (fds.stderr, 2)):
+        os.dup2(fd, target)
+        os.close(fd)
+    sys.stdout, sys.stderr = _line_buffered(1), _line_buffered(2)
+    faulthandler.enable(sys.stderr)
+
+
+def _line_buffered(fd: int) -> TextIO:
+    return open(fd, "w", buffering=1, errors="backslashreplace", closefd=False)
+
+
+def _reseed() -> None:
+    """Give numpy's global generator a seed of its own; Python's is reseeded in every fork, numpy's is not."""
+    random = sys.modules.get("numpy.random")
+    if random is not None:
+        random.seed()

@@ -1,0 +1,311 @@
+"""The template: imports what tasks need, then forks, signals and reaps task processes. It never sees MPI.
+
+It is forked from the guard before anything touches MPI, does nothing on its own, and has no threads of its own. The
+kernel kills it with its guard, and its task processes with it. It ends when its rank says so or is gone, and then
+leaves no descendant behind.
+
+It is the reaper of all orphans below it, so it is also the parent, in the end, of what a dead task process leaves
+behind, and knows it by its session. A descendant that has made a session of its own and has lost its parent has been
+detached on purpose: it outlives its task, but not the template.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+
+from exex.worker import processes
+from exex.worker.context import Place
+from exex.worker.processes import Died, End, Failed, Fork, Forked, Kill, Prepare, Ready
+from exex.worker.task_process import STOP_SIGNAL, Descriptors, die_with_parent, run_task_process
+
+END_S = 5.0
+"""How long killed processes may take to end; some cannot while a file system does not answer."""
+
+_PR_SET_CHILD_SUBREAPER = 36
+_OFTEN_NEEDED = ("cloudpickle",)
+_KERNEL_LISTS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def template_main(sock: socket.socket, environment: Mapping[str, str]) -> None:
+    """Run the template in this process, a fresh fork of the guard. Does not return.
+
+    Args:
+        sock: to the rank, of type SOCK_SEQPACKET.
+        environment: for task processes: that from before the launcher, without its variables.
+    """
+    status = 1
+    try:
+        die_with_parent(os.getppid())
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        _close_others(sock.fileno())
+        os.environ.clear()
+        os.environ.update(environment)
+        template = _Template(sock)
+        try:
+            template.serve()
+        finally:
+            template.end()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _close_others(keep: int) -> None:
+    """Close what the guard, and the launcher before it, has left open; PMI's socket above all. stdin becomes empty."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
+        if fd > 2 and fd != keep:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # the one that listed the directory
+
+
+class _Slot:
+    """A live task process."""
+
+    __slots__ = ("killed", "pid")
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.killed: set[int] = set()  # what got SIGKILL together with it: perhaps leaders of sessions
+
+
+class _Template:
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(True)
+        self._socket = sock
+        self._slots: dict[int, _Slot] = {}
+        self._place = Place(-1, "")
+        self._run_dir = ""
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler nothing is written to the pipe
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+
+    # ---- the loop ----
+
+    def serve(self) -> None:
+        """Do what the rank says until it says End or is gone."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        while True:
+            ready = [fd for fd, _ in poll.poll()]
+            if self._wake_read in ready:
+                self._clear_wakeup()
+                self._reap()
+            if self._socket.fileno() in ready and not self._on_packet():
+                return
+
+    def _clear_wakeup(self) -> None:
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            pass
+
+    def _on_packet(self) -> bool:
+        """Handle the next packet; False at the end."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self._socket, processes.MESSAGE_BYTES, 4, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionError:
+            return False
+        if not data:
+            return False
+        message = processes.decode_for_template(data)
+        if isinstance(message, Fork):
+            self._fork(message.slot, fds)
+        elif isinstance(message, Kill):
+            self._kill(message)
+        elif isinstance(message, Prepare):
+            self._prepare(message)
+        return not isinstance(message, End)
+
+    def _say(self, event: processes.Event) -> None:
+        try:
+            self._socket.send(processes.encode(event))
+        except ConnectionError:
+            pass  # the next packet is the end
+
+    # ---- start ----
+
+    def _prepare(self, message: Prepare) -> None:
+        self._place = Place(message.rank, message.node)
+        self._run_dir = message.run_dir
+        try:
+            os.chdir(message.cwd)
+        except OSError as error:
+            self._say(Failed(f"{self._place}: cannot enter the job's directory {message.cwd}: {error.strerror}"))
+            return
+        if message.script_dir not in sys.path[:1]:
+            sys.path.insert(0, message.script_dir)
+        for name in (*_OFTEN_NEEDED, *message.preload):
+            try:
+                importlib.import_module(name)
+            except BaseException as error:  # also a sys.exit() at import
+                text = f"{self._place}: cannot import {name} (a module to preload): {type(error).__name__}: {error}"
+                self._say(Failed(text[: processes.MESSAGE_BYTES // 8]))
+                return
+        gc.collect()
+        gc.freeze()  # a collection in a task process must not touch, and so copy, the pages that all share
+        self._say(Ready(os.getpid()))
+
+    # ---- task processes ----
+
+    def _fork(self, slot: int, fds: list[int]) -> None:
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._say(Died(slot, 0, os.EX_OSERR, f"{self._place}: cannot fork a task process: {error.strerror}"))
+        else:
+            if pid == 0:
+                try:
+                    self._become_child(parent)
+                    run_task_process(Descriptors(*fds), self._place, self._run_dir)
+                finally:
+                    os._exit(os.EX_SOFTWARE)
+            self._slots[slot] = _Slot(pid)
+            self._say(Forked(slot, pid))
+        for fd in fds:
+            os.close(fd)
+
+    def _become_child(self, parent: int) -> None:
+        """Undo, in a new task process, what makes this process the template."""
+        die_with_parent(parent)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._socket.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _kill(self, message: Kill) -> None:
+        """Signal a task process, unless it has been reaped: until then its pid cannot be another process's."""
+        slot = self._slots.get(message.slot)
+        if slot is None or message.pid not in (0, slot.pid):
+            return
+        if message.signal == signal.SIGKILL:
+            slot.killed |= _kill_family({slot.pid})
+            return
+        _signal(_family({slot.pid}) - {slot.pid}, message.signal)
+        own = STOP_SIGNAL if message.signal == signal.SIGTERM else message.signal
+        _signal({slot.pid}, own)
+
+    def _reap(self) -> bool:
+        """Reap all children that have ended; False if there are no children at all."""
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return False
+            if ended is None:
+                return True
+            for number, slot in self._slots.items():
+                if slot.pid == ended.si_pid:
+                    del self._slots[number]
+                    _kill_family({slot.pid}, slot.killed)
+                    status = os.waitstatus_to_exitcode(os.waitpid(slot.pid, 0)[1])
+                    self._say(Died(number, slot.pid, status))
+                    break
+            else:
+                os.waitpid(ended.si_pid, 0)
+
+    def end(self) -> None:
+        """SIGKILL every descendant, until there are none or it takes too long."""
+        until_s = time.monotonic() + END_S
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        while self._reap() and time.monotonic() < until_s:
+            _kill_family(_children(os.getpid()))
+            poll.poll(50)  # as subreaper this process gets all orphans, so no children means no descendants
+            self._clear_wakeup()
+
+
+# ---- families -------------------------------------------------------------------------------------------------
+
+
+def _kill_family(ancestors: Iterable[int], sessions: Iterable[int] = ()) -> set[int]:
+    """SIGKILL processes and all that they have started; who they were."""
+    family = _family(ancestors, sessions, freeze=True)
+    _signal(family, signal.SIGKILL)
+    return family
+
+
+def _family(ancestors: Iterable[int], sessions: Iterable[int] = (), freeze: bool = False) -> set[int]:
+    """Processes, their descendants, and orphans of any session that one of them leads.
+
+    Args:
+        ancestors: not reaped yet, so that their numbers are still theirs.
+        sessions: further ones whose orphans belong to the family; their leaders may be gone.
+        freeze: SIGSTOP each as soon as it is found, so that none can start another unseen.
+    """
+    me = os.getpid()
+    family: set[int] = set()
+    fresh = set(ancestors)
+    while fresh:
+        if freeze:
+            _signal(fresh, signal.SIGSTOP)
+        family |= fresh
+        found = {child for pid in family for child in _children(pid)}
+        found.update(orphan for orphan in _children(me) if _session(orphan) in family.union(sessions))
+        fresh = found - family
+    return family
+
+
+def _children(pid: int) -> set[int]:
+    """Direct children, those of threads included; none of a process that has ended."""
+    if not _KERNEL_LISTS_CHILDREN:
+        return _children_by_parent(pid)
+    found: set[int] = set()
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                found.update(map(int, file.read().split()))
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return found
+
+
+def _children_by_parent(pid: int) -> set[int]:
+    """As `_children`, on kernels without CONFIG_PROC_CHILDREN: looks at every process there is."""
+    found: set[int] = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    parent = int(file.read().rpartition(b")")[2].split()[1])  # after the name, which may hold anything
+            except OSError:
+                continue
+            if parent == pid:
+                found.add(int(name))
+    return found
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return -1
+
+
+def _signal(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass
