@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,6 +25,7 @@ from benchmarks import processes
 from benchmarks.measure import LAUNCH_TIME, WORKLOADS
 
 ROOT = Path(__file__).resolve().parent.parent
+MAX_FAILURES = 2  # of one system at one workload, before it is given up
 START_WORKERS = 16  # of the workload `start`: a world of 17 ranks
 
 
@@ -75,10 +77,17 @@ SYSTEMS: dict[str, Launch] = {
 
 @dataclass
 class Run:
-    """What one run of a driver gave: values, or the reason why there are none."""
+    """What one run of a driver gave: values, or the reason why there are none.
+
+    Attributes:
+        values: one per JSON line of the driver.
+        reason: why there is no value.
+        offered: False where the system lacks the feature, so that another try is idle.
+    """
 
     values: list[dict[str, Any]] = field(default_factory=list)
     reason: str | None = None
+    offered: bool = True
 
 
 def reason_of(returncode: int | None, limit_s: float, errors: str) -> str:
@@ -109,7 +118,7 @@ def read_run(out: TextIO, err: TextIO, returncode: int | None, limit_s: float) -
             continue
         value = json.loads(line)
         if "skip" in value:
-            run.reason = str(value["skip"])
+            run.reason, run.offered = str(value["skip"]), False
         else:
             run.values.append(value)
     if not run.values and run.reason is None:
@@ -187,6 +196,11 @@ class Results:
     def __init__(self) -> None:
         self.series: dict[tuple[str, str], Series] = {}  # by (name of the value, system)
         self.reasons: dict[tuple[str, str], str] = {}  # by (workload, system): the latest
+        self.failures: Counter[tuple[str, str]] = Counter()  # by (workload, system): runs without a value
+
+    def is_hopeless(self, workload: str, system: str) -> bool:
+        """Whether another run is a waste of time: not offered, or MAX_FAILURES runs gave nothing."""
+        return self.failures[workload, system] >= MAX_FAILURES
 
     def add(self, workload: str, system: str, run: Run) -> None:
         """Keep what one run gave."""
@@ -194,6 +208,7 @@ class Results:
             self.series.setdefault((value["name"], system), Series(system)).samples.append(value)
         if run.reason is not None:
             self.reasons[workload, system] = run.reason
+            self.failures[workload, system] += 1 if run.offered else MAX_FAILURES
 
     def summaries(self) -> list[dict[str, Any]]:
         """One JSON object per benchmark and system."""

@@ -164,6 +164,7 @@ def metg(system: System, budget_s: float) -> list[Value]:
     length_us = overhead_us / 2
     low: tuple[float, float] | None = None
     high: tuple[float, float] | None = None
+    got = 0.0
     for _ in range(16):
         got = efficiency(system, length_us, overhead_us, budget_s / 2)
         if got < 0.5:
@@ -174,7 +175,7 @@ def metg(system: System, budget_s: float) -> list[Value]:
             break
         length_us *= 2 if high is None else 0.5
     if not (low and high):
-        raise RuntimeError(f"no task length between {low} and {high} us crosses an efficiency of 0.5")
+        raise RuntimeError(f"efficiency {got:.2f} near {length_us:.0f} us: no length crosses 0.5; busy machine?")
     share = (0.5 - low[1]) / (high[1] - low[1])
     return [Value("metg", low[0] * (high[0] / low[0]) ** share, "us", count)]
 

@@ -124,8 +124,8 @@ def main() -> None:
     for workload in args.only:
         for repeat in range(repeats):
             for system in args.systems:
-                if repeat and (workload, system) in results.reasons:
-                    continue  # it was not offered, or failed: once is enough
+                if results.is_hopeless(workload, system):
+                    continue
                 print(f"{workload} {repeat + 1}/{repeats} {system}", file=sys.stderr, flush=True)
                 results.add(workload, system, run_driver(system, workload, budget_s, args.limit))
                 load.append(os.getloadavg())

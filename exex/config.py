@@ -139,11 +139,11 @@ def _variable(name: str) -> str:
 
 def _field_help(name: str, rule: _Rule) -> FieldHelp:
     default = _DEFAULTS[name]
-    shown = {True: "yes", False: "no"}[default] if rule.kind == "bool" else default if default != () else "none"
-    number = {"int": "N", "float": "SECONDS", "text": "TEXT", "words": "NAME,...", "bool": ""}[rule.kind]
+    shown = f"{default:g}" if isinstance(default, float) else {"()": "none", "False": "no"}.get(str(default), default)
+    metavar = {"int": "N", "float": "SECONDS", "text": "TEXT", "words": "NAME,...", "bool": ""}[rule.kind]
     if rule.choices:
-        number = "|".join((["N"] if rule.kind == "int" else []) + list(rule.choices))
-    return FieldHelp(name, _option(name), _variable(name), rule.kind, number, f"{rule.help} Default: {shown}.")
+        metavar = "|".join((["N"] if rule.kind == "int" else []) + list(rule.choices))
+    return FieldHelp(name, _option(name), _variable(name), rule.kind, metavar, f"{rule.help} Default: {shown}.")
 
 
 def _read_toml(path: str) -> dict[str, Any]:

@@ -57,9 +57,14 @@ class ClientRole:
 
 @dataclass(frozen=True)
 class GuardRole:
-    """This process was the guard, and everything has ended."""
+    """This process was the guard, and everything has ended.
+
+    Attributes:
+        others_wait: its rank failed before the handshake, and others may wait for it in MPI_Init.
+    """
 
     status: int
+    others_wait: bool
 
 
 class Control:
@@ -129,7 +134,8 @@ class Guard:
         self._deadline_says = ""
         self._rank = self._template = self._client = 0
         self._status: int | None = None
-        self._began = time.monotonic()
+        self._ready = False
+        self._others_wait = True
         self._restore: Callable[[], None] = lambda: None
 
     def split(self) -> RankRole | ClientRole | GuardRole:
@@ -236,13 +242,16 @@ class Guard:
                 print(f"exex: {self._where} {self._deadline_says}", file=sys.stderr, flush=True)
                 self._status = 1
                 break
-        return GuardRole(self._end())
+        status = self._end()
+        return GuardRole(status, others_wait=bool(status) and not self._ready and self._others_wait)
 
     def _on_message(self, message: dict[str, Any]) -> None:
         if message["op"] == "ready":
+            self._ready = True
             self._deadline = None
         elif message["op"] == "status":
             self._status = int(message["status"])
+            self._others_wait = message.get("others_wait", False)
             self._set_deadline(self._stop_s, "did not end in time after the job had ended")
 
     def _on_signals(self, numbers: bytes) -> None:
@@ -299,6 +308,14 @@ START_HINT = (
     "If other ranks report an error, that is the cause; else see that every node can start this Python and import exex "
     "(an environment on a file system that the node does not mount), or raise --start-timeout-s."
 )
+
+
+def end_the_world() -> None:
+    """End this process so that its launcher ends the others, too: Hydra goes on after a plain exit status."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def kill_descendants(most_s: float = 5.0) -> None:

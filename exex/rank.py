@@ -49,6 +49,7 @@ class RankProcess:
         self._began_s = began_s
         self._times_s = [time.monotonic() - began_s]
         self._waiter = Waiter()
+        self._broken = False
 
     def main(self) -> int:
         """Returns the exit status of this process; the guard ends with what it was told by `status`."""
@@ -59,8 +60,12 @@ class RankProcess:
                 print(f"exex: rank {self._expected.rank or 0} on {self._node}: {error}", file=sys.stderr, flush=True)
             if not self._expected.rank:
                 write_status(os.environ, 1)
-            self._control.send("status", status=1)
+            self._control.send("status", status=1, others_wait=not isinstance(error, SingletonsError))
             return 1
+        finally:
+            if self._broken:  # some may never come to MPI_Finalize
+                sys.stdout.flush()
+                os._exit(1)
 
     def _main(self) -> int:
         if self._expected.size is None or (self._expected.size == 1 and self._expected.launcher == "none"):
@@ -82,8 +87,8 @@ class RankProcess:
             status = self._manage(mpi.MpiLink(world, world.size - 1), frozenset(range(1, world.size)))
         else:
             status = self._work(world.rank, mpi.MpiLink(world, 1), on_node)
-        if status >= 0:
-            self._control.send("status", status=status)
+        self._control.send("status", status=status)
+        if not self._broken:
             mpi.finish()
         return 0
 
@@ -108,8 +113,8 @@ class RankProcess:
             self._waiter.watch_link(workers)
         clients = self._start_client()
         loop.listen(clients)
-        status = self._turn(loop, local)
-        clients.close()
+        status = self._turn(loop, local, clients)
+        self._broken = bool(loop.error)
         write_status(os.environ, status)
         return status
 
@@ -122,7 +127,7 @@ class RankProcess:
         self._waiter.watch_link(link)
         return link
 
-    def _turn(self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None) -> int:
+    def _turn(self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None, clients: Link) -> int:
         """Turn until all is over; returns the job's status."""
         self._waiter.watch(self._control.fileno())
         client_status: int | None = None
@@ -141,7 +146,10 @@ class RankProcess:
             if loop.finished:
                 if client_status is not None:
                     return client_status or (1 if loop.error else 0)
-                give_up_s = give_up_s or time.monotonic() + self._config.stop_timeout_s
+                if give_up_s is None:
+                    give_up_s = time.monotonic() + self._config.stop_timeout_s
+                    self._waiter.forget(clients.fileno())
+                    clients.close()  # the client's futures fail, if that has not been told yet
                 if time.monotonic() > give_up_s:
                     return 1
             at_once = loop.at_once or (local is not None and (traffic or local.at_once))

@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one process of the job. Returns its exit status."""
     began_s = time.monotonic()
     from exex import cli
-    from exex.guard import ClientRole, Guard, GuardRole
+    from exex.guard import ClientRole, Guard, GuardRole, end_the_world
     from exex.launch.world import expected_world, inherited_fds_to_close, task_environment
 
     config, script, args = cli.parse_run_args(sys.argv[1:] if argv is None else argv)
@@ -29,9 +29,11 @@ def main(argv: list[str] | None = None) -> int:
         template.template_main(sock, environment)
 
     name = "this process" if expected.rank is None else f"rank {expected.rank}"
-    guard = Guard(template_main, f"{name} on {socket.gethostname()}", config.start_timeout_s, config.stop_timeout_s)
-    role = guard.split()
+    where = f"{name} on {socket.gethostname()}"
+    role = Guard(template_main, where, config.start_timeout_s, config.stop_timeout_s).split()
     if isinstance(role, GuardRole):
+        if role.others_wait:
+            end_the_world()
         return role.status
     if isinstance(role, ClientRole):
         from exex.client import script as client_script
@@ -45,8 +47,11 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.update(environment)
         return client_script.run(script, args, role.message, config)
 
-    from exex.rank import RankProcess
-
+    try:
+        from exex.rank import RankProcess
+    except ImportError as error:
+        print(f"exex: {where} cannot start: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 1
     return RankProcess(role, config, script, expected, began_s).main()
 
 

@@ -17,9 +17,10 @@ from exex.client import session
 from exex.client.files import File
 from exex.client.futures import AppFuture, DataFuture
 from exex.client.joins import Join
-from exex.client.options import SPECIAL, AppOptions, Parameters, Request, auto_log_path, check_decorator
+from exex.client.options import NO_OPTIONS, SPECIAL, AppOptions, Parameters, Request, auto_log_path, check_decorator
 from exex.client.outcomes import Call
 from exex.client.promises import dump_call, promise
+from exex.client.retries import RetryHandler
 from exex.client.session import Session
 from exex.protocol import payload as payloads
 from exex.protocol.messages import AppSpec, Kind
@@ -34,8 +35,9 @@ class App:
     """
 
     kind = Kind.PYTHON
+    __qualname__: str
 
-    def __init__(self, function: Callable[..., Any], options: AppOptions = AppOptions()) -> None:
+    def __init__(self, function: Callable[..., Any], options: AppOptions = NO_OPTIONS) -> None:
         self.__name__ = getattr(function, "__name__", type(function).__name__)
         functools.update_wrapper(self, function)
         self._function = function
@@ -205,7 +207,7 @@ def lift(function: Callable[..., Any], future: AppFuture, key: Any) -> AppFuture
 # ---- decorators --------------------------------------------------------------------------------------------------
 
 
-def _decorate(
+def _decorate(  # noqa: PLR0917
     cls: type[App],
     function: Callable[..., Any] | None,
     options: AppOptions,
@@ -229,7 +231,7 @@ def python_app(
     ignore_for_cache: Sequence[str] | None = None,
     *,
     retries: int | None = None,
-    retry_handler: session.RetryHandler | None = None,
+    retry_handler: RetryHandler | None = None,
     priority: int = 0,
     walltime: float | None = None,
     cwd: str | None = None,
@@ -267,7 +269,7 @@ def bash_app(
     ignore_for_cache: Sequence[str] | None = None,
     *,
     retries: int | None = None,
-    retry_handler: session.RetryHandler | None = None,
+    retry_handler: RetryHandler | None = None,
     priority: int = 0,
     walltime: float | None = None,
     cwd: str | None = None,
@@ -285,7 +287,7 @@ def join_app(
     ignore_for_cache: Sequence[str] | None = None,
     *,
     retries: int | None = None,
-    retry_handler: session.RetryHandler | None = None,
+    retry_handler: RetryHandler | None = None,
 ) -> Any:
     """Decorator for functions that start tasks when their arguments are there, and return a future or a list of futures.
 

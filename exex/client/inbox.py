@@ -124,7 +124,7 @@ class Inbox:
                 error = f": {type(found).__name__}: {found}"
             except Exception as failure:
                 error = f": an error that cannot be unpickled here ({type(failure).__name__}: {failure})"
-        count = len(self._unseen)
-        tasks = "1 task" if count == 1 else f"{count} tasks"
-        first = "" if count == 1 else "first: "
-        return f"{tasks} failed and nobody asked for {'its result' if count == 1 else 'their results'}; {first}task {tid} ({name}){error}"
+        task = f"task {tid} ({name}){error}"
+        if len(self._unseen) == 1:
+            return f"1 task failed and nobody asked for its result: {task}"
+        return f"{len(self._unseen)} tasks failed and nobody asked for their results; first: {task}"

@@ -156,4 +156,3 @@ def _payload_of(future: Future[Any]) -> Payload:
 def _title(future: Future[Any]) -> str:
     owner = future.app_future if isinstance(future, DataFuture) else future
     return owner._title() if isinstance(owner, AppFuture) else repr(future)
-

@@ -323,7 +323,7 @@ class LazyFuture(Future[Any]):
     def _done_callbacks(self) -> list[Callable[[Any], Any]]:
         return self._get_rare().callbacks
 
-    @property
+    @property  # type: ignore[override]
     def _result(self) -> Any:
         if self._state != FINISHED:
             return None

@@ -37,6 +37,9 @@ class AppOptions(NamedTuple):
     env: dict[str, str] | None = None
 
 
+NO_OPTIONS = AppOptions()
+
+
 class Request(NamedTuple):
     """One call, taken apart.
 
@@ -84,10 +87,6 @@ class Parameters:
         }
         self.plain = not self._accepted
 
-    def is_special(self, name: str) -> bool:
-        """Whether a keyword argument of this name is ours to read."""
-        return name in SPECIAL and name not in self._own
-
     def read(
         self,
         args: tuple[Any, ...],
@@ -99,40 +98,37 @@ class Parameters:
         """Take a call apart.
 
         Args:
-            log_path: path of an AUTO_LOGNAME file, of "stdout" or "stderr" and the call's label.
+            log_path: path of an AUTO_LOGNAME file, given "stdout" or "stderr" and the call's label.
 
         Raises:
             TypeError: an argument of the wrong type.
             InvalidResourceSpecification: unknown keys or impossible values in `parsl_resource_specification`.
         """
-        given = {name: kwargs[name] for name in kwargs if self.is_special(name)}
-        plain = {name: value for name, value in kwargs.items() if name not in given}
+        given = {name: value for name, value in kwargs.items() if name in SPECIAL and name not in self._own}
+        rest = {name: value for name, value in kwargs.items() if name not in given}
         passed = set(given)
         for name, position in self._positions.items():
             if len(args) > position:
                 given.setdefault(name, args[position])
         for name, default in self._defaults.items():
             given.setdefault(name, default)
-        options, streams = self._options(given, app, is_bash, lambda name: log_path(name, kwargs.get("label") or ""))
-        shown = {**given, **{name: stream for name, stream in zip(("stdout", "stderr"), streams) if name in given}}
+        label = kwargs.get("label") or ""
+        options, streams = self._options(given, app, is_bash, lambda stream: log_path(stream, label))
+        shown = given | {name: stream for name, stream in zip(("stdout", "stderr"), streams) if name in given}
         for name, value in shown.items():
-            if name in self._positions and self._positions[name] < len(args) and name not in passed:
-                if value is not given[name]:
-                    position = self._positions[name]
-                    args = (*args[:position], value, *args[position + 1 :])
-            elif name in self._accepted or (self._accepts_all and name in passed):
-                if name in passed or value is not given[name]:
-                    plain[name] = value
-        hidden = () if "inputs" in plain or "inputs" in self._accepted else (given.get("inputs"),)
-        return Request(
-            args,
-            plain,
-            options or None,
-            hidden if hidden != (None,) else (),
-            _files(given.get("outputs")),
-            streams,
-            _rules(given, app),
-        )
+            position = self._positions.get(name, len(args))
+            if position < len(args) and name not in passed:
+                args = (*args[:position], value, *args[position + 1 :])
+            elif self._gets(name, name in passed, value is not given[name] or (name == "inputs" and bool(value))):
+                rest[name] = value
+        hidden = () if "inputs" in rest or "inputs" in self._positions or "inputs" not in passed else (given["inputs"],)
+        return Request(args, rest, options or None, hidden, _files(given.get("outputs")), streams, _rules(given, app))
+
+    def _gets(self, name: str, was_passed: bool, has_changed: bool) -> bool:
+        """Whether the function gets a special argument as a keyword; of defaults only those that have become others."""
+        if name in self._accepted:
+            return was_passed or has_changed
+        return self._accepts_all and was_passed
 
     def _options(
         self, given: Mapping[str, Any], app: AppOptions, is_bash: bool, log_path: Callable[[str], str]

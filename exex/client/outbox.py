@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from exex.client.futures import AppFuture, DataFuture
 from exex.client.lazy import LazyFuture

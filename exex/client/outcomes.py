@@ -48,7 +48,7 @@ class Call:
 
     __slots__ = ("handler", "name", "number", "owner", "proxy", "retries")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         proxy: Any,
         number: int,

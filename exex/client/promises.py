@@ -111,9 +111,7 @@ def follow(future: PromisedFuture, foreign: Future[Any]) -> None:
     foreign.add_done_callback(ended)
 
 
-def dump_call(
-    args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any] | None
-) -> tuple[Payload, list[Any]]:
+def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any] | None) -> tuple[Payload, list[Any]]:
     """As `payload.dump_call`, but futures of any subclass of `concurrent.futures.Future` are needs as well."""
     try:
         return payloads.dump_call(args, kwargs, options)

@@ -249,7 +249,7 @@ class Proxy:
             self._leave()
         except ConnectionError as error:
             self._lose(f"the link to the manager broke ({error})")
-        except _Lost as error:
+        except _LinkError as error:
             self._lose(str(error))
         except ProtocolError as error:
             self._lose(f"the manager and this client do not understand each other: {error}")
@@ -268,13 +268,13 @@ class Proxy:
                 break
             heard = True
             if received[1] is GONE:
-                raise _Lost("the manager has ended")
+                raise _LinkError("the manager has ended")
             message = self._decoder.decode(received[1])
             if isinstance(message, Answer):
                 self.inbox.apply(message)
                 self._owed_tasks += len(message.tasks) if len(received[1]) == 1 else _APPLIED_AFTER_TASKS
             elif isinstance(message, JobEnds):
-                raise _Lost(message.reason or "the job ends")
+                raise _LinkError(message.reason or "the job ends")
         return heard
 
     def _say(self) -> bool:
@@ -334,7 +334,7 @@ class Proxy:
         finish_all(futures, itertools.repeat(Lost(reason)))
 
 
-class _Lost(Exception):
+class _LinkError(Exception):
     """The manager is gone; the text says how that is known."""
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from exex.client import lazy
 from exex.client.futures import AppFuture
@@ -20,6 +20,9 @@ from exex.protocol import payload as payloads
 from exex.protocol.messages import Verdict
 from exex.protocol.payload import Payload
 from exex.transport.base import Link
+
+if TYPE_CHECKING:
+    from exex.client.mapping import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +54,12 @@ class Session:
     def __init__(self, link: Link, settings: Settings) -> None:
         self.settings = settings
         self.proxy = Proxy(link, settings.max_waiting, settings.max_waiting_bytes, self._ask)
-        self.at_finish: list[Callable[[bool], None]] = []
+        self.mappings: set[Mapping] = set()  # whose calls are not all submitted
         self._foreign_call = Call(self.proxy, -1, "concurrent Future")
         self._records: dict[int, TaskRecord] = {}
         exempt = self.proxy.pressure.exempt  # what these threads submit is what others wait for
         self.run_join = Threads("exex-join", settings.internal_tasks_max_threads, exempt).run
+        self.run_feeder = Threads("exex-map", 1, lambda: None).run
         self._run_handler = Threads("exex-retry", 2, exempt).run
 
     def foreign_call(self) -> Call:
@@ -95,9 +99,11 @@ class Session:
 
     def finish(self, cancel: bool) -> str:
         """End the session. See the function of the same name."""
-        for hook in self.at_finish:
-            hook(cancel)
-        while not cancel and self.proxy.open and self.proxy.outbox.open_futures():
+        while not cancel and self.proxy.open:
+            for mapping in list(self.mappings):
+                mapping.run_out()
+            if not self.proxy.outbox.open_futures():
+                break
             self.wait()
         self.proxy.stop(cancel)
         return self.proxy.inbox.last_words()

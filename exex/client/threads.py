@@ -7,7 +7,6 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 
-
 class Threads:
     """A pool of threads that starts small.
 
@@ -44,5 +43,3 @@ class Threads:
             self._work.get()()
             with self._lock:
                 self._free += 1
-
-

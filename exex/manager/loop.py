@@ -105,7 +105,7 @@ class ManagerLoop:
     def turn(self) -> bool:
         """Drain, decide, flush. True if there was anything to do; `at_once` if there is more."""
         traffic = self._drain_workers()
-        if self._clients is not None and self._stop_by_s is None:
+        if self._stop_by_s is None:
             traffic |= self._drain_clients()
         if not self._missing or self._stop_by_s is not None:
             place(self.state)
@@ -141,7 +141,8 @@ class ManagerLoop:
         return True
 
     def _drain_clients(self) -> bool:
-        assert self._clients is not None
+        if self._clients is None:
+            return False
         for count in range(_MESSAGES_A_TURN):
             arrived = self._clients.receive()
             if arrived is None:
@@ -253,7 +254,7 @@ class ManagerLoop:
             if client.tasks or client.started:
                 self._to_client(number, client.take_answer())
                 traffic = True
-        if self._clients is not None:
+        if self._clients is not None and not self.finished:
             self.at_once |= self._clients.progress()
         return traffic
 

@@ -282,6 +282,11 @@ def dump_function(function: Callable[..., Any]) -> tuple[bytes, Payload]:
     return digest.digest(), payload
 
 
+def call_argument(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call `function`: the function of tasks whose callable travels with the arguments instead of once for all."""
+    return function(*args, **kwargs)
+
+
 # ---- errors ---------------------------------------------------------------------------------------------------
 
 

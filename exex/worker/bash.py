@@ -166,54 +166,57 @@ def _wait(pid: int) -> int:
 def _run_listening(command: str, context: TaskContext, where: str, stdout: int) -> tuple[int, bytes]:
     """Run bash with a pipe as its stderr; its exit code, and the end of what came through the pipe."""
     pipe, theirs = os.pipe2(os.O_CLOEXEC)
+    open_still = False
     try:
-        pid = _start(command, context, where, stdout, theirs)
-    except BaseException:
-        os.close(pipe)
-        raise
-    finally:
-        os.close(theirs)
-    return _wait_and_pass_on(pid, pipe)
-
-
-def _wait_and_pass_on(pid: int, pipe: int) -> tuple[int, bytes]:
-    """Pass on to our stderr what comes through `pipe` until process `pid` ends; its exit code, and the end of it all."""
-    tail, status, open_still, stopped = b"", None, True, False
-    pidfd = _open_pidfd(pid)
-    os.set_blocking(pipe, False)
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    if pidfd >= 0:
-        poll.register(pidfd, select.POLLIN)
-    look_s = 0.001
-    while status is None:
         try:
-            poll.poll(None if pidfd >= 0 else look_s * 1e3)
-            look_s = min(look_s * 1.5, _SLOWEST_LOOK_S)
-            tail, open_still = _pass_on(pipe, tail)
-            status = _look(pid, wait=not open_still)
-        except TaskStopped:
-            stopped = True  # bash has got SIGTERM too, and may clean up
-    if open_still:
-        tail, open_still = _pass_on(pipe, tail)
-    if pidfd >= 0:
-        os.close(pidfd)
+            pid = _start(command, context, where, stdout, theirs)
+        finally:
+            os.close(theirs)
+        status, tail, open_still = _wait_and_pass_on(pid, pipe)
+    finally:
+        if not open_still:
+            os.close(pipe)
     if open_still:  # a background process writes there: were the pipe closed, SIGPIPE would end it
         threading.Thread(target=_pass_on_the_rest, args=(pipe,), daemon=True).start()
-    else:
-        os.close(pipe)
-    if stopped:
-        raise TaskStopped
     return os.waitstatus_to_exitcode(status), tail
 
 
-def _look(pid: int, wait: bool) -> int | None:
-    """The status of a process that has ended, None if it has not yet."""
+def _wait_and_pass_on(pid: int, pipe: int) -> tuple[int, bytes, bool]:
+    """Pass on to our stderr what comes through `pipe` until process `pid` ends.
+
+    Returns:
+        Its status, the end of what came, and whether anybody can still write there.
+    """
+    tail, status, open_still, stopped = b"", None, True, False
+    os.set_blocking(pipe, False)
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    pidfd = _open_pidfd(pid)
+    if pidfd >= 0:
+        poll.register(pidfd, select.POLLIN)
+    look_s = 0.001
     try:
-        ended, status = os.waitpid(pid, 0 if wait else os.WNOHANG)
-    except ChildProcessError:
-        return 0  # reaped when the task was stopped
-    return status if ended else None
+        while status is None:
+            try:
+                poll.poll(None if pidfd >= 0 else look_s * 1e3)
+                look_s = min(look_s * 1.5, _SLOWEST_LOOK_S)
+                tail, open_still = _pass_on(pipe, tail)
+                ended, code = os.waitpid(pid, os.WNOHANG if open_still else 0)
+                status = code if ended else None
+            except TaskStopped:
+                stopped = True  # bash has got SIGTERM too, and may clean up
+            except ChildProcessError:
+                if not stopped:
+                    raise
+                break  # it was just being reaped
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+    if stopped or status is None:
+        raise TaskStopped
+    if open_still:
+        tail, open_still = _pass_on(pipe, tail)
+    return status, tail, open_still
 
 
 def _open_pidfd(pid: int) -> int:

@@ -104,14 +104,19 @@ def execute(  # noqa: PLR0917
         return _FAILED, _failure(error, where(current, place), current), seconds
     finally:
         context.current_task = None
+    if value is None:
+        return _DONE, _NONE, seconds
+    return *_pickled(spec.kind, value, seconds, current, place), seconds
+
+
+def _pickled(kind: int, value: Any, seconds: float, current: TaskContext, place: Place) -> tuple[int, Payload]:
+    """The outcome and payload of an attempt that has returned a value."""
     try:
-        if spec.kind == _MAP:
-            return _DONE, _dump_rows(value, seconds, current, place), seconds
-        return _DONE, _NONE if value is None else dump(value), seconds
+        return _DONE, _dump_rows(value, seconds, current, place) if kind == _MAP else dump(value)
     except TaskStopped:
         raise
     except BaseException as error:
-        return _FAILED, _unpicklable(value, error, where(current, place)), seconds
+        return _FAILED, _unpicklable(value, error, where(current, place))
 
 
 def where(current: TaskContext, place: Place, row: int | None = None) -> str:

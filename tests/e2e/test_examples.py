@@ -1,83 +1,51 @@
 """Every script of examples/ as a user starts it, in a real MPI job of one manager and two workers."""
 
+from __future__ import annotations
+
 import json
 import math
-import os
 import platform
 import re
-import shutil
-import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.launch import ROOT, Launch
+
 EXAMPLES = ROOT / "examples"
-MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
-TIME_LIMIT_S = 180
 PARTS_OF_EXAMPLES = {"calc_sum.py"}  # run by other scripts
 
-pytestmark = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec")
+Run = Callable[..., list[str]]
 
 
 @pytest.fixture
-def run_example(tmp_path):
-    """Runs `run_example(name, *args, ranks=3)` in `tmp_path`; the lines that the script printed."""
+def run_example(launch: Launch) -> Run:
+    """`run_example(name, *args, ranks=3)` runs an example in `tmp_path`; the lines that it printed."""
 
-    def run(name, *args, ranks=3):
-        command = [MPIEXEC, "-n", str(ranks), sys.executable, "-m", "exex.run", str(EXAMPLES / name), *args]
-        env = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-            # Open MPI refuses root, and more ranks than cores, unless told otherwise. Others ignore these.
-            "OMPI_ALLOW_RUN_AS_ROOT": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        }
-        # Files, not pipes: a process that outlives the job cannot hold the test up.
-        out, err = tmp_path / "job.stdout", tmp_path / "job.stderr"
-        with out.open("w") as stdout, err.open("w") as stderr:
-            job = subprocess.Popen(
-                command,
-                cwd=tmp_path,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
-            try:
-                status = job.wait(TIME_LIMIT_S)
-            except subprocess.TimeoutExpired:
-                status = f"more than {TIME_LIMIT_S} s"
-            finally:
-                if job.poll() is None:
-                    os.killpg(job.pid, signal.SIGKILL)
-                    job.wait()
-        printed = out.read_text(encoding="utf-8")
-        assert status == 0, f"{name} ended with {status}\n{printed}\n{err.read_text(encoding='utf-8')}"
-        return printed.splitlines()
+    def run(name: str, *args: str, ranks: int = 3) -> list[str]:
+        ended = launch.module(ranks, "exex.run", str(EXAMPLES / name), *args, limit_s=180, PYTHONUTF8="1")
+        assert ended.status == 0, f"{name} ended with {ended.status}\n{ended.out}\n{ended.err}"
+        return ended.out.splitlines()
 
     return run
 
 
-def test_hello(run_example):
+def test_hello(run_example: Run) -> None:
     assert run_example("hello.py") == ["Hello World!"]
 
 
-def test_bash_hello_prints_and_keeps_its_file(run_example, tmp_path):
+def test_bash_hello_prints_and_keeps_its_file(run_example: Run, tmp_path: Path) -> None:
     for _ in range(2):  # a second run replaces the file
         assert run_example("bash_hello.py") == ["Hello World!"]
     assert (tmp_path / "echo-hello.stdout").read_text() == "Hello World!\n"
 
 
-def test_done_polling(run_example):
+def test_done_polling(run_example: Run) -> None:
     assert run_example("done_polling.py") == ["Done: False", "Result: Hello World!", "Done: True"]
 
 
-def test_random_multiply_feeds_echo(run_example, tmp_path):
+def test_random_multiply_feeds_echo(run_example: Run, tmp_path: Path) -> None:
     product, echoed = run_example("random_multiply.py")
     value = product.removeprefix("random_multiply(10) = ")
     assert 0 <= float(value) < 10
@@ -86,7 +54,7 @@ def test_random_multiply_feeds_echo(run_example, tmp_path):
     assert (tmp_path / "std.err").exists()
 
 
-def test_sort_numbers_makes_its_input(run_example, tmp_path):
+def test_sort_numbers_makes_its_input(run_example: Run, tmp_path: Path) -> None:
     (line,) = run_example("sort_numbers.py")
     made = [int(number) for number in (tmp_path / "unsorted_numbers.txt").read_text().split()]
     assert len(made) == 100
@@ -94,12 +62,12 @@ def test_sort_numbers_makes_its_input(run_example, tmp_path):
     assert [int(number) for number in line.split()] == sorted(made)
 
 
-def test_sort_numbers_sorts_a_given_file_by_value(run_example, tmp_path):
+def test_sort_numbers_sorts_a_given_file_by_value(run_example: Run, tmp_path: Path) -> None:
     (tmp_path / "given file.txt").write_text("10\n9\n-3\n100\n")
     assert run_example("sort_numbers.py", "given file.txt") == ["-3 9 10 100"]
 
 
-def test_monte_carlo_is_right_and_the_same_on_any_number_of_workers(run_example):
+def test_monte_carlo_is_right_and_the_same_on_any_number_of_workers(run_example: Run) -> None:
     args = ["monte_carlo.py", "--tasks", "40", "--draws", "5000"]
     lines = run_example(*args)
     assert lines[0] == "draws:    200,000 in 40 tasks"
@@ -115,7 +83,7 @@ def test_monte_carlo_is_right_and_the_same_on_any_number_of_workers(run_example)
     assert run_example(*args, "--seed", "1") != lines
 
 
-def test_simulate_analyze_merge_finds_the_onset_of_chaos(run_example, tmp_path):
+def test_simulate_analyze_merge_finds_the_onset_of_chaos(run_example: Run, tmp_path: Path) -> None:
     lines = run_example("simulate_analyze_merge.py", "--sims", "7", "--output", "a directory")
     assert lines[0] == "2000 points from 7 simulations in a directory/all.txt"
     onset = float(re.match(r"chaos begins at r = ([\d.]+)", lines[1]).group(1))
@@ -131,7 +99,7 @@ def test_simulate_analyze_merge_finds_the_onset_of_chaos(run_example, tmp_path):
     assert exponents[3.84] < 0  # the window of period three
 
 
-def test_nersc_sum_gives_the_same_sums_both_ways(run_example, tmp_path):
+def test_nersc_sum_gives_the_same_sums_both_ways(run_example: Run, tmp_path: Path) -> None:
     lines = run_example("nersc_sum.py")
     sums = [f"sum is {n}" for n in (0, 1, 1, 2, 1, 2, 2, 3)]
     assert lines[:8] == sums
@@ -141,7 +109,7 @@ def test_nersc_sum_gives_the_same_sums_both_ways(run_example, tmp_path):
     assert [(tmp_path / path).read_text() for path in paths] == [f"{line}\n" for line in sums]
 
 
-def test_platform_info_is_of_this_node(run_example):
+def test_platform_info_is_of_this_node(run_example: Run) -> None:
     calls, *results = run_example("platform_info.py")
     assert calls.startswith("[")
     assert calls.count("AppFuture") >= 4
@@ -151,7 +119,8 @@ def test_platform_info_is_of_this_node(run_example):
         assert f"node='{platform.node()}'" in result
 
 
-def test_digits_report(run_example, tmp_path):
+@pytest.mark.timeout(200)  # one core-minute; other tests may run beside it
+def test_digits_report(run_example: Run, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     image = pytest.importorskip("matplotlib.image")
     printed = "\n".join(run_example("digits_model_selection.py", "a report"))
@@ -191,13 +160,13 @@ def test_digits_report(run_example, tmp_path):
     _assert_that_scikit_learn_alone_agrees(leaders[0], wrong)
 
 
-def _rows(path):
+def _rows(path: Path) -> list[list]:
     header, *rows = (line.split("\t") for line in path.read_text().splitlines())
     assert header == ["mean", "deviation", "family", "parameters"]
     return [[float(row[0]), float(row[1]), row[2], json.loads(row[3])] for row in rows]
 
 
-def _assert_that_scikit_learn_alone_agrees(leader, wrong):
+def _assert_that_scikit_learn_alone_agrees(leader: list, wrong: int) -> None:
     """Repeats the winner's numbers in this process, by scikit-learn's own cross-validation."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import StratifiedKFold, cross_val_score, train_test_split
@@ -215,7 +184,7 @@ def _assert_that_scikit_learn_alone_agrees(leader, wrong):
     assert (SVC(**params).fit(train, train_labels).predict(test) != test_labels).sum() == wrong
 
 
-def test_every_example_is_tested_and_described():
+def test_every_example_is_tested_and_described() -> None:
     scripts = {path.name for path in EXAMPLES.glob("*.py")}
     here = Path(__file__).read_text(encoding="utf-8")
     readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")

@@ -135,7 +135,10 @@ def test_unknown_keys_name_the_nearest(write, wrong, nearest):
     path = write(f"{wrong} = 1\n")
     for arguments, message in [
         ((path, {}, {}), f"{path}: unknown key '{wrong}'; the nearest is {nearest}"),
-        ((None, {"EXEX_" + wrong.upper(): "1"}, {}), f"unknown variable EXEX_{wrong.upper()}; the nearest is EXEX_{nearest.upper()}"),
+        (
+            (None, {"EXEX_" + wrong.upper(): "1"}, {}),
+            f"unknown variable EXEX_{wrong.upper()}; the nearest is EXEX_{nearest.upper()}",
+        ),
         ((None, {}, {wrong: "1"}), f"unknown option --{wrong.replace('_', '-')}; the nearest is --{nearest.replace('_', '-')}"),
     ]:
         with pytest.raises(ConfigError) as caught:
@@ -176,10 +179,9 @@ def test_help_covers_every_field_and_names_its_default():
         assert row.option == "--" + row.name.replace("_", "-")
         assert row.variable == "EXEX_" + row.name.upper()
         assert row.variable not in INTERNAL_VARIABLES
-        default = getattr(Config(), row.name)
-        shown = {(): "none", False: "no"}.get(default, default)
-        assert row.help.endswith(f" Default: {shown}.")
         assert (row.metavar == "") == (row.kind == "bool")
+    defaults = "auto process none 0 60 10 2 no runinfo 250000 2147483648 0.005 warning".split()
+    assert [row.help.rpartition(" Default: ")[2] for row in rows] == [f"{default}." for default in defaults]
 
 
 def test_help_shows_choices_in_place_of_a_type():

@@ -119,6 +119,10 @@ class World:
         assert all(outcome == Outcome.DONE for outcome, _ in results), results
         return [value for _, value in results]
 
+    def pid(self, process):
+        self.until(lambda: process.pid is not None)
+        return process.pid
+
     def printed(self, process, text, name="stdout"):
         self.until(lambda: text in self.output[process][name].decode())
 
@@ -222,7 +226,7 @@ def test_tasks_run_in_order(world):
     tasks = world.give(process, *((double, n) for n in range(500)))
     assert world.values(tasks) == [2 * n for n in range(500)]
     assert world.order == tasks
-    assert process.pid == world.told(Forked, slot=0).pid
+    assert world.told(Forked, slot=0).pid == process.pid
 
 
 def test_functions_and_apps_are_sent_once(world):
@@ -320,7 +324,7 @@ def test_many_at_once(world):
     processes = [world.fork(slot) for slot in range(40)]
     tasks = [world.give(process, (number, process.slot))[0] for process in processes]
     assert world.values(tasks) == list(range(40))
-    assert len({process.pid for process in processes}) == 40
+    assert len({world.pid(process) for process in processes}) == 40
 
 
 def test_one_process_in_a_slot(world):
@@ -634,7 +638,7 @@ def test_death_takes_along_what_is_left_of_the_session(world, tmp_path):
     process = world.fork()
     world.values(world.give(process, (start_family, str(tmp_path / "pids"))))
     pids = family_of(tmp_path / "pids")
-    assert not ended(os.pidfd_open(process.pid), 0)
+    assert not ended(os.pidfd_open(world.pid(process)), 0)
     world.give(process, (crash, 7))
     assert world.told(Died, slot=0).status == 7
     assert all_ended(pids)
@@ -756,7 +760,7 @@ def test_nothing_outlives_the_template(tmp_path, fifo, how):
     world.give(other, (hold, fifo))
     world.printed(other, "holding")
     pids = [*family_of(tmp_path / "family"), *family_of(tmp_path / "daemon")]
-    pids += [os.pidfd_open(process.pid), os.pidfd_open(other.pid)]
+    pids += [os.pidfd_open(world.pid(process)), os.pidfd_open(world.pid(other))]
     if how == "end":
         assert world.template.end()
         world.take()
@@ -773,7 +777,7 @@ def test_task_processes_die_with_the_template(world, fifo):
     for process in processes:
         world.give(process, (hold, fifo), (number, 1))
         world.printed(process, "holding")
-    pids = [os.pidfd_open(process.pid) for process in processes]
+    pids = [os.pidfd_open(world.pid(process)) for process in processes]
     os.kill(world.template_pid, signal.SIGKILL)
     os.waitpid(world.template_pid, 0)
     assert all_ended(pids)
