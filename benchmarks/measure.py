@@ -171,11 +171,11 @@ def metg(system: System, budget_s: float) -> list[Value]:
             low = (length_us, got)
         else:
             high = (length_us, got)
-        if low and high:
+        if (low and high) or length_us > budget_s * 1e6:
             break
         length_us *= 2 if high is None else 0.5
     if not (low and high):
-        raise RuntimeError(f"efficiency {got:.2f} near {length_us:.0f} us: no length crosses 0.5; busy machine?")
+        raise RuntimeError(f"efficiency {got:.2f} at {length_us:.0f} us, no length at 0.5: busy machine?")
     share = (0.5 - low[1]) / (high[1] - low[1])
     return [Value("metg", low[0] * (high[0] / low[0]) ** share, "us", count)]
 

@@ -278,6 +278,8 @@ class Guard:
             code = os.waitstatus_to_exitcode(status)
             if pid == self._rank:
                 self._rank = 0
+                while (message := self._control.receive()) and message["op"] != "gone":
+                    self._on_message(message)  # its last words may not have been read yet
                 if self._status is None:
                     self._status = code if code > 0 else 1
                     if code < 0:

@@ -7,11 +7,12 @@ needs no lock.
 from __future__ import annotations
 
 import threading
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
+from collections.abc import Sequence
+from concurrent.futures._base import FINISHED
 from typing import NamedTuple, TypeVar
 
 from exex.client.futures import AppFuture, DataFuture
-from exex.client.lazy import LazyFuture
+from exex.client.lazy import OPEN, LazyFuture
 from exex.client.outcomes import FailedHere, NeedFailed
 from exex.errors import SerializationError
 from exex.protocol import payload as payloads
@@ -23,6 +24,12 @@ _MOST_CALLS = 8192
 
 _NOTHING = payloads.dump(None)
 _T = TypeVar("_T")
+
+
+class Given(NamedTuple):
+    """The value of a need that is done, in its place among the needs of a call."""
+
+    payload: Payload
 
 
 class Fulfilled(NamedTuple):
@@ -182,21 +189,21 @@ class Outbox:
         ids: list[TaskId] = []
         given: dict[int, Payload] = {}
         failed: list[LazyFuture] = []
-        for place, need in enumerate(future._needs or ()):
+        try:
+            needs = take_values(future._needs or ())
+        except SerializationError as error:
+            future._call.proxy.note_failure(future, str(error))
+            future._settle(FINISHED, FailedHere(error))
+            return False
+        for place, need in enumerate(needs):
             owner = need.app_future if isinstance(need, DataFuture) else need
-            if owner._state == FINISHED and not owner._has_failed():
-                try:
-                    given[place] = owner._payload() if owner is need else _NOTHING
-                except SerializationError as error:
-                    text = f"the value of {owner._title()}, needed by {future._title()}, cannot be pickled again ({error})"
-                    future._call.proxy.note_failure(future, text)
-                    future._settle(FINISHED, FailedHere(SerializationError(text)))
-                    return False
+            if type(need) is Given:
+                given[place] = need.payload
                 ids.append(-1)
-            elif owner._state in (FINISHED, CANCELLED_AND_NOTIFIED):
-                failed.append(owner)
-            else:
+            elif owner._state in OPEN:
                 ids.append(owner._tid)
+            else:
+                failed.append(owner)
         if failed:
             for owner in failed:
                 owner._call.proxy.seen(owner)
@@ -241,6 +248,24 @@ class Outbox:
             outcomes=bytes([item.outcome for item in fulfilled]),
             payloads=[item.payload for item in fulfilled],
         )
+
+
+def take_values(needs: Sequence[Any]) -> list[Any]:
+    """Put `Given` in the place of each need that has succeeded. What the script does to the value later has no effect.
+
+    Raises:
+        SerializationError: a value was unpickled here, and cannot be pickled again.
+    """
+    taken = []
+    for need in needs:
+        owner = need.app_future if isinstance(need, DataFuture) else need
+        if type(need) is not Given and owner._state == FINISHED and not owner._has_failed():
+            try:
+                need = Given(owner._payload() if owner is need else _NOTHING)  # noqa: PLW2901
+            except SerializationError as error:
+                raise SerializationError(f"the value of {owner._title()} cannot be pickled again ({error})") from error
+        taken.append(need)
+    return taken
 
 
 def _take(waiting: list[_T]) -> list[_T]:

@@ -22,7 +22,7 @@ from typing import Any
 from exex.client.futures import AppFuture
 from exex.client.inbox import Inbox, Lost
 from exex.client.lazy import finish_all
-from exex.client.outbox import Outbox
+from exex.client.outbox import Outbox, take_values
 from exex.client.outcomes import Call, Failed
 from exex.client.pressure import Pressure
 from exex.client.promises import dump_call
@@ -87,7 +87,7 @@ class Proxy:
         if type(payload) is Large:
             payload = self._admit(payload)
         tid = next(self._tids)
-        future = AppFuture(call, tid, payload, needs or None)
+        future = AppFuture(call, tid, payload, take_values(needs) if needs else None)
         self._calls.append(future)
         if self.asleep:
             self.wake()
@@ -103,7 +103,7 @@ class Proxy:
         """
         if type(payload) is Large:
             payload = self._admit(payload)
-        return AppFuture(call, next(self._tids) if tid is None else tid, payload, needs or None)
+        return AppFuture(call, next(self._tids) if tid is None else tid, payload, take_values(needs) if needs else None)
 
     def reserve(self) -> TaskId:
         """A number for a task that needs it before its payload is made. Numbers may stay unused."""
@@ -244,7 +244,7 @@ class Proxy:
             poll.register(self._link.fileno(), select.POLLIN)
         try:
             while self._finish is None or not self.outbox.is_empty():
-                if not self._hear() | self._say():
+                if not self._say() | self._hear():
                     self._sleep(poll)
             self._leave()
         except ConnectionError as error:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from exex.errors import AppBadFormatting, AppException, BashAppNoReturn, BashExitFailure
-from exex.worker.context import TaskContext, TaskStopped
+from exex.worker.context import TaskContext, TaskStopped, stop
 
 TAIL_BYTES = 2048
 """How much of the end of stderr an error quotes."""
@@ -85,8 +85,7 @@ def run(
     if stderr is None:
         exitcode, tail = _run_listening(command, context, where, out)
     else:
-        pid = _start(command, context, where, out, stderr.fd)
-        exitcode = _wait(pid)
+        exitcode = _wait(_start(command, context, where, out, stderr.fd))
         tail = stderr.tail() if exitcode else b""
     if exitcode:
         raise BashExitFailure(context.app, exitcode, _details(where, command, stdout, stderr), tail.decode(errors="replace"))
@@ -123,6 +122,7 @@ def _details(where: str, command: str, stdout: StreamFile | None, stderr: Stream
 
 
 def _start(command: str, context: TaskContext, where: str, stdout: int, stderr: int) -> int:
+    """Start bash; its pid. The caller must wait for it even if the task is stopped, and allows that to be told."""
     actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
     if stdout >= 0:
         actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
@@ -135,13 +135,16 @@ def _start(command: str, context: TaskContext, where: str, stdout: int, stderr: 
         "EXEX_NODE": context.node,
     }
     argv = ["bash", "-c", command]
+    stop.delay()
     try:
         return os.posix_spawnp(
             "bash", argv, environment, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=_DEFAULT_SIGNALS
         )
     except FileNotFoundError as error:
+        stop.allow()
         raise AppException(f"{where}: there is no bash in PATH={os.environ.get('PATH', '')}") from error
     except (OSError, ValueError) as error:
+        stop.allow()
         hint = "; put long scripts into a file" if len(command) > 100_000 else ""
         raise AppException(
             f"{where}: bash cannot be started for a command of {len(command)} characters: {error}{hint}"
@@ -151,6 +154,7 @@ def _start(command: str, context: TaskContext, where: str, stdout: int, stderr: 
 def _wait(pid: int) -> int:
     """Wait until bash ends; its exit code. If the task is stopped, bash has got SIGTERM too, and may clean up."""
     try:
+        stop.allow()
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except TaskStopped:
         try:
@@ -198,6 +202,7 @@ def _wait_and_pass_on(pid: int, pipe: int) -> tuple[int, bytes, bool]:
     try:
         while status is None:
             try:
+                stop.allow()
                 poll.poll(None if pidfd >= 0 else look_s * 1e3)
                 look_s = min(look_s * 1.5, _SLOWEST_LOOK_S)
                 tail, open_still = _pass_on(pipe, tail)

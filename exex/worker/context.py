@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 from msgspec import Struct
+
+STOP_SIGNAL = signal.SIGUSR2
+"""What ends the running task, and its task process with it, as an exception in the task's Python code."""
 
 
 class Place(Struct, frozen=True):
@@ -30,6 +35,33 @@ class TaskContext(Struct, frozen=True, gc=False):
 
 class TaskStopped(BaseException):
     """Raised in a task's Python code when it is cancelled or has used up its walltime."""
+
+
+class Stop:
+    """Turns the stop signal into `TaskStopped`, but not in the middle of what must be completed first."""
+
+    def __init__(self) -> None:
+        self._wanted = self._delayed = False
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """The rank wants the running task to end: let its `finally` and `with` blocks run. SIGKILL follows in time."""
+        self._wanted = True
+        if not self._delayed:
+            raise TaskStopped
+
+    def delay(self) -> None:
+        """From here on the signal raises nothing."""
+        self._delayed = True
+
+    def allow(self) -> None:
+        """From here on it does. If it has come meanwhile, it does so here. Without a `delay` before, nothing happens."""
+        delayed, self._delayed = self._delayed, False
+        if delayed and self._wanted:
+            raise TaskStopped
+
+
+stop = Stop()
+"""Of this process."""
 
 
 run_dir = ""

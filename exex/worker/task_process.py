@@ -25,7 +25,7 @@ from exex.protocol.payload import Large, Payload
 from exex.transport.base import GONE
 from exex.transport.stream import BlockingStream
 from exex.worker import context
-from exex.worker.context import Place
+from exex.worker.context import STOP_SIGNAL, Place
 from exex.worker.execute import execute, flush_output, open_function
 from exex.worker.processes import dropped
 
@@ -34,9 +34,6 @@ FAST_S = 1e-3
 
 HOLD_S = 2e-4
 """How long results are held back while calls are fast."""
-
-STOP_SIGNAL = signal.SIGUSR2
-"""What ends the running task, and the process with it, as an exception in the task's Python code."""
 
 _PR_SET_PDEATHSIG = 1
 _FORGET = 0.999
@@ -193,17 +190,12 @@ def _shield() -> None:
     for number in _SHIELDED:
         signal.signal(number, _ignore)
         signal.siginterrupt(number, False)
-    signal.signal(STOP_SIGNAL, _stop)
+    signal.signal(STOP_SIGNAL, context.stop.on_signal)
     os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals, after_in_child=_unshield)
 
 
 def _ignore(number: int, frame: object) -> None:
     pass
-
-
-def _stop(number: int, frame: object) -> None:
-    """The rank wants the running task to end: let its `finally` and `with` blocks run. SIGKILL follows in time."""
-    raise context.TaskStopped
 
 
 def _hold_signals() -> None:

@@ -24,9 +24,9 @@ import traceback
 from collections.abc import Iterable, Mapping
 
 from exex.worker import processes
-from exex.worker.context import Place
+from exex.worker.context import STOP_SIGNAL, Place
 from exex.worker.processes import Died, End, Failed, Fork, Forked, Kill, Prepare, Ready
-from exex.worker.task_process import STOP_SIGNAL, Descriptors, die_with_parent, run_task_process
+from exex.worker.task_process import Descriptors, die_with_parent, run_task_process
 
 END_S = 5.0
 """How long killed processes may take to end; some cannot while a file system does not answer."""

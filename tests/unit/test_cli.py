@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from exex import cli
 from exex.config import Config
-from exex.launch import foreground, launcher
+from exex.errors import StartError
+from exex.launch import doctor, foreground, launcher
 from exex.launch.doctor import Check
 from exex.version import __version__
 
@@ -204,8 +205,6 @@ def test_mistakes_of_run_start_nothing(invoke, argv, status, says):
 
 
 def test_no_launcher_is_status_1(invoke, monkeypatch):
-    from exex.errors import StartError
-
     def find_mpiexec(library, python, env):
         raise StartError("there is none")
 
@@ -226,11 +225,56 @@ def test_version(invoke):
 
 
 @pytest.mark.parametrize("oks, status", [([True, True], 0), ([True, False, True], 1)])
-def test_doctor(invoke, monkeypatch, oks, status):
+def test_doctor_tells_by_its_status(invoke, monkeypatch, oks, status):
     monkeypatch.setattr("exex.launch.doctor.checks", lambda env: iter([Check(ok, "thing", "text") for ok in oks]))
     result = invoke("doctor")
     assert result.exit_code == status
     assert result.stdout.splitlines() == [f"{'ok  ' if ok else 'FAIL'}  thing          text" for ok in oks]
+
+
+HELLO = "hello 3 3\n"
+
+
+@pytest.mark.parametrize(
+    "status, output, ok, says",
+    [
+        (0, HELLO * 3, True, "3 ranks started and talked in "),
+        (0, "a warning of the library\n" + HELLO * 3, True, "3 ranks started and talked in "),
+        (
+            0,
+            "hello 1 0\n" * 3,
+            False,
+            "started 3 processes that are no world of 3 (hello 1 0, hello 1 0, hello 1 0): /b/mpiexec is not of",
+        ),
+        (0, HELLO * 2, False, "started 2 processes that are no world of 3"),
+        (0, "", False, "ended with status 0; it printed: nothing"),
+        (213, "no slots", False, "ended with status 213; it printed: no slots"),
+        (None, "hello", False, "did not end within 60 s; it printed: hello"),
+    ],
+)
+def test_doctor_starts_a_world(monkeypatch, status, output, ok, says):
+    library = launcher.Library("hydra", "MPICH Version: 5.0.2", "/b/libmpi.so.12", "4.1.2")
+    mpiexec = launcher.Launcher("hydra", "/b/mpiexec", "Hydra")
+    monkeypatch.setattr(doctor, "mpi_library", lambda python, env: library)
+    monkeypatch.setattr(doctor, "find_mpiexec", lambda library, python, env: mpiexec)
+    monkeypatch.setattr(doctor, "_run", lambda argv, env: (status, output.strip()))
+    *_, world = doctor.checks({})
+    assert (world.subject, world.ok) == ("world", ok)
+    assert says in world.text
+
+
+def test_doctor_stops_where_nothing_can_follow(monkeypatch):
+    def mpi_library(python, env):
+        raise StartError("no MPI; install it")
+
+    monkeypatch.setattr(doctor, "mpi_library", mpi_library)
+    monkeypatch.setattr(doctor, "_SHARED_MEMORY", "/no/shm")
+    env = {"SLURM_JOB_ID": "5", "SLURM_JOB_NUM_NODES": "2"}
+    found = {check.subject: (check.ok, check.text) for check in doctor.checks(env)}
+    assert list(found) == ["Python", "exex", "allocation", "shared memory", "MPI"]
+    assert found["allocation"][0] and found["allocation"][1].startswith("Slurm job 5, 2 nodes; here ")
+    assert found["shared memory"] == (False, "/no/shm: No such file or directory; MPI needs it: mount a tmpfs there")
+    assert found["MPI"] == (False, "no MPI; install it")
 
 
 def test_importing_the_command_line_is_light():
