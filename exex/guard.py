@@ -154,6 +154,7 @@ class Guard:
         if self._rank == 0:
             die_with_parent(guard)
             ours.close()
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what the launcher feeds in is for the client
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
                 signal.signal(number, signal.SIG_IGN)  # Hydra sends SIGUSR1 to the others when a rank dies
             return RankRole(Control(theirs), rank_end)
@@ -240,7 +241,7 @@ class Guard:
                         self._on_message(message)
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 print(f"exex: {self._where} {self._deadline_says}", file=sys.stderr, flush=True)
-                self._status = 1
+                self._status = self._status or 1
                 break
         status = self._end()
         return GuardRole(status, others_wait=bool(status) and not self._ready and self._others_wait)
@@ -260,6 +261,9 @@ class Guard:
                 self._reap()
             elif self._client:
                 os.kill(self._client, number)
+            elif number == signal.SIGTERM and not self._ready:
+                self._status = 128 + signal.SIGTERM
+                self._set_deadline(0, "was told to end (SIGTERM) while it started")
             elif number == signal.SIGTERM:
                 self._set_deadline(self._stop_s, "was told to end (SIGTERM) and did not")
 
@@ -356,6 +360,12 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def status_is_written(environment: Mapping[str, str]) -> bool:
+    """Whether `exex run` knows the status already: then a launcher that hears of success has nothing to complain of."""
+    directory = environment.get("EXEX_JOB_DIR")
+    return bool(directory) and os.path.exists(os.path.join(directory or "", "status"))
 
 
 def write_status(environment: Mapping[str, str], status: int) -> None:

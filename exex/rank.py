@@ -68,7 +68,7 @@ class RankProcess:
                 os._exit(1)
 
     def _main(self) -> int:
-        if self._expected.size is None or (self._expected.size == 1 and self._expected.launcher == "none"):
+        if self._expected.launcher == "none":
             return self._alone()
         try:
             from exex.transport import mpi

@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one process of the job. Returns its exit status."""
     began_s = time.monotonic()
     from exex import cli
-    from exex.guard import ClientRole, Guard, GuardRole, end_the_world
+    from exex.guard import ClientRole, Guard, GuardRole, end_the_world, status_is_written
     from exex.launch.world import expected_world, inherited_fds_to_close, task_environment
 
     config, script, args = cli.parse_run_args(sys.argv[1:] if argv is None else argv)
@@ -34,10 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(role, GuardRole):
         if role.others_wait:
             end_the_world()
-        return role.status
+        return 0 if status_is_written(os.environ) else role.status
     if isinstance(role, ClientRole):
         from exex.client import script as client_script
+        from exex.launch.foreground import take_stdio
 
+        take_stdio(os.environ)
         for fd in launcher_fds:
             try:
                 os.close(fd)

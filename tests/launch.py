@@ -56,13 +56,13 @@ class Launch:
         """Words that start `ranks` ranks of a Python program."""
         return [self.mpiexec, "-n", str(ranks), sys.executable, *words]
 
-    def start(self, argv: list[str], **extra: str) -> subprocess.Popen[str]:
-        """Start a program in a session of its own."""
+    def start(self, argv: list[str], stdin: bool = False, **extra: str) -> subprocess.Popen[str]:
+        """Start a program in a session of its own, with a pipe as its stdin if asked."""
         return subprocess.Popen(
             argv,
             cwd=self.cwd,
             env=self.environment(**extra),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
