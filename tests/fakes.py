@@ -122,6 +122,13 @@ class FakeManager(threading.Thread):
     # ---- the thread ------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._link.close()
+            self.finished.set()
+
+    def _serve(self) -> None:
         while True:
             busy = self._link.progress()
             select.select([self._link, self._bell_read], [], [], 0.001 if busy else 0.2)
@@ -131,12 +138,9 @@ class FakeManager(threading.Thread):
                         self._send(JobEnds(reason=self._end))
                         while self._link.progress():
                             pass
-                    self._link.close()
                     return
                 while (received := self._link.receive()) is not None:
                     if received[1] is GONE:
-                        self._link.close()
-                        self.finished.set()
                         return
                     message = self._decoder.decode(received[1])
                     self.received.append(message)
@@ -241,21 +245,26 @@ class FakeManager(threading.Thread):
                 self._ready.append(task)
 
     def _finish(self, task: FakeTask, outcome: int, payload: Any, causes: list[int] | None = None) -> None:
-        del self.tasks[task.tid]
-        if outcome != Outcome.CANCELLED:
-            self._kept[task.tid] = (outcome, payload)
-            self._out.append((task.tid, outcome, payload, causes or []))
-        else:
-            payload = payloads.dump_error(RuntimeError("cancelled"), "")
-        for dependent, place in task.dependents:
-            if dependent.tid in self.tasks:
-                if outcome == Outcome.DONE:
-                    dependent.values[place] = payload
-                    dependent.open_needs -= 1
-                    if not dependent.open_needs:
-                        self._ready.append(dependent)
-                else:
-                    self._finish(dependent, Outcome.NEED_FAILED, payload, [task.tid])
+        ended = deque([(task, outcome, payload, causes or [])])
+        while ended:
+            task, outcome, payload, causes = ended.popleft()
+            if self.tasks.pop(task.tid, None) is None:
+                continue
+            if outcome == Outcome.CANCELLED:
+                payload = payloads.dump_error(RuntimeError("cancelled"), "")
+            else:
+                self._kept[task.tid] = (outcome, payload)
+                self._out.append((task.tid, outcome, payload, causes))
+            for dependent, place in task.dependents:
+                if dependent.tid not in self.tasks:
+                    continue
+                if outcome != Outcome.DONE:
+                    ended.append((dependent, Outcome.NEED_FAILED, payload, [task.tid]))
+                    continue
+                dependent.values[place] = payload
+                dependent.open_needs -= 1
+                if not dependent.open_needs:
+                    self._ready.append(dependent)
 
     def _run_ready(self) -> None:
         waiting: deque[FakeTask] = deque()

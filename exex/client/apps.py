@@ -16,7 +16,7 @@ from typing import Any
 from exex.client import session
 from exex.client.files import File
 from exex.client.futures import AppFuture, DataFuture
-from exex.client.joins import Join
+from exex.client.joins import Arguments, Join
 from exex.client.options import NO_OPTIONS, SPECIAL, AppOptions, Parameters, Request, auto_log_path, check_decorator
 from exex.client.outcomes import Call
 from exex.client.promises import dump_call, promise
@@ -171,12 +171,11 @@ class JoinApp(App):
             names = sorted(request.options or {}) or ["walltime"]
             raise TypeError(f"join_app {self.__name__} runs in the client, so it cannot have {', '.join(names)}")
         call = self._bind(current, request.rules)
-        payload, needs = dump_call(request.args, request.kwargs, None)
-        if request.hidden:
-            needs += dump_call(request.hidden, {}, None)[1]
+        arguments = Arguments(request.args, request.kwargs)
+        hidden = dump_call(request.hidden, {}, None)[1] if request.hidden else []
         future = promise(call)
         _furnish(future, request)
-        Join(future, self._function, current.run_join).start(request.args, request.kwargs, payload, needs)
+        Join(future, self._function, current.run_join).start(arguments, hidden)
         return future
 
     def _register(self, current: Session, rules: tuple[int, int, float | None]) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED
 from itertools import repeat
 from typing import Any
-from weakref import WeakValueDictionary
 
 from exex.client.futures import AppFuture
 from exex.client.lazy import finish_all, mark_running
@@ -49,7 +48,6 @@ class Inbox:
         self._outbox = outbox
         self._ask = ask
         self._unseen: dict[TaskId, tuple[str, Payload]] = {}
-        self._failed: WeakValueDictionary[TaskId, AppFuture] = WeakValueDictionary()
 
     def apply(self, answer: Answer) -> None:
         """Settle the futures of the tasks that have ended, and mark those that have started."""
@@ -79,11 +77,12 @@ class Inbox:
             del unfinished[tid]
             if outcome == Outcome.CANCELLED:
                 future._settle(CANCELLED_AND_NOTIFIED, None)
+                failed[tid] = self._outbox.failed[tid] = future
                 continue
             raw = payload
             if outcome != Outcome.DONE:
                 raw = self._failure(payload, answer.causes.get(i, ()) if outcome == Outcome.NEED_FAILED else None)
-                failed[tid] = self._failed[tid] = future
+                failed[tid] = self._outbox.failed[tid] = future
                 self.note_failure(future, payload)
             futures.append(future)
             raws.append(raw)
@@ -92,7 +91,7 @@ class Inbox:
     def _failure(self, payload: Payload, needs: Any) -> Failed:
         if needs is None:
             return Failed(payload)
-        causes = [cause for cause in map(self._failed.get, needs) if cause is not None]
+        causes = [cause for cause in map(self._outbox.failed.get, needs) if cause is not None]
         for tid in needs:
             self._unseen.pop(tid, None)  # whoever looks at the dependent sees it
         return NeedFailed(causes, payload, f"task {needs[0]}" if needs else "a need")

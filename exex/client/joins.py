@@ -5,18 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from concurrent.futures._base import FINISHED
 from typing import Any
 
 from exex.client.futures import AppFuture, DataFuture
-from exex.client.lazy import LazyFuture
-from exex.client.outcomes import NeedFailed
-from exex.client.promises import PromisedFuture, break_promise, keep
+from exex.client.promises import PromisedFuture, break_promise, dump_call, keep
 from exex.client.retries import TaskRecord
-from exex.errors import JoinError, SerializationError
+from exex.errors import DependencyError, JoinError, SerializationError
 from exex.protocol import payload as payloads
-from exex.protocol.messages import Outcome
 from exex.protocol.payload import Payload
+
+
+_CONTAINERS = (list, tuple, set, frozenset)
 
 
 def when_all(futures: Sequence[Future[Any]], then: Callable[[], object]) -> None:
@@ -37,6 +36,57 @@ def when_all(futures: Sequence[Future[Any]], then: Callable[[], object]) -> None
     one_done()
 
 
+class Arguments:
+    """The arguments of a join app, which waits for the futures in them and puts values in their places.
+
+    They stay the script's own objects, even such as cannot be pickled; futures are looked for in lists, tuples, dicts and
+    sets. Only where pickling finds more of them, inside other objects, the function gets a copy with the values in place.
+    """
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._both: Any = (args, kwargs)
+        self._payload: Payload = None
+        self._needs: list[Any] = []
+        try:
+            payload, needs = dump_call(args, kwargs, None)
+        except SerializationError:
+            payload, needs = None, []
+        _find(self._both, self._needs)
+        if len(set(map(id, needs))) > len(set(map(id, self._needs))):
+            self._payload, self._needs = payloads.writable(payload), needs
+
+    def needs(self) -> list[Any]:
+        """All futures in the arguments."""
+        return self._needs
+
+    def values(self) -> Any:
+        """`(args, kwargs)`. All needs must have succeeded."""
+        if self._payload is not None:
+            return payloads.load_call(self._payload, [_payload_of(need) for need in self._needs])
+        return _fill(self._both) if self._needs else self._both
+
+
+def _find(value: Any, found: list[Any]) -> None:
+    if isinstance(value, Future):
+        found.append(value)
+    elif type(value) is dict:
+        for item in value.items():
+            _find(item, found)
+    elif type(value) in _CONTAINERS:
+        for part in value:
+            _find(part, found)
+
+
+def _fill(value: Any) -> Any:
+    if isinstance(value, Future):
+        return value.result(0)
+    if type(value) is dict:
+        return {_fill(key): _fill(part) for key, part in value.items()}
+    if type(value) in _CONTAINERS:
+        return type(value)(_fill(part) for part in value)
+    return value
+
+
 class Join:
     """One call of a join app.
 
@@ -50,19 +100,15 @@ class Join:
         self._function = function
         self._run_in_thread = run
         self._record = TaskRecord(future)
-        self._args: tuple[Any, ...] = ()
-        self._kwargs: dict[str, Any] = {}
-        self._payload: Payload = b""
-        self._needs: list[Any] = []
 
-    def start(self, args: tuple[Any, ...], kwargs: dict[str, Any], payload: Payload, needs: list[Any]) -> None:
+    def start(self, arguments: Arguments, hidden: Sequence[Future[Any]]) -> None:
         """Run the body as soon as its needs are there.
 
         Args:
-            payload: `args` and `kwargs` as `dump_call` has pickled them, which found `needs`.
+            hidden: further needs, which the function does not get.
         """
-        self._args, self._kwargs, self._payload, self._needs = args, kwargs, payload, needs
-        when_all(needs, lambda: self._run_in_thread(lambda: self._surely(self._prepare)))
+        needs = [*arguments.needs(), *hidden]
+        when_all(needs, lambda: self._run_in_thread(lambda: self._surely(lambda: self._prepare(arguments, needs))))
 
     def _surely(self, step: Callable[[], object]) -> None:
         """Do a step; if it fails in a way that nobody thought of, or by sys.exit(), so does the task."""
@@ -71,36 +117,20 @@ class Join:
         except BaseException as error:
             break_promise(self._future, error)
 
-    def _prepare(self) -> None:
+    def _prepare(self, arguments: Arguments, needs: list[Future[Any]]) -> None:
         """The needs are done."""
-        owners = [need.app_future if isinstance(need, DataFuture) else need for need in self._needs]
-        failed = [owner for owner in owners if owner.cancelled() or owner._has_failed()]
-        if failed:
-            self._fail_for(failed)
-            return
-        if owners:
-            values = [owner._payload() for owner in owners]
-            self._args, self._kwargs = payloads.load_call(payloads.writable(self._payload), values)
-        self._payload, self._needs = b"", []
-        self._body()
+        failures = [(error, _title(need)) for need in needs if (error := _error_of(need)) is not None]
+        if failures:
+            break_promise(self._future, DependencyError(failures, self._future.tid))
+        elif not self._future.done():
+            self._body(*arguments.values())
 
-    def _fail_for(self, failed: list[LazyFuture]) -> None:
-        proxy = self._future._call.proxy
-        for owner in failed:
-            proxy.seen(owner)
-        raw = NeedFailed(failed)
-        proxy.note_failure(self._future, "a need of it failed")
-        if self._future._settle(FINISHED, raw):
-            proxy.fulfil(self._future, Outcome.FAILED, payloads.dump_error(self._future._failure(), self._future._title()))
-        else:
-            proxy.seen(self._future)
-
-    def _body(self) -> None:
+    def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         future = self._future
         while not future.done():
             future._phase = "running"
             try:
-                inner = self._function(*self._args, **self._kwargs)
+                inner = self._function(*args, **kwargs)
             except Exception as error:
                 final = self._record.judge(error, future._call)
                 if final is None:
@@ -112,7 +142,6 @@ class Join:
 
     def _join(self, inner: Any) -> None:
         """Wait for what the body has returned."""
-        self._args, self._kwargs = (), {}
         is_list = isinstance(inner, list)
         futures = inner if is_list else [inner]
         strange = [item for item in futures if not isinstance(item, Future)]

@@ -323,8 +323,8 @@ class LazyFuture(Future[Any]):
     def _done_callbacks(self) -> list[Callable[[Any], Any]]:
         return self._get_rare().callbacks
 
-    @property  # type: ignore[override]
-    def _result(self) -> Any:
+    @property
+    def _result(self) -> Any:  # type: ignore[override]
         if self._state != FINISHED:
             return None
         if self._raw is not None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures._base import FINISHED
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 from exex.client.futures import AppFuture, DataFuture
 from exex.client.lazy import OPEN, LazyFuture
@@ -53,6 +54,7 @@ class Outbox:
     Attributes:
         calls: futures of calls and promises that are not sent yet, in the order in which they were made.
         unfinished: futures that the manager was told of and has not answered, by number; they are kept alive here.
+        failed: futures that have failed or were cancelled, as long as somebody holds them, by number.
         taken: number of calls and promises that have left `calls` so far.
         sent_bytes: of the payloads of all calls sent.
         unsent_large_bytes: of `Large` payloads not sent yet, which are counted at once; the others are small.
@@ -61,6 +63,7 @@ class Outbox:
     def __init__(self) -> None:
         self.calls: list[AppFuture] = []
         self.unfinished: dict[TaskId, AppFuture] = {}
+        self.failed: WeakValueDictionary[TaskId, AppFuture] = WeakValueDictionary()
         self.taken = 0
         self.sent_bytes = 0
         self.unsent_large_bytes = 0
@@ -154,9 +157,10 @@ class Outbox:
                 messages.append(verdict)
                 if not verdict.retry:
                     del self.unfinished[verdict.task]
-        known = [future._tid for future in cancelled if self.unfinished.pop(future._tid, None) is not None]
+        known = [future for future in cancelled if self.unfinished.pop(future._tid, None) is not None]
         if known:
-            messages.append(Cancel(tasks=known))
+            self.failed.update((future._tid, future) for future in known)
+            messages.append(Cancel(tasks=[future._tid for future in known]))
         return messages
 
     def _take_runs(self, fulfilled: list[Fulfilled]) -> list[Run]:
@@ -243,6 +247,8 @@ class Outbox:
     def _fulfil(self, fulfilled: list[Fulfilled]) -> Fulfil:
         for item in fulfilled:
             self.unfinished.pop(item.future._tid, None)
+            if item.outcome != Outcome.DONE:
+                self.failed[item.future._tid] = item.future
         return Fulfil(
             tasks=[item.future._tid for item in fulfilled],
             outcomes=bytes([item.outcome for item in fulfilled]),

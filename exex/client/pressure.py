@@ -17,16 +17,18 @@ class Pressure:
     Threads of join apps, and the proxy thread itself, are never held back: what they submit is what others wait for.
     Nor is anybody while nothing is answered and promises are open: the script may be the one to keep them.
 
+    Args:
+        unfinished: tells how many tasks have no answer, and the bytes of their payloads.
+
     Attributes:
         limit: a call with this task number, or a higher one, must `hold_back`.
     """
 
-    def __init__(self, most_tasks: int, most_bytes: int) -> None:
+    def __init__(self, most_tasks: int, most_bytes: int, unfinished: Callable[[], tuple[int, int]]) -> None:
         self.limit = most_tasks
         self._most_tasks = most_tasks
         self._most_bytes = most_bytes
-        self._tasks = 0
-        self._bytes = 0
+        self._unfinished = unfinished
         self._ended = 0
         self._closed = False
         self._waiting = 0
@@ -37,14 +39,16 @@ class Pressure:
         """Never hold the calling thread back."""
         self._exempt.add(threading.get_ident())
 
-    def update(self, tasks: int, size_bytes: int, ended: int) -> None:
-        """From the proxy thread: tasks that are unfinished, the bytes of their payloads, tasks that have ended so far."""
-        self._tasks = tasks
-        self._bytes = size_bytes
+    def update(self, ended: int) -> None:
+        """Something was sent, or answered. From the proxy thread.
+
+        Args:
+            ended: number of tasks that have ended so far.
+        """
         self._ended = ended
         if not self._closed:
-            self.limit = ended + self._most_tasks if size_bytes <= self._most_bytes else 0
-        if self._waiting and self._has_room():
+            self.limit = ended + self._most_tasks if self._unfinished()[1] <= self._most_bytes else 0
+        if self._waiting and self._is_below(_RESUME):
             with self._room:
                 self._room.notify_all()
 
@@ -56,18 +60,19 @@ class Pressure:
             self._room.notify_all()
 
     def hold_back(self, promises_open: Callable[[], bool]) -> None:
-        """Wait until there is room."""
-        if self._closed or threading.get_ident() in self._exempt:
+        """Wait for room, if there is none."""
+        if self._closed or self._is_below(1.0) or threading.get_ident() in self._exempt:
             return
         with self._room:
             self._waiting += 1
             try:
-                while not self._closed and not self._has_room():
+                while not self._closed and not self._is_below(_RESUME):
                     before = self._ended
                     if not self._room.wait(_PATIENCE_S) and before == self._ended and promises_open():
                         return
             finally:
                 self._waiting -= 1
 
-    def _has_room(self) -> bool:
-        return self._tasks <= self._most_tasks * _RESUME and self._bytes <= self._most_bytes * _RESUME
+    def _is_below(self, part: float) -> bool:
+        tasks, size_bytes = self._unfinished()
+        return tasks <= self._most_tasks * part and size_bytes <= self._most_bytes * part

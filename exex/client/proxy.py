@@ -57,7 +57,7 @@ class Proxy:
         self.welcome: Welcome
         self.outbox = Outbox()
         self.inbox = Inbox(self.outbox, ask)
-        self.pressure = Pressure(most_tasks, most_bytes)
+        self.pressure = Pressure(most_tasks, most_bytes, self._count_unfinished)
         self.unfinished = self.outbox.unfinished
         self.seen = self.inbox.seen
         self.note_failure = self.inbox.note_failure
@@ -174,6 +174,11 @@ class Proxy:
         self.outbox.count_large(len(kept))
         return kept
 
+    def _count_unfinished(self) -> tuple[int, int]:
+        """Tasks without an answer, and the bytes of their payloads."""
+        outbox = self.outbox
+        return len(outbox), outbox.sent_bytes + outbox.unsent_large_bytes - self.inbox.released_bytes
+
     def _hold_back(self, future: AppFuture) -> None:
         if not self.open:
             future._settle(FINISHED, Lost(self._closed_because))
@@ -188,8 +193,11 @@ class Proxy:
         Raises:
             StartError: no answer within `timeout_s`, or a manager that cannot be used.
         """
-        self._link.send(0, self._encoder.encode(Attach(version=__version__, pid=os.getpid(), title=title)))
         give_up_s = time.monotonic() + timeout_s
+        try:
+            self._link.send(0, self._encoder.encode(Attach(version=__version__, pid=os.getpid(), title=title)))
+        except ConnectionError as error:
+            raise StartError(f"there is no manager at the other end ({error}); see what rank 0 printed") from error
         while (received := self._link.receive()) is None:
             left_s = give_up_s - time.monotonic()
             if left_s <= 0:
@@ -231,7 +239,7 @@ class Proxy:
         self.open = False
         self._thread_id = -1
         self._closed_because = "this process was forked from the client, and only the client itself can start tasks"
-        self.pressure = Pressure(0, 0)
+        self.pressure.limit = 0
 
     # ---- the thread --------------------------------------------------------------------------------------
 
@@ -288,9 +296,7 @@ class Proxy:
                 self._owed_tasks = 0
         if self._owed_tasks >= _APPLIED_AFTER_TASKS:
             self._acknowledge()
-        unfinished = len(outbox.unfinished)
-        size_bytes = outbox.sent_bytes + outbox.unsent_large_bytes - inbox.released_bytes
-        self.pressure.update(unfinished, size_bytes, outbox.taken - unfinished)
+        self.pressure.update(outbox.taken - len(outbox.unfinished))
         return bool(messages)
 
     def _acknowledge(self) -> None:

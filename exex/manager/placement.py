@@ -43,12 +43,16 @@ def place(state: ManagerState) -> None:
 def _prefetch_room(state: ManagerState, worker: WorkerRecord) -> int:
     """How many tasks like the next ready one a worker may queue beyond its slots.
 
-    None of unknown length: a task that may be long must go where a slot is free.
+    None of unknown length: a task that may be long must go where a slot is free. None while more than half of what it
+    may hold is left: otherwise each result would be answered by a message with one task, at many times the cost.
     """
     task = state.ready.first()
     if task is None or task.app is None or task.app.mean_s < 0:
         return 0
-    spare_s = worker.slots * state.prefetch_s - worker.held * LEAST_TASK_S - worker.held_s
+    full_s = worker.slots * state.prefetch_s
+    spare_s = full_s - worker.held * LEAST_TASK_S - worker.held_s
+    if spare_s < full_s / 2:
+        return 0
     return int(spare_s / (task.app.mean_s + LEAST_TASK_S))
 
 

@@ -211,7 +211,7 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
         worker.held_s -= task.guess_s
         if outcome == Outcome.DONE:
             mean = app.mean_s
-            app.mean_s = seconds if mean < 0 else mean + (seconds - mean) * 0.05
+            app.mean_s = seconds if mean < 0 else mean + (min(seconds, 10 * mean + OUTLIER_S) - mean) * 0.05
             succeed(state, task, value)
         else:
             _attempt_failed(state, task, app, outcome, value)
@@ -257,6 +257,9 @@ def on_worker_lost(state: ManagerState, rank: Rank, why: str) -> None:
         else:
             state.ready.push(task)
 
+
+OUTLIER_S = 1e-4
+"""Added to ten times the average, the most that one running time counts for in it."""
 
 LOSSES_TOLERATED = 3
 """A task that was on this many lost workers, beyond its retries, is taken for the cause and fails."""

@@ -23,6 +23,10 @@ NEXT_S = 0.02
 STUCK_S = 0.005
 """A slot whose calls have not moved for so long shares what it has not started with idle slots."""
 
+OUTLIER_S = 1e-4
+"""Added to ten times the average, the most that one running time counts for: a task that lost its core for a while
+must not slow down the next hundred. What is stuck behind a task that really is long is taken back."""
+
 STARTED_S = 0.05
 """A task that runs longer than this is reported as started."""
 
@@ -91,7 +95,7 @@ class WorkerState:
 
     Attributes:
         queue: calls that no slot holds yet, in order.
-        paces: per app, a slowly forgotten maximum of the running time, in seconds.
+        paces: per app, a moving average of the running time, in seconds.
     """
 
     rank: Rank
@@ -198,8 +202,8 @@ def on_slot_done(state: WorkerState, slot: Slot, msg: Done, now_s: float) -> Non
         if call.task != task:
             raise ProtocolError(f"slot {slot.number} reports task {task} before {call.task}")
         number = call.spec.app
-        pace = paces.get(number, 0.0) * 0.999
-        paces[number] = seconds if seconds > pace else pace
+        pace = paces.get(number)
+        paces[number] = seconds if pace is None else pace + (min(seconds, 10 * pace + OUTLIER_S) - pace) * 0.05
         state.report(call, outcome, payload, seconds)
         if slot.condemned == task:
             slot.condemned = None

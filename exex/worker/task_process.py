@@ -36,7 +36,7 @@ HOLD_S = 2e-4
 """How long results are held back while calls are fast."""
 
 _PR_SET_PDEATHSIG = 1
-_FORGET = 0.999
+_FORGET = 0.9
 _SHIELDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
