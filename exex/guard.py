@@ -294,6 +294,9 @@ class Guard:
                 self._control.send("client-exited", status=code if code >= 0 else 128 - code)
             elif pid == self._template:
                 self._template = 0
+                for orphan in _children(os.getpid()):  # started by tasks, and nobody's now
+                    if orphan not in (self._rank, self._client):
+                        os.kill(orphan, signal.SIGKILL)
                 if self._rank and self._status is None:
                     rank_end = self._start_template()
                     self._control.send("template", fd=rank_end.fileno())

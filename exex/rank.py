@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import socket
 import sys
 import time
@@ -22,6 +23,7 @@ from exex.transport.stream import StreamLink
 from exex.transport.wait import Waiter
 from exex.version import __version__
 from exex.worker import loop as worker_loop
+from exex.worker.context import Place
 from exex.worker.processes import Template
 
 _MANAGER, _LOCAL_WORKER = 0, 1  # ends of the in-memory network in a world of one
@@ -49,6 +51,7 @@ class RankProcess:
         self._began_s = began_s
         self._times_s = [time.monotonic() - began_s]
         self._waiter = Waiter()
+        _raise_descriptor_limit()
         self._broken = False
 
     def main(self) -> int:
@@ -153,7 +156,7 @@ class RankProcess:
                 if time.monotonic() > give_up_s:
                     return 1
             at_once = loop.at_once or (local is not None and (traffic or local.at_once))
-            ready = self._waiter.wait(traffic, at_once, pause_s)
+            ready = self._waiter.wait(traffic, at_once, loop.eager(), pause_s)
 
     def _work(self, rank: int, link: Link, ranks_on_node: int) -> int:
         """Be a worker; returns 0 after an orderly end."""
@@ -179,7 +182,7 @@ class RankProcess:
                 if worker is None or worker.finished:
                     sock.close()
                 else:
-                    print(f"exex: rank {self._expected.rank or 0} on {self._node} starts another template", file=sys.stderr, flush=True)
+                    print(f"exex: {worker.state.place()} starts another template", file=sys.stderr, flush=True)
                     worker.replace_template(self._begin(Template(sock), worker.state.rank))
             elif message["op"] == "gone":
                 raise StartError("the guard is gone")
@@ -201,7 +204,8 @@ class RankProcess:
         slots = config.slots if isinstance(config.slots, int) else allocation.auto_slots(os.sched_getaffinity(0), ranks_on_node)
         template = self._begin(Template(self._template_socket), rank)
         inline = config.isolation == "none"
-        return worker_loop.WorkerLoop(rank, self._node, slots, link, template, self._waiter, config.grace_s, inline)
+        place = Place(rank, self._node)
+        return worker_loop.WorkerLoop(place, slots, link, template, self._waiter, grace_s=config.grace_s, inline=inline)
 
 
     def _begin(self, template: Template, rank: int) -> Template:
@@ -214,6 +218,13 @@ class RankProcess:
             node=self._node,
         )
         return template
+
+
+def _raise_descriptor_limit() -> None:
+    """A slot takes four descriptors; the usual soft limit of 1024 is for programs that use select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _new_run_dir(parent: str) -> str:

@@ -15,8 +15,8 @@ from exex.protocol import codec
 from exex.protocol import payload as payloads
 from exex.protocol.messages import (
     Answer,
-    AppSpec,
     Applied,
+    AppSpec,
     Attach,
     Cancel,
     Finish,

@@ -39,12 +39,10 @@ class Inbox:
 
     Attributes:
         answered: number of the last Answer that was applied.
-        released_bytes: of the payloads of their calls.
     """
 
     def __init__(self, outbox: Outbox, ask: Callable[[AppFuture, Payload], None]) -> None:
         self.answered = 0
-        self.released_bytes = 0
         self._outbox = outbox
         self._ask = ask
         self._unseen: dict[TaskId, tuple[str, Payload]] = {}
@@ -54,7 +52,7 @@ class Inbox:
         self.answered = answer.sequence
         if not answer.outcomes.strip(b"\0"):  # all are Outcome.DONE
             futures = map(self._outbox.unfinished.pop, answer.tasks, repeat(None))
-            self.released_bytes += finish_all(futures, answer.payloads)
+            self._outbox.unfinished_bytes -= finish_all(futures, answer.payloads)
         else:
             self._apply_one_by_one(answer)
         for tid in answer.started:
@@ -76,6 +74,7 @@ class Inbox:
                 continue
             del unfinished[tid]
             if outcome == Outcome.CANCELLED:
+                self._outbox.unfinished_bytes -= future._raw if type(future._raw) is int else 0
                 future._settle(CANCELLED_AND_NOTIFIED, None)
                 failed[tid] = self._outbox.failed[tid] = future
                 continue
@@ -86,7 +85,7 @@ class Inbox:
                 self.note_failure(future, payload)
             futures.append(future)
             raws.append(raw)
-        self.released_bytes += finish_all(futures, raws)
+        self._outbox.unfinished_bytes -= finish_all(futures, raws)
 
     def _failure(self, payload: Payload, needs: Any) -> Failed:
         if needs is None:

@@ -14,7 +14,6 @@ from exex.errors import DependencyError, JoinError, SerializationError
 from exex.protocol import payload as payloads
 from exex.protocol.payload import Payload
 
-
 _CONTAINERS = (list, tuple, set, frozenset)
 
 

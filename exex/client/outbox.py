@@ -56,7 +56,7 @@ class Outbox:
         unfinished: futures that the manager was told of and has not answered, by number; they are kept alive here.
         failed: futures that have failed or were cancelled, as long as somebody holds them, by number.
         taken: number of calls and promises that have left `calls` so far.
-        sent_bytes: of the payloads of all calls sent.
+        unfinished_bytes: of the payloads of all calls that were sent and not answered.
         unsent_large_bytes: of `Large` payloads not sent yet, which are counted at once; the others are small.
     """
 
@@ -65,11 +65,11 @@ class Outbox:
         self.unfinished: dict[TaskId, AppFuture] = {}
         self.failed: WeakValueDictionary[TaskId, AppFuture] = WeakValueDictionary()
         self.taken = 0
-        self.sent_bytes = 0
+        self.unfinished_bytes = 0
         self.unsent_large_bytes = 0
         self._cancelled: list[AppFuture] = []
         self._fulfilled: list[Fulfilled] = []
-        self._verdicts: list[Verdict] = []
+        self._verdicts: list[tuple[Verdict, int]] = []
         self._given: dict[TaskId, dict[int, Payload]] = {}
         self._lock = threading.Lock()
         self._numbers: dict[AppSpec, int] = {}
@@ -116,9 +116,9 @@ class Outbox:
         """The promised future has its outcome; so must the manager's task."""
         self._fulfilled.append(Fulfilled(future, outcome, payload))
 
-    def decide(self, verdict: Verdict) -> None:
-        """What the retry handler says. If it gives up, the caller fails the future."""
-        self._verdicts.append(verdict)
+    def decide(self, verdict: Verdict, size_bytes: int) -> None:
+        """What the retry handler says. If it gives up, the caller fails the future, whose call had this size."""
+        self._verdicts.append((verdict, size_bytes))
 
     def open_futures(self) -> list[AppFuture]:
         """Futures of all tasks that have no outcome yet, oldest first."""
@@ -152,13 +152,15 @@ class Outbox:
             messages += [_promise(run.futures) if run.promised else self._submit(run.futures, answered) for run in runs]
         if fulfilled:
             messages.append(self._fulfil(fulfilled))
-        for verdict in verdicts:
+        for verdict, size_bytes in verdicts:
             if verdict.task in self.unfinished:
                 messages.append(verdict)
                 if not verdict.retry:
                     del self.unfinished[verdict.task]
+                    self.unfinished_bytes -= size_bytes
         known = [future for future in cancelled if self.unfinished.pop(future._tid, None) is not None]
         if known:
+            self.unfinished_bytes -= sum(future._raw for future in known if type(future._raw) is int)
             self.failed.update((future._tid, future) for future in known)
             messages.append(Cancel(tasks=[future._tid for future in known]))
         return messages
@@ -228,7 +230,7 @@ class Outbox:
         sizes = list(map(len, raws))
         for future, size in zip(run, sizes):
             future._raw = size
-        self.sent_bytes += sum(sizes)
+        self.unfinished_bytes += sum(sizes)
         if Large in set(map(type, raws)):
             self.count_large(-sum(size for raw, size in zip(raws, sizes) if type(raw) is Large))
         first = run[0]._tid

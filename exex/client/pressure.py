@@ -47,10 +47,16 @@ class Pressure:
         """
         self._ended = ended
         if not self._closed:
-            self.limit = ended + self._most_tasks if self._unfinished()[1] <= self._most_bytes else 0
+            self.limit = ended + self._most_tasks
+            self.look_at_bytes()
         if self._waiting and self._is_below(_RESUME):
             with self._room:
                 self._room.notify_all()
+
+    def look_at_bytes(self) -> None:
+        """A large payload was added, which may be one too many."""
+        if self._unfinished()[1] > self._most_bytes:
+            self.limit = 0
 
     def close(self) -> None:
         """Let everybody through."""

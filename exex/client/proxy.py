@@ -129,11 +129,12 @@ class Proxy:
 
     def decide(self, future: AppFuture, verdict: Verdict) -> None:
         """The retry handler has decided; if it gives up, the future fails at once."""
+        size_bytes = future._raw
         if not verdict.retry:
             self.note_failure(future, verdict.payload)
             if not future._settle(FINISHED, Failed(verdict.payload)):
                 self.seen(future)  # it was cancelled
-        self.outbox.decide(verdict)
+        self.outbox.decide(verdict, size_bytes)
         self.wake()
 
     def before_waiting(self, future: Any) -> None:
@@ -172,12 +173,13 @@ class Proxy:
         first, *rest = payload.frames
         kept = Large([first, *(frame if memoryview(frame).readonly else bytes(frame) for frame in rest)])
         self.outbox.count_large(len(kept))
+        self.pressure.look_at_bytes()
         return kept
 
     def _count_unfinished(self) -> tuple[int, int]:
         """Tasks without an answer, and the bytes of their payloads."""
         outbox = self.outbox
-        return len(outbox), outbox.sent_bytes + outbox.unsent_large_bytes - self.inbox.released_bytes
+        return len(outbox), outbox.unfinished_bytes + outbox.unsent_large_bytes
 
     def _hold_back(self, future: AppFuture) -> None:
         if not self.open:

@@ -258,6 +258,10 @@ class ManagerLoop:
             self.at_once |= self._clients.progress()
         return traffic
 
+    def eager(self) -> bool:
+        """Whether what comes next is waited for: no worker has more than it can run."""
+        return self.state.assigned <= len(self.state.workers) or self.state.assigned <= self.state.slots()
+
     # ---- the end ----
 
     def idle(self) -> bool:

@@ -21,17 +21,17 @@ def place(state: ManagerState) -> None:
             if not ready.count:
                 break
             worker = free.pop()  # the last that was busy is the first to look
-            worker.listed = ""
+            worker.in_free = False
             _give(state, worker, min(-(-ready.count // left), worker.slots - worker.held))
             visited.append(worker)
-        for worker in visited:
+        for worker in reversed(visited):
             state.list_worker(worker)
     busy = state.busy
     for left in range(len(busy), 0, -1):
         if not ready.count:
             break
         worker = busy.popleft()
-        worker.listed = ""
+        worker.in_busy = False
         share = -(-ready.count // left)
         room = _prefetch_room(state, worker)
         if room > 0:
@@ -58,6 +58,8 @@ def _prefetch_room(state: ManagerState, worker: WorkerRecord) -> int:
 
 def _give(state: ManagerState, worker: WorkerRecord, most: int) -> None:
     """Move up to `most` ready tasks into a worker's next Assign."""
+    if most <= 0:
+        return
     if not worker.outgoing:
         state.refilled.append(worker)
     while most > 0:

@@ -20,11 +20,13 @@ class WorkerRecord:
         held_s: guess of how long they will take one slot, in seconds.
         apps: numbers of the apps it has been told of.
         outgoing: tasks for its next Assign.
-        listed: which of the placement's lists it stands in: "", "free" or "busy".
+        in_free: it stands in the placement's list of workers that may have a free slot; so for `in_busy`.
         leaving: Stop was sent.
     """
 
-    __slots__ = ("apps", "functions", "held", "held_s", "leaving", "listed", "node", "outgoing", "pid", "rank", "slots")
+    __slots__ = (
+        "apps", "functions", "held", "held_s", "in_busy", "in_free", "leaving", "node", "outgoing", "pid", "rank", "slots",
+    )  # fmt: skip
 
     def __init__(self, rank: Rank, node: str, pid: int, slots: int) -> None:
         self.rank = rank
@@ -36,7 +38,8 @@ class WorkerRecord:
         self.apps: set[int] = set()
         self.functions: set[bytes] = set()
         self.outgoing: list[Task] = []
-        self.listed = ""
+        self.in_free = False
+        self.in_busy = False
         self.leaving = False
 
 
@@ -115,7 +118,8 @@ class ManagerState:
         prefetch_s: seconds of work to keep queued at a worker beyond its slots, per slot.
         tasks: every unfinished task.
         dropped: attempts whose task is cancelled but which their worker has not reported yet.
-        free: workers with a free slot; `busy`: those whose slots are full but that may take prefetch.
+        free: workers that may have a free slot, the last busy one last; `busy`: those that may take prefetch. Each stands
+            there once at the most; whether it fits is checked when it is taken out.
         refilled: workers with a non-empty `outgoing`.
         drops: per rank, tasks for its next Drop.
     """
@@ -148,11 +152,11 @@ class ManagerState:
         if worker.leaving:
             return
         if worker.held < worker.slots:
-            if worker.listed != "free":
-                worker.listed = "free"
+            if not worker.in_free:
+                worker.in_free = True
                 self.free.append(worker)
-        elif not worker.listed:
-            worker.listed = "busy"
+        elif not worker.in_busy:
+            worker.in_busy = True
             self.busy.append(worker)
 
     def new_app(self, client: ClientRecord, spec: AppSpec) -> None:
@@ -243,6 +247,7 @@ class ManagerState:
         assert unfinished == sum(client.unfinished for client in self.clients.values())
         for worker in self.workers.values():
             assert worker.held == held[worker.rank], (worker.rank, worker.held, held[worker.rank])
-            assert (worker in self.free) == (worker.listed == "free")
+            assert self.free.count(worker) == worker.in_free, worker.rank
+            assert self.busy.count(worker) == worker.in_busy, worker.rank
             if ready and not worker.leaving and worker.held < worker.slots:
-                assert worker.listed == "free", worker.rank
+                assert worker.in_free, worker.rank

@@ -55,7 +55,8 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
         apps = [client.apps[number] for number in calls]
     except KeyError as error:
         raise ProtocolError(f"client {client.number}: calls an app {error} that it never named") from None
-    new = [Task(first + i, app, call) for i, (app, call) in enumerate(zip(apps * count if len(apps) == 1 else apps, msg.payloads))]
+    app_of_each = apps * count if len(apps) == 1 else apps
+    new = [Task(first + i, app, call) for i, (app, call) in enumerate(zip(app_of_each, msg.payloads))]
     state.tasks.update((task.id, task) for task in new)
     state.counts.submitted += count
     client.unfinished += count
@@ -243,8 +244,10 @@ def on_worker_lost(state: ManagerState, rank: Rank, why: str) -> None:
     """A worker is gone: its attempts are tried again on others, without counting as failures. Cost: O(tasks)."""
     worker = state.workers.pop(rank)
     worker.leaving = True
-    if worker.listed:
-        (state.free if worker.listed == "free" else state.busy).remove(worker)
+    if worker.in_free:
+        state.free.remove(worker)
+    if worker.in_busy:
+        state.busy.remove(worker)
     state.drops.pop(rank, None)
     state.dropped = {task: holder for task, holder in state.dropped.items() if holder != rank}
     for task in [task for task in state.tasks.values() if task.status == Status.ASSIGNED and task.rank == rank]:

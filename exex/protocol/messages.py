@@ -71,7 +71,7 @@ class Message(Struct, frozen=True, array_like=True):
 # ---- client -> manager ----------------------------------------------------------------------------------------
 
 
-class Attach(Message, tag=1):
+class Attach(Message, frozen=True, tag=1):
     """Client -> manager: first message of a client."""
 
     version: str
@@ -79,7 +79,7 @@ class Attach(Message, tag=1):
     title: str  # of the workflow, for people
 
 
-class Submit(Message, tag=2):
+class Submit(Message, frozen=True, tag=2):
     """Client -> manager: these calls are new. Task `first + i` is call i."""
 
     first: TaskId
@@ -92,14 +92,14 @@ class Submit(Message, tag=2):
     answered: int  # sequence number of the last Answer that the client has applied
 
 
-class Promise(Message, tag=3):
+class Promise(Message, frozen=True, tag=3):
     """Client -> manager: task `first + i`, i < count, will be fulfilled by the client itself."""
 
     first: TaskId
     count: int
 
 
-class Fulfil(Message, tag=4):
+class Fulfil(Message, frozen=True, tag=4):
     """Client -> manager: outcomes of promised tasks."""
 
     tasks: list[TaskId]
@@ -107,13 +107,13 @@ class Fulfil(Message, tag=4):
     payloads: list[Payload]
 
 
-class Cancel(Message, tag=5):
+class Cancel(Message, frozen=True, tag=5):
     """Client -> manager: nobody wants these any more. The client already counts them as cancelled."""
 
     tasks: list[TaskId]
 
 
-class Verdict(Message, tag=6):
+class Verdict(Message, frozen=True, tag=6):
     """Client -> manager: what the retry handler said of a failed attempt (answered with `Outcome.ASK`)."""
 
     task: TaskId
@@ -121,13 +121,13 @@ class Verdict(Message, tag=6):
     payload: Payload  # if it is not tried again: the final error
 
 
-class Applied(Message, tag=7):
+class Applied(Message, frozen=True, tag=7):
     """Client -> manager: all answers up to `answered` are applied; their values need not be kept."""
 
     answered: int
 
 
-class Finish(Message, tag=8):
+class Finish(Message, frozen=True, tag=8):
     """Client -> manager: the script has ended. Nothing follows."""
 
     cancel: bool  # also end the tasks that are still under way
@@ -136,7 +136,7 @@ class Finish(Message, tag=8):
 # ---- manager -> client ----------------------------------------------------------------------------------------
 
 
-class Welcome(Message, tag=20):
+class Welcome(Message, frozen=True, tag=20):
     """Manager -> client: answer to Attach."""
 
     version: str
@@ -147,7 +147,7 @@ class Welcome(Message, tag=20):
     run_dir: str  # where AUTO_LOGNAME files go
 
 
-class Answer(Message, tag=21):
+class Answer(Message, frozen=True, tag=21):
     """Manager -> client: outcomes."""
 
     sequence: int  # 1, 2, ... for each client
@@ -158,7 +158,7 @@ class Answer(Message, tag=21):
     started: list[TaskId]  # seen running for a while; not told of short tasks
 
 
-class JobEnds(Message, tag=22):
+class JobEnds(Message, frozen=True, tag=22):
     """Manager -> client: the job ends; nothing more will be answered."""
 
     reason: str
@@ -167,7 +167,7 @@ class JobEnds(Message, tag=22):
 # ---- worker -> manager ----------------------------------------------------------------------------------------
 
 
-class Hello(Message, tag=40):
+class Hello(Message, frozen=True, tag=40):
     """Worker -> manager: this rank is up. Sent once, right after MPI_Init."""
 
     version: str
@@ -179,7 +179,7 @@ class Hello(Message, tag=40):
     times_s: list[float]  # seconds since the guard began: rank forked, mpi4py imported, MPI_Init done
 
 
-class Done(Message, tag=41):
+class Done(Message, frozen=True, tag=41):
     """Worker -> manager: these attempts ended."""
 
     tasks: list[TaskId]
@@ -189,7 +189,7 @@ class Done(Message, tag=41):
     started: list[TaskId]  # seen running for a while, not yet ended
 
 
-class Bye(Message, tag=42):
+class Bye(Message, frozen=True, tag=42):
     """Worker -> manager: answer to Stop; all task processes are gone. Nothing follows."""
 
     tasks_run: int
@@ -198,7 +198,7 @@ class Bye(Message, tag=42):
 # ---- manager -> worker ----------------------------------------------------------------------------------------
 
 
-class Assign(Message, tag=61):
+class Assign(Message, frozen=True, tag=61):
     """Manager -> worker: queue these attempts in this order. One message refills one worker."""
 
     apps: list[AppSpec]  # not named to this worker before
@@ -210,13 +210,13 @@ class Assign(Message, tag=61):
     attempts: dict[int, int]  # i -> number of the attempt where it is not the first
 
 
-class Drop(Message, tag=62):
+class Drop(Message, frozen=True, tag=62):
     """Manager -> worker: forget these if queued, kill them if running. Each is still answered in a Done."""
 
     tasks: list[TaskId]
 
 
-class Stop(Message, tag=63):
+class Stop(Message, frozen=True, tag=63):
     """Manager -> worker: end all task processes, answer Bye, leave MPI."""
 
     reason: str  # "" for an orderly end

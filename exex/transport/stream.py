@@ -5,8 +5,11 @@ Format of a message: u32 number of frames, u64 length of each frame, then the fr
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import struct
+import time
 from collections import deque
 
 from exex.errors import ProtocolError
@@ -199,6 +202,8 @@ class BlockingStream:
         sock.setblocking(True)
         self._socket = sock
         self._reader = Reader(sock)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
 
     def send(self, frames: list[Buffer]) -> None:
         """Send a message; returns when the kernel has it all."""
@@ -209,9 +214,17 @@ class BlockingStream:
         for buffer in buffers:
             self._socket.sendall(buffer)
 
-    def receive(self) -> list[Buffer]:
-        """The next message; `GONE` at the end of the stream."""
+    def receive(self, spin_s: float = 0.0) -> list[Buffer]:
+        """The next message; `GONE` at the end of the stream.
+
+        Args:
+            spin_s: how long to look again and again before sleeping (see transport/wait).
+        """
         messages = self._reader.messages
+        if spin_s and not messages:
+            until = time.monotonic() + spin_s
+            while time.monotonic() < until and not self._poll.poll(0):
+                os.sched_yield()
         while not messages:
             try:
                 if not self._reader.fill():

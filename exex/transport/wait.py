@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import select
 import time
 
 from exex.transport.base import Link
 
-SPIN_S = 30e-6
-"""Silence after which polling begins to sleep."""
+POLL_S = 3e-5
+"""Silence after which a loop that must poll begins to sleep between polls."""
+
+SPIN_S = 3e-4
+"""Silence after which an eager loop begins to sleep. Until then it looks again and again, and lets others run in between: a core
+that has gone to sleep takes longer to wake than a short task takes. See docs/performance.md."""
 
 LONGEST_S = 0.01
 """Longest sleep between polls."""
@@ -54,12 +59,13 @@ class Waiter:
         self._links.pop(fd, None)
         self._epoll.unregister(fd)
 
-    def wait(self, traffic: bool, at_once: bool, most_s: float = IDLE_S) -> list[int]:
+    def wait(self, traffic: bool, at_once: bool, eager: bool = False, most_s: float = IDLE_S) -> list[int]:
         """Descriptors that are readable, possibly none; links among them have been told.
 
         Args:
             traffic: whether the last turn had anything to do.
             at_once: do not sleep: there is more to do, or to send.
+            eager: somebody waits for what comes next, and there is a core to spare: do not sleep yet after traffic.
             most_s: sleep no longer than this.
         """
         now = time.monotonic()
@@ -68,13 +74,26 @@ class Waiter:
         silence_s = now - self._silent_since
         if self._polled:
             self._polled = [link for link in self._polled if link.polled()]
-            at_once |= silence_s < SPIN_S
             pause_s = min(silence_s * 0.1, LONGEST_S, most_s)
+            if silence_s < (SPIN_S if eager else POLL_S):
+                os.sched_yield()
+                at_once = True
         else:
             pause_s = min(max(silence_s * 0.1, UNPOLLED_S), IDLE_S, most_s)
+            if eager and not at_once and silence_s < SPIN_S and self._spin(self._silent_since + SPIN_S):
+                return self._ready()
         if not at_once and not select.select([self._epoll], (), (), pause_s)[0]:
             return []
         return self._ready()
+
+    def _spin(self, until: float) -> bool:
+        """Look until something is readable or the time is up."""
+        poll = self._epoll.poll
+        while time.monotonic() < until:
+            if poll(0):
+                return True
+            os.sched_yield()
+        return False
 
     def _ready(self) -> list[int]:
         ready = [fd for fd, _ in self._epoll.poll(0)]

@@ -11,7 +11,7 @@ from typing import Any
 from exex.errors import StartError
 from exex.protocol import codec
 from exex.protocol import payload as payloads
-from exex.protocol.messages import Assign, Bye, Drop, Hello, Kind, Rank, Stop
+from exex.protocol.messages import Assign, Bye, Drop, Hello, Kind, Stop
 from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
 from exex.worker import execute, state
@@ -22,6 +22,10 @@ TICK_S = 0.02
 INLINE_S = 0.001
 _MESSAGES_A_TURN = 256
 _TAIL_BYTES = 4096
+_MOST_READS = 64
+
+FORK_AGAIN_S = 1.0
+"""Pause after a task process could not be forked."""
 
 
 class ProcessPort:
@@ -92,7 +96,15 @@ class WorkerLoop:
     """
 
     def __init__(
-        self, rank: Rank, node: str, slots: int, link: Link, template: Template, waiter: Waiter, grace_s: float, inline: bool
+        self,
+        place: Place,
+        slots: int,
+        link: Link,
+        template: Template,
+        waiter: Waiter,
+        *,
+        grace_s: float,
+        inline: bool,
     ) -> None:
         self.encoder = codec.Encoder()
         self.template = template
@@ -104,11 +116,12 @@ class WorkerLoop:
         self._calls = codec.to_worker()
         self._results = codec.from_worker()
         self._ports = [ProcessPort(number, self) for number in range(slots)]
-        self.state = state.WorkerState(rank, node, list(self._ports), grace_s)
+        self.state = state.WorkerState(place.rank, place.node, list(self._ports), grace_s)
         self._owners: dict[int, tuple[ProcessPort, str]] = {}
         self._inline_functions: dict[bytes, Any] = {}
-        self._place = Place(rank, node)
+        self._place = place
         self._next_tick = 0.0
+        self._resume_s = 0.0  # no task process is forked before
         self._prepared = False
         waiter.watch(template.fileno())
 
@@ -133,7 +146,7 @@ class WorkerLoop:
                     return event.error
             if self.template.gone:
                 return "the template ended while it imported what it must"
-            self._waiter.wait(False, False, 0.05)
+            self._waiter.wait(False, False, most_s=0.05)
         return f"the template did not come up within {most_s:g} s"
 
     def hello(self, version: str, python: str, error: str, times_s: list[float]) -> None:
@@ -180,7 +193,7 @@ class WorkerLoop:
             state.on_tick(self.state, now_s)
         if self._inline and self.state.queue:
             traffic |= self._run_inline(now_s + INLINE_S)
-        if self._prepared:
+        if self._prepared and now_s >= self._resume_s:
             state.fill(self.state, now_s)
         done = self.state.take_done()
         if done is not None:
@@ -202,6 +215,10 @@ class WorkerLoop:
             return self._from_slot(port, now_s)
         self._pass_on(port, fd, what)
         return False
+
+    def eager(self) -> bool:
+        """Whether what comes next is waited for: no slot has more than it can run."""
+        return not self.state.queue and all(len(slot.held) <= 1 for slot in self.state.slots)
 
     def next_s(self) -> float:
         """How long the loop may sleep."""
@@ -241,20 +258,29 @@ class WorkerLoop:
             traffic = True
         return traffic
 
-    def _pass_on(self, port: ProcessPort, fd: int, what: str) -> None:
-        """What a task printed: to our own stdout or stderr, and the end of stderr to mind."""
+    def _pass_on_all(self, port: ProcessPort) -> None:
+        """All that a task process that has ended has printed."""
+        assert port.process is not None
+        for fd, what in ((port.process.stdout, "stdout"), (port.process.stderr, "stderr")):
+            for _ in range(_MOST_READS):
+                if fd not in self._owners or not self._pass_on(port, fd, what):
+                    break
+
+    def _pass_on(self, port: ProcessPort, fd: int, what: str) -> bool:
+        """What a task printed: to our own stdout or stderr, and the end of stderr to mind. False if nothing is there."""
         try:
             data = os.read(fd, 65536)
         except BlockingIOError:
-            return
+            return False
         if not data:
             self._unwatch(fd)
-            return
+            return False
         if what == "stderr":
             port.tail = (port.tail + data)[-_TAIL_BYTES:]
         view, target = memoryview(data), 1 if what == "stdout" else 2
         while view:
             view = view[os.write(target, view) :]
+        return True
 
     def _from_template(self, now_s: float) -> None:
         for event in self.template.events():
@@ -275,9 +301,9 @@ class WorkerLoop:
         if port.process is None:
             return
         self._from_slot(port, now_s)
-        for fd, what in ((port.process.stdout, "stdout"), (port.process.stderr, "stderr")):
-            if fd in self._owners:
-                self._pass_on(port, fd, what)
+        self._pass_on_all(port)
+        if not event.pid:
+            self._resume_s = now_s + FORK_AGAIN_S
         tail = event.error or port.tail.decode(errors="replace")
         state.on_slot_died(self.state, self.state.slots[event.slot], event.status, tail, now_s)
         port.stop()
@@ -309,6 +335,8 @@ class WorkerLoop:
     def _stop(self) -> None:
         self.template.end()
         for port in self._ports:
+            if port.process is not None:
+                self._pass_on_all(port)
             port.stop()
         self._send(Bye(tasks_run=self.state.tasks_run))
         self.finished = True
@@ -317,12 +345,12 @@ class WorkerLoop:
         self._link.send(0, self.encoder.encode(message))
 
 
-def run(loop: WorkerLoop, link: Link, waiter: Waiter, on_guard: Callable[[list[int]], None]) -> None:
+def run(loop: WorkerLoop, link: Link, waiter: Waiter, on_guard: Callable[[list[int]], object]) -> None:
     """Turn until the manager says Stop and our Bye has left. `on_guard` takes what the guard has to say."""
     ready: list[int] = []
     while not loop.finished:
         on_guard(ready)
         traffic = loop.turn(ready)
-        ready = waiter.wait(traffic, loop.at_once, loop.next_s())
+        ready = waiter.wait(traffic, loop.at_once, loop.eager(), loop.next_s())
     while link.progress():
         waiter.wait(False, False)

@@ -227,7 +227,7 @@ def on_slot_died(state: WorkerState, slot: Slot, exitcode: int, stderr_tail: str
             state.report(running, Outcome.CANCELLED, b"", seconds)
         elif sentence == Outcome.FAILED:
             error: Exception = AppTimeout(
-                f"{running.title()} was stopped on {state.place()}: it ran longer than its walltime of {running.spec.walltime_s} s"
+                f"{running.title()} was stopped on {state.place()}: it ran longer than its walltime, {running.spec.walltime_s} s"
             )
             state.report(running, Outcome.FAILED, payloads.dump_error(error, ""), seconds)
         else:

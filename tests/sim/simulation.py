@@ -14,8 +14,8 @@ from exex.manager.loop import ManagerLoop, Settings
 from exex.protocol import codec
 from exex.protocol.messages import (
     Answer,
-    AppSpec,
     Applied,
+    AppSpec,
     Assign,
     Attach,
     Bye,
@@ -268,8 +268,9 @@ class Simulation:
         self.lose_ranks = lose_ranks
         settings = Settings("1", "3.11.0", 0, frozenset(range(1, ranks + 1)), "run", 1e9, 1e9, 0.005)
         network_end = self.network.end(MANAGER)
-        self.manager_loop = ManagerLoop(settings, _Part(network_end, True), None, lambda: None)
-        self.manager_loop.listen(_Part(network_end, False))
+        queues: dict[bool, list] = {True: [], False: []}
+        self.manager_loop = ManagerLoop(settings, _Part(network_end, True, queues), None, lambda: None)
+        self.manager_loop.listen(_Part(network_end, False, queues))
         self.manager = self.manager_loop.state
         self.workers = {rank: SimWorker(self, rank, slots) for rank in range(1, ranks + 1)}
         self.clients = [SimClient(self, number, tasks) for number in range(clients)]
@@ -329,11 +330,8 @@ class Simulation:
 class _Part:
     """The manager's end of the network, seen as a link to workers only or to clients only."""
 
-    _queues: dict[int, dict[bool, list]] = {}
-
-    def __init__(self, end: Link, workers: bool) -> None:
-        self.end, self.workers = end, workers
-        self.queues = self._queues.setdefault(id(end), {True: [], False: []})
+    def __init__(self, end: Link, workers: bool, queues: dict[bool, list]) -> None:
+        self.end, self.workers, self.queues = end, workers, queues
 
     def send(self, peer: int, frames: list) -> None:
         self.end.send(peer, frames)

@@ -719,7 +719,7 @@ def test_public_names():
         assert name in dir(exex)
     assert exex.AUTO_LOGNAME == -1
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        exex.nothing  # noqa: B018
+        exex.nothing
 
 
 def test_the_manager_can_be_named():

@@ -42,7 +42,7 @@ def test_it_can_be_opened_like_a_path(tmp_path):
 def test_what_is_elsewhere_has_no_path_until_it_is_fetched():
     file = File("https://host/a.txt")
     with pytest.raises(ValueError, match=r"https://host/a\.txt is not on this machine"):
-        file.filepath  # noqa: B018
+        file.filepath
     file.local_path = "/tmp/a.txt"
     assert file.filepath == "/tmp/a.txt"
     assert file.cleancopy().local_path is None

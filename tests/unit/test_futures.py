@@ -402,7 +402,7 @@ def test_probing_makes_no_tasks(manager):
     with pytest.raises(TypeError):
         iter(future)
     with pytest.raises(TypeError):
-        1 in future  # noqa: B015
+        1 in future
     np.array([future], dtype=object)
     future.result()
     assert manager.ran == [0]

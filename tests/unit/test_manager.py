@@ -72,9 +72,10 @@ def test_tasks_are_spread_evenly_over_free_slots() -> None:
 def test_function_and_app_travel_once_to_each_worker() -> None:
     manager = Manager(1, 1)
     manager.submit(2)
-    for assign in manager.turn().values():
+    first = manager.turn()
+    for assign in first.values():
         assert assign.functions == {b"d": b"code"} and len(assign.apps) == 1
-    manager.done(1, 0)
+    manager.done(1, *first[1].tasks)
     manager.submit(1)
     (assign,) = manager.turn().values()
     assert not assign.functions and not assign.apps
@@ -211,12 +212,14 @@ def test_a_promise_holds_back_its_dependents() -> None:
 def test_a_lost_worker_gives_its_attempts_back() -> None:
     manager = Manager(1, 1)
     manager.submit(2)
-    manager.turn()
+    first = manager.turn()
+    (lost,) = first[1].tasks
     transitions.on_worker_lost(manager.state, 1, "test")
-    manager.done(2, 1)
-    assert manager.turn()[2].attempts == {0: 2}
-    manager.done(1, 0)  # late words of the lost worker change nothing
-    assert manager.state.tasks[0].status == Status.ASSIGNED
+    manager.done(2, *first[2].tasks)
+    again = manager.turn()[2]
+    assert again.tasks == [lost] and again.attempts == {0: 2}
+    manager.done(1, lost)  # late words of the lost worker change nothing
+    assert manager.state.tasks[lost].status == Status.ASSIGNED
 
 
 def test_finish_with_cancel_leaves_nothing() -> None:
