@@ -63,7 +63,7 @@ class Inbox:
     def _apply_one_by_one(self, answer: Answer) -> None:
         futures: list[AppFuture] = []
         raws: list[Any] = []
-        failed: dict[TaskId, AppFuture] = {}  # holds those that nobody else holds until their dependents are done
+        failed: list[AppFuture] = []  # holds those that nobody else holds until their dependents are done
         unfinished = self._outbox.unfinished
         for i, (tid, outcome, payload) in enumerate(zip(answer.tasks, answer.outcomes, answer.payloads)):
             future = unfinished.get(tid)
@@ -76,12 +76,14 @@ class Inbox:
             if outcome == Outcome.CANCELLED:
                 self._outbox.unfinished_bytes -= future._raw if type(future._raw) is int else 0
                 future._settle(CANCELLED_AND_NOTIFIED, None)
-                failed[tid] = self._outbox.failed[tid] = future
+                failed.append(future)
+                self._outbox.note_failed(future)
                 continue
             raw = payload
             if outcome != Outcome.DONE:
                 raw = self._failure(payload, answer.causes.get(i, ()) if outcome == Outcome.NEED_FAILED else None)
-                failed[tid] = self._outbox.failed[tid] = future
+                failed.append(future)
+                self._outbox.note_failed(future)
                 self.note_failure(future, payload)
             futures.append(future)
             raws.append(raw)

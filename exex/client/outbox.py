@@ -7,6 +7,7 @@ needs no lock.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures._base import FINISHED
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +23,9 @@ from exex.protocol.payload import Large, Payload
 
 _MOST_CALLS = 8192
 """Calls in one Submit."""
+
+_HELD_FAILURES = 1000
+"""Failed futures that are held, though the script may have dropped them, for the messages of their dependents."""
 
 _NOTHING = payloads.dump(None)
 _T = TypeVar("_T")
@@ -54,7 +58,7 @@ class Outbox:
     Attributes:
         calls: futures of calls and promises that are not sent yet, in the order in which they were made.
         unfinished: futures that the manager was told of and has not answered, by number; they are kept alive here.
-        failed: futures that have failed or were cancelled, as long as somebody holds them, by number.
+        failed: futures that have failed or were cancelled, by number, as long as somebody holds them; the latest are held.
         taken: number of calls and promises that have left `calls` so far.
         unfinished_bytes: of the payloads of all calls that were sent and not answered.
         unsent_large_bytes: of `Large` payloads not sent yet, which are counted at once; the others are small.
@@ -64,6 +68,7 @@ class Outbox:
         self.calls: list[AppFuture] = []
         self.unfinished: dict[TaskId, AppFuture] = {}
         self.failed: WeakValueDictionary[TaskId, AppFuture] = WeakValueDictionary()
+        self._lately_failed: deque[AppFuture] = deque(maxlen=_HELD_FAILURES)
         self.taken = 0
         self.unfinished_bytes = 0
         self.unsent_large_bytes = 0
@@ -137,6 +142,11 @@ class Outbox:
 
     # ---- the proxy thread --------------------------------------------------------------------------------
 
+    def note_failed(self, future: AppFuture) -> None:
+        """Dependents will ask for this future by its number, perhaps after the script has dropped it."""
+        self.failed[future._tid] = future
+        self._lately_failed.append(future)
+
     def take(self, answered: int) -> list[Message]:
         """Messages for all that waits, in the order in which they must be sent.
 
@@ -161,7 +171,8 @@ class Outbox:
         known = [future for future in cancelled if self.unfinished.pop(future._tid, None) is not None]
         if known:
             self.unfinished_bytes -= sum(future._raw for future in known if type(future._raw) is int)
-            self.failed.update((future._tid, future) for future in known)
+            for future in known:
+                self.note_failed(future)
             messages.append(Cancel(tasks=[future._tid for future in known]))
         return messages
 
@@ -250,7 +261,7 @@ class Outbox:
         for item in fulfilled:
             self.unfinished.pop(item.future._tid, None)
             if item.outcome != Outcome.DONE:
-                self.failed[item.future._tid] = item.future
+                self.note_failed(item.future)
         return Fulfil(
             tasks=[item.future._tid for item in fulfilled],
             outcomes=bytes([item.outcome for item in fulfilled]),

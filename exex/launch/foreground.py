@@ -197,7 +197,10 @@ class _Foreground:
         """The job's own exit status; without one the launcher's, which is then never 0."""
         try:
             with open(self._status_path) as file:
-                return int(file.read()) & 0xFF
+                status = int(file.read()) & 0xFF
+            if status == 128 + signal.SIGTERM and self._first_signal:
+                return 128 + self._first_signal  # the SIGTERM was ours: there was no client yet to interrupt
+            return status
         except (OSError, ValueError):
             pass
         code = self._launcher.returncode
