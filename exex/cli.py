@@ -16,6 +16,7 @@ from exex.launch.world import expected_world, task_environment
 from exex.version import __version__
 
 _SCRIPT_SETTINGS: dict[str, Any] = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
+_INTERRUPTED = 130
 _USAGE = 2  # exit status for what the user has to write differently
 
 
@@ -107,7 +108,18 @@ def parse_run_args(argv: Sequence[str]) -> tuple[Config, str, list[str]]:
 # ---- exex ----
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Group(click.Group):
+    """Ctrl-C ends with 130, as in a shell; click's own status is 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("exex: interrupted", file=sys.stderr)
+            sys.exit(_INTERRUPTED)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="exex", message="%(prog)s %(version)s")
 def main() -> None:
     """Run millions of Python and bash tasks inside one MPI job."""
