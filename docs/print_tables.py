@@ -1,6 +1,6 @@
-"""Prints the parts of architecture.md that come from the code: `python docs/print_tables.py [--write]`.
+"""Prints the parts of the documents that come from the code: `python docs/print_tables.py [--write]`.
 
-A part stands between `<!-- from the code: NAME -->` and `<!-- end -->`. A test fails when the document differs.
+A part stands between `<!-- from the code: NAME -->` and `<!-- end -->`. A test fails when a document differs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import re
 import sys
 from pathlib import Path
 
-DOCUMENT = Path(__file__).with_name("architecture.md")
+DOCS = Path(__file__).parent
+
+# ---- architecture.md ----
 
 
 def messages() -> str:
@@ -54,23 +56,66 @@ def errors() -> str:
     return "```\n" + (module.__doc__ or "").split("```")[1].strip() + "\n```"
 
 
-PARTS = {"messages": messages, "states": states, "outcomes": outcomes, "errors": errors}
+# ---- running.md ----
 
 
-def with_parts(text: str) -> str:
+def options() -> str:
+    """The table of settings: option, variable, key of the TOML file."""
+    from exex.config import Config
+
+    rows = ["| option | variable | key | what it sets |", "|---|---|---|---|"]
+    for field in Config.fields_help():
+        option = f"{field.option} {field.metavar}".strip().replace("|", "\\|")
+        if field.kind == "bool":
+            option = f"{field.option}`, `--no-{field.option.removeprefix('--')}"
+        rows.append(f"| `{option}` | `{field.variable}` | `{field.name}` | {field.help} |")
+    return "\n".join(rows)
+
+
+def task_variables() -> str:
+    """The table of variables that a bash app finds."""
+    from exex.config import INTERNAL_VARIABLES
+
+    rows = ["| variable | meaning |", "|---|---|"]
+    for name, text in INTERNAL_VARIABLES.items():
+        who, _, meaning = text.partition(": ")
+        if who == "set for a bash app":
+            rows.append(f"| `{name}` | {meaning} |")
+    return "\n".join(rows)
+
+
+# ---- all ----
+
+PARTS = {
+    "messages": messages,
+    "states": states,
+    "outcomes": outcomes,
+    "errors": errors,
+    "options": options,
+    "task variables": task_variables,
+}
+DOCUMENTS = {
+    "architecture.md": ("messages", "states", "outcomes", "errors"),
+    "running.md": ("options", "task variables"),
+}
+
+
+def with_parts(text: str, document: str = "architecture.md") -> str:
     """The document's text with every part as the code has it now."""
-    for name, part in PARTS.items():
+    for name in DOCUMENTS[document]:
         begin, end = f"<!-- from the code: {name} -->", "<!-- end -->"
         pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
         if not pattern.search(text):
-            raise SystemExit(f"{DOCUMENT.name} has no part {name!r}")
-        replacement = f"{begin}\n{part()}\n{end}"
+            raise SystemExit(f"{document} has no part {name!r}")
+        replacement = f"{begin}\n{PARTS[name]()}\n{end}"
         text = pattern.sub(lambda _, replacement=replacement: replacement, text)
     return text
 
 
 if __name__ == "__main__":
     if "--write" in sys.argv:
-        DOCUMENT.write_text(with_parts(DOCUMENT.read_text()))
+        for document in DOCUMENTS:
+            path = DOCS / document
+            path.write_text(with_parts(path.read_text(), document))
     else:
         print("\n\n".join(part() for part in PARTS.values()))

@@ -165,9 +165,7 @@ class FakeManager(threading.Thread):
     def _on(self, message: Any) -> None:
         if isinstance(message, Attach):
             self._send(
-                Welcome(
-                    version=self._version, client=0, manager_pid=4711, workers=1, slots=self._slots, run_dir=self._run_dir
-                )
+                Welcome(version=self._version, client=0, manager_pid=4711, workers=1, slots=self._slots, run_dir=self._run_dir)
             )
         elif isinstance(message, Submit):
             self._on_submit(message)

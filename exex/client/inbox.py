@@ -1,4 +1,4 @@
-"""What the manager's answers do to the futures. Runs in the proxy thread; no I/O."""
+"""What the manager's answers do to the futures. Runs in the client; no I/O."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from itertools import repeat
 from typing import Any
 
 from exex.client.futures import AppFuture
-from exex.client.lazy import finish_all, mark_running
 from exex.client.outbox import Outbox
 from exex.client.outcomes import Failed, NeedFailed
+from exex.client.settling import finish_all, mark_running, settle
 from exex.errors import ManagerLost
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Answer, Outcome, TaskId
@@ -52,7 +52,7 @@ class Inbox:
         self.answered = answer.sequence
         if not answer.outcomes.strip(b"\0"):  # all are Outcome.DONE
             futures = map(self._outbox.unfinished.pop, answer.tasks, repeat(None))
-            self._outbox.unfinished_bytes -= finish_all(futures, answer.payloads)
+            self._outbox.unfinished_bytes -= finish_all(futures, answer.payloads, self._outbox.ended)
         else:
             self._apply_one_by_one(answer)
         for tid in answer.started:
@@ -75,7 +75,7 @@ class Inbox:
             del unfinished[tid]
             if outcome == Outcome.CANCELLED:
                 self._outbox.unfinished_bytes -= future._raw if type(future._raw) is int else 0
-                future._settle(CANCELLED_AND_NOTIFIED, None)
+                settle(future, CANCELLED_AND_NOTIFIED, None, self._outbox.ended)
                 failed.append(future)
                 self._outbox.note_failed(future)
                 continue
@@ -87,7 +87,7 @@ class Inbox:
                 self.note_failure(future, payload)
             futures.append(future)
             raws.append(raw)
-        self._outbox.unfinished_bytes -= finish_all(futures, raws)
+        self._outbox.unfinished_bytes -= finish_all(futures, raws, self._outbox.ended)
 
     def _failure(self, payload: Payload, needs: Any) -> Failed:
         if needs is None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -150,21 +150,33 @@ class LazyFuture(Future[Any]):
         """Wait for the end for `timeout` seconds at most. Returns whether it has come."""
         if self._state not in OPEN:
             return True
-        self._call.proxy.before_waiting(self)
-        rare = self._get_rare()
+        proxy = self._call.proxy
+        proxy.before_waiting(self)
+        if proxy.lead(self, timeout):
+            return self._state not in OPEN
         sleeper = threading.Lock()
         sleeper.acquire()
+        if self._add_sleeper(sleeper):
+            if timeout is None:
+                sleeper.acquire()
+            elif not sleeper.acquire(timeout=min(max(timeout, 0), threading.TIMEOUT_MAX)):
+                self._remove_sleeper(sleeper)
+        return self._state not in OPEN
+
+    def _add_sleeper(self, sleeper: Any) -> bool:
+        """Have `sleeper.release()` called at the end. False if that has come already."""
+        rare = self._get_rare()
         with _lock:
             if self._state not in OPEN:
-                return True
+                return False
             rare.sleepers.append(sleeper)
-        if timeout is None:
-            sleeper.acquire()
-        elif not sleeper.acquire(timeout=min(max(timeout, 0), threading.TIMEOUT_MAX)):
-            with _lock:
-                if self._state in OPEN:
-                    rare.sleepers.remove(sleeper)
-        return self._state not in OPEN
+            return True
+
+    def _remove_sleeper(self, sleeper: Any) -> None:
+        rare = self._get_rare()
+        with _lock:
+            if sleeper in rare.sleepers:
+                rare.sleepers.remove(sleeper)
 
     def _await_outcome(self, timeout: float | None) -> None:
         if not self._wait(timeout):
@@ -357,43 +369,3 @@ def _own(payload: Payload) -> Payload:
     if type(payload) is not Large or all(type(frame) is bytearray for frame in payload.frames[1:]):
         return payload
     return payloads.writable(payload)
-
-
-def finish_all(futures: Iterable[LazyFuture | None], raws: Iterable[Any]) -> int:
-    """Give many futures their outcomes; those that are None or settled already stay as they are.
-
-    Waiting threads are woken, and then callbacks run, when all states are set.
-
-    Args:
-        raws: payloads of values, or `Failed`.
-
-    Returns:
-        Bytes of their calls.
-    """
-    released = 0
-    attended = []
-    with _lock:
-        for future, raw in zip(futures, raws):
-            if future is None:
-                continue
-            if type(future._raw) is int:
-                released += future._raw
-            if future._rare is None and future._state in OPEN:
-                future._raw = raw
-                future._state = FINISHED
-            else:
-                attended.append((future, raw))
-    if attended:
-        settled = [future for future, raw in attended if future._move(FINISHED, raw)]
-        for future in settled:
-            future._wake()
-        for future in settled:
-            future._call_back()
-    return released
-
-
-def mark_running(future: LazyFuture) -> None:
-    """The manager has seen the task run."""
-    with _lock:
-        if future._state == PENDING:
-            future._state = RUNNING

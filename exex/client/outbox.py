@@ -1,7 +1,7 @@
-"""What the script's threads leave for the proxy thread, and how it becomes messages. Runs in the client; no I/O.
+"""What the script's threads leave for the manager, and how it becomes messages. Runs in the client; no I/O.
 
-Any thread appends to the lists, and only the proxy thread takes from them. Appending and slicing are atomic, so that
-needs no lock.
+Any thread appends to the lists, and only the one that has the turn to talk takes from them. Appending and slicing are
+atomic, so that needs no lock.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from exex.client.futures import AppFuture, DataFuture
 from exex.client.lazy import OPEN, LazyFuture
 from exex.client.outcomes import FailedHere, NeedFailed
+from exex.client.settling import settle
 from exex.errors import SerializationError
 from exex.protocol import payload as payloads
 from exex.protocol.messages import AppSpec, Cancel, Fulfil, Message, Outcome, Promise, Submit, TaskId, Verdict
@@ -59,6 +60,7 @@ class Outbox:
         calls: futures of calls and promises that are not sent yet, in the order in which they were made.
         unfinished: futures that the manager was told of and has not answered, by number; they are kept alive here.
         failed: futures that have failed or were cancelled, by number, as long as somebody holds them; the latest are held.
+        ended: futures whose callbacks are to be called.
         taken: number of calls and promises that have left `calls` so far.
         unfinished_bytes: of the payloads of all calls that were sent and not answered.
         unsent_large_bytes: of `Large` payloads not sent yet, which are counted at once; the others are small.
@@ -69,6 +71,7 @@ class Outbox:
         self.unfinished: dict[TaskId, AppFuture] = {}
         self.failed: WeakValueDictionary[TaskId, AppFuture] = WeakValueDictionary()
         self._lately_failed: deque[AppFuture] = deque(maxlen=_HELD_FAILURES)
+        self.ended: list[LazyFuture] = []
         self.taken = 0
         self.unfinished_bytes = 0
         self.unsent_large_bytes = 0
@@ -140,7 +143,7 @@ class Outbox:
         """Whether nothing waits to be sent."""
         return not (self.calls or self._cancelled or self._fulfilled or self._verdicts)
 
-    # ---- the proxy thread --------------------------------------------------------------------------------
+    # ---- who has the turn --------------------------------------------------------------------------------
 
     def note_failed(self, future: AppFuture) -> None:
         """Dependents will ask for this future by its number, perhaps after the script has dropped it."""
@@ -155,11 +158,13 @@ class Outbox:
         Args:
             answered: number of the last Answer that was applied.
         """
-        cancelled, fulfilled, verdicts = _take(self._cancelled), _take(self._fulfilled), _take(self._verdicts)
+        cancelled = _take(self._cancelled) if self._cancelled else []
+        fulfilled = _take(self._fulfilled) if self._fulfilled else []
+        verdicts = _take(self._verdicts) if self._verdicts else []
         messages: list[Message] = []
         if self.calls:
-            runs = self._take_runs(fulfilled)
-            messages += [_promise(run.futures) if run.promised else self._submit(run.futures, answered) for run in runs]
+            for promised, futures in self._take_runs(fulfilled):
+                messages.append(_promise(futures) if promised else self._submit(futures, answered))
         if fulfilled:
             messages.append(self._fulfil(fulfilled))
         for verdict, size_bytes in verdicts:
@@ -168,6 +173,8 @@ class Outbox:
                 if not verdict.retry:
                     del self.unfinished[verdict.task]
                     self.unfinished_bytes -= size_bytes
+        if not cancelled:
+            return messages
         known = [future for future in cancelled if self.unfinished.pop(future._tid, None) is not None]
         if known:
             self.unfinished_bytes -= sum(future._raw for future in known if type(future._raw) is int)
@@ -210,7 +217,7 @@ class Outbox:
             needs = take_values(future._needs or ())
         except SerializationError as error:
             future._call.proxy.note_failure(future, str(error))
-            future._settle(FINISHED, FailedHere(error))
+            settle(future, FINISHED, FailedHere(error), self.ended)
             return False
         for place, need in enumerate(needs):
             owner = need.app_future if isinstance(need, DataFuture) else need
@@ -225,7 +232,7 @@ class Outbox:
             for owner in failed:
                 owner._call.proxy.seen(owner)
             future._call.proxy.note_failure(future, "a need of it failed")
-            future._settle(FINISHED, NeedFailed(failed))
+            settle(future, FINISHED, NeedFailed(failed), self.ended)
             return False
         future._needs = ids
         if given:

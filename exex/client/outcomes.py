@@ -30,6 +30,9 @@ class Outlet(Protocol):
     def note_failure(self, future: LazyFuture, payload: Payload | str) -> None:
         """`future` is about to fail."""
 
+    def lead(self, future: LazyFuture, timeout: float | None) -> bool:
+        """Wait for `future` by listening to the manager, if nobody else does. False if somebody does."""
+
     def before_waiting(self, future: LazyFuture) -> None:
         """This thread is about to wait for `future`. Raises if it would wait for ever."""
 

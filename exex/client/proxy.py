@@ -1,44 +1,41 @@
-"""The client's only talk with the manager: a thread that owns the link, and what the script's threads leave for it.
+"""The client's face towards the manager: takes what the script's threads want of it, and has a thread that sees to it.
 
-THE ORDER RULE. The manager keeps the value of a finished task until the client has applied the Answer that carries it
-(`Submit.answered`, `Applied`). The proxy thread both applies answers and sends calls. So when it sends a call, each need
-is either unfinished as far as the client knows, and then the manager still knows it, or it is finished, and then its
-value goes with the call or its failure fails the call here.
+One thread at a time listens to the manager: the proxy thread, or else a thread of the script that waits for a result,
+which saves waking two threads for each answer. Callbacks are called by the proxy thread in any case.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 import select
-import sys
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
 from typing import Any
 
+from exex.client.bell import Bell
 from exex.client.futures import AppFuture
 from exex.client.inbox import Inbox, Lost
-from exex.client.lazy import finish_all
+from exex.client.interrupts import Shield
+from exex.client.lazy import LazyFuture
+from exex.client.numbers import numbers
 from exex.client.outbox import Outbox, take_values
 from exex.client.outcomes import Call, Failed
 from exex.client.pressure import Pressure
 from exex.client.promises import dump_call
-from exex.errors import ManagerLost, NoManagerError, ProtocolError, StartError
-from exex.protocol import codec
-from exex.protocol.messages import Answer, Applied, Attach, Finish, JobEnds, Outcome, Submit, TaskId, Verdict, Welcome
+from exex.client.settling import finish_all
+from exex.client.talk import LinkLost, Talk
+from exex.errors import ManagerLost, NoManagerError, ProtocolError
+from exex.protocol.messages import Finish, Outcome, TaskId, Verdict, Welcome
 from exex.protocol.payload import Large, Payload
-from exex.transport.base import GONE, Link
-from exex.version import __version__
+from exex.transport.base import Link
 
-_IDLE_MS = 1000
-_APPLIED_AFTER_MS = 2
-_APPLIED_AFTER_TASKS = 256
+_IDLE_S = 1.0
+_APPLIED_AFTER_S = 0.002
 _PAUSE_S = 0.0001  # while the link cannot send
+_POLLING_S = 0.001  # of a link without a descriptor
 _STOP_TIMEOUT_S = 30.0
-_BELL = (1).to_bytes(8, sys.byteorder)
 
 
 class Proxy:
@@ -46,7 +43,7 @@ class Proxy:
 
     Attributes:
         open: calls are accepted.
-        asleep: the thread must be woken when there is something to send.
+        asleep: nobody will notice that there is something to send unless the bell is rung.
         welcome: what the manager said to our Attach.
         unfinished: futures that the manager was told of and has not answered, by task number.
     """
@@ -62,23 +59,28 @@ class Proxy:
         self.seen = self.inbox.seen
         self.note_failure = self.inbox.note_failure
         self._calls = self.outbox.calls
-        self._tids = _numbers()
-        self._link = link
-        self._encoder = codec.Encoder()
-        self._decoder = codec.to_client()
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        weakref.finalize(self, os.close, self._bell)  # not before: a late `wake` must not write into another file
+        self._tids = numbers()
+        self._talk = Talk(link, self.outbox, self.inbox)
+        self._talker = 0  # the thread that has the turn
         self._thread = threading.Thread(target=self._run, name="exex-proxy", daemon=True)
-        self._thread_id = 0
+        self._thread_id = 0  # -1 in a forked child
         self._closed_because = "the job has not begun"
         self._finish: Finish | None = None
-        self._told = 0
-        self._owed_tasks = 0
+        self._is_lost = False
+        self._bell = Bell()
+        self._ears = select.epoll()
+        self._ears.register(self._bell, select.EPOLLIN)
+        self._is_leading = threading.Lock()
+        self._leader_bell = Bell()
+        self._leader_ears = select.poll()
+        self._leader_ears.register(self._leader_bell, select.POLLIN)
+        self._shield = Shield(self._leader_bell.ring)
+        self._has_spoken = False  # by a submitting thread, since the proxy thread has slept or somebody has waited
 
     # ---- any thread --------------------------------------------------------------------------------------
 
     def submit(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AppFuture:
-        """Make a task without options of its own. This is the fast path: everything else is done by `_run`'s thread.
+        """Make a task without options of its own. This is the fast path: what can be done in batches is done elsewhere.
 
         Raises:
             SerializationError: an argument cannot be pickled.
@@ -90,7 +92,7 @@ class Proxy:
         future = AppFuture(call, tid, payload, take_values(needs) if needs else None)
         self._calls.append(future)
         if self.asleep:
-            self.wake()
+            self._speak_up()
         if tid >= self.pressure.limit:
             self._hold_back(future)
         return future
@@ -113,7 +115,7 @@ class Proxy:
         """Submit the task, or announce the promise."""
         self._calls.append(future)
         if self.asleep:
-            self.wake()
+            self._speak_up()
         if future._tid >= self.pressure.limit:
             self._hold_back(future)
 
@@ -137,25 +139,10 @@ class Proxy:
         self.outbox.decide(verdict, size_bytes)
         self.wake()
 
-    def before_waiting(self, future: Any) -> None:
-        """See `Outlet.before_waiting`.
-
-        Raises:
-            RuntimeError: in the proxy's own thread, which would have to end the wait.
-            NoManagerError: in a process forked from the client.
-        """
-        if threading.get_ident() == self._thread_id:
-            raise RuntimeError(
-                f"a done-callback waits for {future._title()}: callbacks run in the thread that receives results, "
-                "so it would wait for ever; start a task that needs it, or wait in a thread of your own"
-            )
-        if self._thread_id < 0:
-            raise NoManagerError(f"{future._title()} belongs to the process from which this one was forked; wait for it there")
-
     def wake(self) -> None:
-        """Let the thread look at what there is to send."""
+        """Let the proxy thread look at what there is to do."""
         self.asleep = False
-        os.eventfd_write(self._bell, 1)
+        self._bell.ring()
 
     def check_open(self, what: str) -> None:
         """Raise unless calls are accepted.
@@ -165,8 +152,7 @@ class Proxy:
             ManagerLost: the manager has.
         """
         if not self.open:
-            error = ManagerLost if self._finish is None and self._thread_id >= 0 else NoManagerError
-            raise error(f"{what} was called, but {self._closed_because}")
+            raise (ManagerLost if self._is_lost else NoManagerError)(f"{what} was called, but {self._closed_because}")
 
     def _admit(self, payload: Large) -> Large:
         """Count a large payload, and copy what the script could change before it is sent."""
@@ -184,8 +170,131 @@ class Proxy:
     def _hold_back(self, future: AppFuture) -> None:
         if not self.open:
             future._settle(FINISHED, Lost(self._closed_because))
+        elif threading.get_ident() != self._talker:
+            self.pressure.hold_back(lambda: any(future._promised for future in list(self.unfinished.values())))
+
+    def _speak_up(self) -> None:
+        """Send a call when nobody else is awake: here, if it is the first for a while, since then it may be the only one."""
+        if self._has_spoken or not self._shield.raise_():
+            self.wake()
             return
-        self.pressure.hold_back(lambda: any(future._promised for future in list(self.unfinished.values())))
+        try:
+            self._has_spoken = True
+            if not self._talk.turn.acquire(blocking=False):
+                self.wake()
+                return
+            try:
+                self._take_turn(self._talk.say)
+                if self._talk.is_stuck():
+                    self.wake()
+            finally:
+                self._talk.turn.release()
+        finally:
+            self._shield.lower()
+
+    # ---- turns: whoever takes one has `_talk.turn` -------------------------------------------------------
+
+    def _take_turn(self, step: Callable[[], bool]) -> bool:
+        """Talk with the manager. Returns whether there was anything to say or to hear. Never raises an Exception."""
+        self._talker = threading.get_ident()
+        busy = False
+        try:
+            if not self._is_lost:
+                busy = step()
+                self.pressure.update(self.outbox.taken - len(self.outbox.unfinished))
+        except LinkLost as error:
+            self._lose(str(error))
+        except ConnectionError as error:
+            self._lose(f"the link to the manager broke ({error})")
+        except ProtocolError as error:
+            self._lose(f"the manager and this client do not understand each other: {error}")
+        except BaseException as error:
+            self._lose(f"the client failed in the middle of a talk with the manager ({type(error).__name__}: {error})")
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._talker = 0
+        if self.outbox.ended and threading.get_ident() != self._thread_id:
+            self.wake()
+        return busy
+
+    def _lose(self, reason: str) -> None:
+        """Nothing will be answered any more: fail every future."""
+        self._closed_because = reason
+        self._is_lost = True
+        self.open = False
+        self.pressure.close()
+        finish_all(self.outbox.open_futures(), itertools.repeat(Lost(reason)), self.outbox.ended)
+        self.wake()
+
+    # ---- waiting -----------------------------------------------------------------------------------------
+
+    def before_waiting(self, future: Any) -> None:
+        """See `Outlet.before_waiting`.
+
+        Raises:
+            RuntimeError: in the proxy thread, or in the middle of a turn, where nobody could end the wait.
+            NoManagerError: in a process forked from the client.
+        """
+        if threading.get_ident() in (self._thread_id, self._talker):
+            raise RuntimeError(
+                f"a done-callback waits for {future._title()}: callbacks run in the thread that receives results, "
+                "so it would wait for ever; start a task that needs it, or wait in a thread of your own"
+            )
+        if self._thread_id < 0:
+            raise NoManagerError(f"{future._title()} belongs to the process from which this one was forked; wait for it there")
+
+    def lead(self, future: LazyFuture, timeout: float | None) -> bool:
+        """Wait for `future` by listening to the manager here, so that no thread has to wake another.
+
+        Returns:
+            False if this thread cannot: another one does, or Ctrl-C could tear it out of the middle of a message.
+        """
+        self._has_spoken = False
+        if self._talk.fileno() < 0 or not self._shield.raise_():
+            return False
+        try:
+            if self._is_lost or not self._is_leading.acquire(blocking=False):
+                return False
+            try:
+                self._listen_to_manager(False)
+                if future._add_sleeper(self._leader_bell):
+                    self._listen(future, None if timeout is None else time.monotonic() + timeout)
+                    future._remove_sleeper(self._leader_bell)
+            finally:
+                self._listen_to_manager(True)
+                self._is_leading.release()
+        finally:
+            self._shield.lower()
+        return True
+
+    def _listen_to_manager(self, listens: bool) -> None:
+        """Whether the proxy thread wakes when something arrives."""
+        try:
+            self._ears.modify(self._talk.fileno(), select.EPOLLIN if listens else 0)
+        except (OSError, ValueError):
+            pass  # the link is closed
+
+    def _listen(self, future: LazyFuture, end_s: float | None) -> None:
+        """Take turns until `future` is done, or `end_s`, or Ctrl-C."""
+        while True:
+            with self._talk.turn:
+                busy = self._take_turn(self._talk.take_turn)
+                stuck = not self._is_lost and self._talk.is_stuck()
+            if self._is_lost or self._shield.was_interrupted or future.done():
+                break
+            if busy:
+                continue
+            left_s = _IDLE_S if end_s is None else end_s - time.monotonic()
+            if left_s <= 0:
+                break
+            pause_s = _PAUSE_S if stuck else _APPLIED_AFTER_S if self._talk.owes() else _IDLE_S
+            events = self._leader_ears.poll(min(pause_s, left_s) * 1000)
+            if not events and self._talk.owes():
+                with self._talk.turn:
+                    self._take_turn(self._talk.acknowledge)
+            if any(fd == self._leader_bell.fileno() for fd, _ in events):
+                self._leader_bell.clear()
 
     # ---- beginning and end -------------------------------------------------------------------------------
 
@@ -195,30 +304,19 @@ class Proxy:
         Raises:
             StartError: no answer within `timeout_s`, or a manager that cannot be used.
         """
-        give_up_s = time.monotonic() + timeout_s
-        try:
-            self._link.send(0, self._encoder.encode(Attach(version=__version__, pid=os.getpid(), title=title)))
-        except ConnectionError as error:
-            raise StartError(f"there is no manager at the other end ({error}); see what rank 0 printed") from error
-        while (received := self._link.receive()) is None:
-            left_s = give_up_s - time.monotonic()
-            if left_s <= 0:
-                raise StartError(f"the manager did not answer within {timeout_s:g} s; see what rank 0 printed")
-            unsent = self._link.progress() or self._link.fileno() < 0
-            select.select([] if self._link.fileno() < 0 else [self._link], [], [], 0.001 if unsent else min(left_s, 1.0))
-        if received[1] is GONE:
-            raise StartError("the manager ended before it had answered; see what rank 0 printed")
-        message = self._decoder.decode(received[1])
-        if isinstance(message, JobEnds):
-            raise StartError(f"the manager takes no client: {message.reason}")
-        if not isinstance(message, Welcome):
-            raise StartError(f"the manager answered with {type(message).__name__} instead of Welcome")
-        if message.version != __version__:
-            raise StartError(f"the manager runs exex {message.version}, this client runs {__version__}: install the same one")
-        self.welcome = message
+        self.welcome = self._talk.attach(title, timeout_s)
+        if self._talk.fileno() >= 0:
+            self._ears.register(self._talk.fileno(), select.EPOLLIN)
+            self._leader_ears.register(self._talk.fileno(), select.POLLIN)
         self.open = True
+        self._shield.install()
         self._thread.start()
-        return message
+        return self.welcome
+
+    def is_quiet(self) -> bool:
+        """Whether no task is left, and no callback that could start one."""
+        with self._talk.turn:
+            return not self.outbox.ended and not self.outbox.open_futures()
 
     def stop(self, cancel: bool) -> None:
         """Send everything, say Finish, and end the thread. Nothing is accepted any more.
@@ -226,8 +324,9 @@ class Proxy:
         Args:
             cancel: also cancel all tasks that are not done.
         """
-        self._closed_because = "the script has ended"
-        self.open = False
+        if self.open:
+            self._closed_because = "the script has ended"
+            self.open = False
         self.pressure.close()
         if cancel:
             for future in self.outbox.open_futures():
@@ -235,6 +334,7 @@ class Proxy:
         self._finish = Finish(cancel=cancel)
         self.wake()
         self._thread.join(_STOP_TIMEOUT_S)
+        self._shield.remove()
 
     def forked(self) -> None:
         """This is a forked child: there is no thread here, and the link is the parent's."""
@@ -242,127 +342,59 @@ class Proxy:
         self._thread_id = -1
         self._closed_because = "this process was forked from the client, and only the client itself can start tasks"
         self.pressure.limit = 0
+        self._shield.remove()
 
-    # ---- the thread --------------------------------------------------------------------------------------
+    # ---- the proxy thread --------------------------------------------------------------------------------
 
     def _run(self) -> None:
         self._thread_id = threading.get_ident()
         self.pressure.exempt()
-        poll = select.poll()
-        poll.register(self._bell, select.POLLIN)
-        if self._link.fileno() >= 0:
-            poll.register(self._link.fileno(), select.POLLIN)
         try:
-            while self._finish is None or not self.outbox.is_empty():
-                if not self._say() | self._hear():
-                    self._sleep(poll)
-            self._leave()
-        except ConnectionError as error:
-            self._lose(f"the link to the manager broke ({error})")
-        except _LinkError as error:
-            self._lose(str(error))
-        except ProtocolError as error:
-            self._lose(f"the manager and this client do not understand each other: {error}")
+            while not self._is_lost and (self._finish is None or not self.outbox.is_empty()):
+                with self._talk.turn:
+                    busy = self._take_turn(self._talk.take_turn)
+                    stuck = not busy and not self._is_lost and self._talk.is_stuck()
+                self._call_back()
+                if not busy:
+                    self._sleep(stuck)
+            with self._talk.turn:
+                if self._finish is not None and not self._is_lost:
+                    self._take_turn(self._leave)
+            self._call_back()
         except BaseException as error:
-            self._lose(f"the client's proxy thread failed ({type(error).__name__}: {error})")
+            with self._talk.turn:
+                self._lose(f"the client's proxy thread failed ({type(error).__name__}: {error})")
             raise
         finally:
-            self._link.close()
+            with self._talk.turn:
+                self._is_lost = True  # for whoever still waits: nothing more will be heard
+                self._talk.close()
 
-    def _hear(self) -> bool:
-        """Apply what has arrived. Returns whether something had."""
-        heard = False
-        for _ in range(100):
-            received = self._link.receive()
-            if received is None:
-                break
-            heard = True
-            if received[1] is GONE:
-                raise _LinkError("the manager has ended")
-            message = self._decoder.decode(received[1])
-            if isinstance(message, Answer):
-                self.inbox.apply(message)
-                self._owed_tasks += len(message.tasks) if len(received[1]) == 1 else _APPLIED_AFTER_TASKS
-            elif isinstance(message, JobEnds):
-                raise _LinkError(message.reason or "the job ends")
-        return heard
-
-    def _say(self) -> bool:
-        """Send what there is to send. Returns whether there was something."""
-        outbox, inbox = self.outbox, self.inbox
-        messages = [] if outbox.is_empty() else outbox.take(inbox.answered)
-        for message in messages:
-            self._link.send(0, self._encoder.encode(message))
-            if type(message) is Submit:
-                self._told = inbox.answered
-                self._owed_tasks = 0
-        if self._owed_tasks >= _APPLIED_AFTER_TASKS:
-            self._acknowledge()
-        self.pressure.update(outbox.taken - len(outbox.unfinished))
-        return bool(messages)
-
-    def _acknowledge(self) -> None:
-        self._link.send(0, self._encoder.encode(Applied(answered=self.inbox.answered)))
-        self._told = self.inbox.answered
-        self._owed_tasks = 0
-
-    def _sleep(self, poll: select.poll) -> None:
-        """Wait for something to hear or to say."""
-        if self._link.progress():
-            if not poll.poll(0):
-                time.sleep(_PAUSE_S)
-            return
-        owed = self._told < self.inbox.answered
-        timeout_ms = _APPLIED_AFTER_MS if owed else _IDLE_MS
-        if self._link.fileno() < 0:
-            timeout_ms = 1
-        self.asleep = True
-        if self.outbox.is_empty() and self._finish is None:  # whoever adds to it from here on rings the bell
-            events = poll.poll(timeout_ms)
-            if not events and owed:
-                self._acknowledge()
-            if any(fd == self._bell for fd, _ in events):
-                os.eventfd_read(self._bell)
-        self.asleep = False
-
-    def _leave(self) -> None:
-        """Say Finish, and stay until it has left."""
+    def _leave(self) -> bool:
         assert self._finish is not None
-        self._link.send(0, self._encoder.encode(self._finish))
-        give_up_s = time.monotonic() + _STOP_TIMEOUT_S
-        while self._link.progress() and time.monotonic() < give_up_s:
+        self._talk.leave(self._finish, _STOP_TIMEOUT_S)
+        return True
+
+    def _call_back(self) -> None:
+        ended = self.outbox.ended
+        while ended:
+            for future in ended[:]:
+                future._call_back()
+                del ended[0]  # not before: see `is_quiet`
+
+    def _sleep(self, stuck: bool) -> None:
+        """Wait for something to hear or to say."""
+        if stuck:
             time.sleep(_PAUSE_S)
-
-    def _lose(self, reason: str) -> None:
-        """Nothing will be answered any more: fail every future."""
-        self._closed_because = reason
-        self.open = False
-        self.pressure.close()
-        futures = self.outbox.open_futures()
-        finish_all(futures, itertools.repeat(Lost(reason)))
-
-
-class _LinkError(Exception):
-    """The manager is gone; the text says how that is known."""
-
-
-def _numbers() -> Iterator[TaskId]:
-    """0, 1, 2, ... to any number of threads, each number once."""
-    if getattr(sys, "_is_gil_enabled", lambda: True)():
-        return itertools.count()
-    return _LockedCount()
-
-
-class _LockedCount:
-    """`itertools.count` for free-threaded builds, where that is not safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = itertools.count()
-
-    def __iter__(self) -> Iterator[TaskId]:
-        return self
-
-    def __next__(self) -> TaskId:
-        with self._lock:
-            return next(self._count)
+            return
+        idle_s = _IDLE_S if self._talk.fileno() >= 0 else _POLLING_S
+        self._has_spoken = False
+        self.asleep = True
+        if self.outbox.is_empty() and not self.outbox.ended and self._finish is None:  # from here on the bell is rung
+            events = self._ears.poll(min(idle_s, _APPLIED_AFTER_S) if self._talk.owes() else idle_s)
+            if not events and self._talk.owes():
+                with self._talk.turn:
+                    self._take_turn(self._talk.acknowledge)
+            if any(fd == self._bell.fileno() for fd, _ in events):
+                self._bell.clear()
+        self.asleep = False

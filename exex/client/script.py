@@ -98,4 +98,3 @@ def _show(error: BaseException) -> None:
     error.__traceback__ = trace
     sys.excepthook(type(error), error, trace)
     sys.stderr.flush()
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ from exex.transport.base import Link
 
 if TYPE_CHECKING:
     from exex.client.mapping import Mapping
+
+
+_PAUSE_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +106,10 @@ class Session:
         while not cancel and self.proxy.open:
             for mapping in list(self.mappings):
                 mapping.run_out()
-            if not self.proxy.outbox.open_futures():
-                break
             self.wait()
+            if self.proxy.is_quiet() and not self.mappings:
+                break
+            time.sleep(_PAUSE_S)  # a callback is running
         self.proxy.stop(cancel)
         return self.proxy.inbox.last_words()
 

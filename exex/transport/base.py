@@ -28,7 +28,7 @@ class Link(Protocol):
         """The next message that has arrived and its sender, `(sender, GONE)` once at its end, or None for now."""
 
     def progress(self) -> bool:
-        """Push queued messages on. True while some have not left yet."""
+        """Push queued messages on. True while some have not left yet. For a peer that is gone they are forgotten."""
 
     def fileno(self) -> int:
         """A descriptor that turns readable when something may have arrived; -1 if there is none."""

@@ -5,11 +5,8 @@ Format of a message: u32 number of frames, u64 length of each frame, then the fr
 
 from __future__ import annotations
 
-import os
-import select
 import socket
 import struct
-import time
 from collections import deque
 
 from exex.errors import ProtocolError
@@ -131,6 +128,7 @@ class StreamLink:
         self._socket = sock
         self._reader = Reader(sock)
         self._unsent: deque[memoryview] = deque()
+        self._broken = False
         self._ended = False
 
     def fileno(self) -> int:
@@ -157,6 +155,8 @@ class StreamLink:
             return
         self._unsent.extend(memoryview(buffer) for buffer in buffers)
         self.progress()
+        if self._broken:
+            raise ConnectionError("the peer has closed the stream")
 
     def progress(self) -> bool:
         """See `Link.progress`."""
@@ -166,6 +166,10 @@ class StreamLink:
                 sent = self._socket.sendmsg([unsent[i] for i in range(min(len(unsent), _IOV_MOST))])
             except BlockingIOError:
                 return True
+            except ConnectionError:
+                unsent.clear()  # nobody will read it; GONE arrives
+                self._broken = True
+                return False
             while sent:
                 if sent < len(unsent[0]):
                     unsent[0] = unsent[0][sent:]
@@ -202,8 +206,6 @@ class BlockingStream:
         sock.setblocking(True)
         self._socket = sock
         self._reader = Reader(sock)
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
 
     def send(self, frames: list[Buffer]) -> None:
         """Send a message; returns when the kernel has it all."""
@@ -214,17 +216,9 @@ class BlockingStream:
         for buffer in buffers:
             self._socket.sendall(buffer)
 
-    def receive(self, spin_s: float = 0.0) -> list[Buffer]:
-        """The next message; `GONE` at the end of the stream.
-
-        Args:
-            spin_s: how long to look again and again before sleeping (see transport/wait).
-        """
+    def receive(self) -> list[Buffer]:
+        """The next message; `GONE` at the end of the stream."""
         messages = self._reader.messages
-        if spin_s and not messages:
-            until = time.monotonic() + spin_s
-            while time.monotonic() < until and not self._poll.poll(0):
-                os.sched_yield()
         while not messages:
             try:
                 if not self._reader.fill():

@@ -36,9 +36,6 @@ HOLD_S = 2e-4
 """How long results are held back while calls are fast."""
 
 _PR_SET_PDEATHSIG = 1
-SPIN_S = 2e-4
-"""How long a task process that has nothing to do looks for more before it sleeps."""
-
 _FORGET = 0.9
 _SHIELDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -89,7 +86,7 @@ class TaskLoop:
 
     def run(self) -> None:
         """Run what arrives until the stream ends."""
-        while (frames := self._stream.receive(SPIN_S)) is not GONE:
+        while (frames := self._stream.receive()) is not GONE:
             message = self._decoder.decode(frames)
             if type(message) is not Assign:
                 raise ProtocolError(f"a task process got a {type(message).__name__}")

@@ -1,17 +1,100 @@
-"""What the documentation prints from the code is what the code says."""
+"""What the documentation prints from the code is what the code says; its examples compile, its links lead somewhere."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+import pytest
+
+from exex.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.glob("*.md")])
+
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 
 
-def test_architecture_tables_are_current() -> None:
+class Block(NamedTuple):
+    """A fenced block: its language, its text, and what stands between the block before it and this one."""
+
+    language: str
+    text: str
+    before: str
+
+
+def blocks(document: Path) -> list[Block]:
+    """All fenced blocks, in order."""
+    text, found, end = document.read_text(encoding="utf-8"), [], 0
+    for match in _BLOCK.finditer(text):
+        found.append(Block(match[1], match[2], text[end : match.start()]))
+        end = match.end()
+    return found
+
+
+def print_tables() -> ModuleType:
     spec = importlib.util.spec_from_file_location("print_tables", DOCS / "print_tables.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_architecture_tables_are_current() -> None:
     text = (DOCS / "architecture.md").read_text()
-    assert module.with_parts(text) == text, "run: python docs/print_tables.py --write"
+    assert print_tables().with_parts(text) == text, "run: python docs/print_tables.py --write"
+
+
+@pytest.mark.parametrize("document", print_tables().DOCUMENTS)
+def test_tables_are_current(document: str) -> None:
+    text = (DOCS / document).read_text()
+    assert print_tables().with_parts(text, document) == text, "run: python docs/print_tables.py --write"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_python_blocks_compile(document: Path) -> None:
+    for number, block in enumerate(blocks(document), start=1):
+        if block.language == "python":
+            compile(block.text, f"{document.name}, block {number}", "exec")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_block_names_its_language_and_is_closed(document: Path) -> None:
+    fences = re.findall(r"^```", document.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(fences) == 2 * len(blocks(document))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_toml_blocks_are_configurations(document: Path, tmp_path: Path) -> None:
+    for block in blocks(document):
+        if block.language == "toml":
+            (tmp_path / "exex.toml").write_text(block.text)
+            Config.load(str(tmp_path / "exex.toml"), {}, {})
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    text = _BLOCK.sub("", document.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in _LINK.findall(_BLOCK.sub("", document.read_text(encoding="utf-8"))):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), link
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), link

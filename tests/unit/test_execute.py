@@ -517,6 +517,7 @@ def test_what_it_leaves_in_the_background_is_not_waited_for(tmp_path, monkeypatc
     os.mkfifo(fifo)
     command = f"(read line < {fifo}; echo still here >&2) & echo $! > {pid_file}; echo early >&2; exit 5"
     options = {"stderr": (str(tmp_path / "err"), "w")} if to_file else None
+    others = set(threading.enumerate())
     error = failed(run_bash(command, options), errors.BashExitFailure)
     assert error.stderr_tail == "early\n"
     pid = int(pid_file.read_text())
@@ -528,9 +529,8 @@ def test_what_it_leaves_in_the_background_is_not_waited_for(tmp_path, monkeypatc
     poll.register(left, select.POLLIN)
     assert poll.poll(10_000)
     os.close(left)
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not to_file:
-            thread.join(10)
+    for thread in set(threading.enumerate()) - others:
+        thread.join(10)
     told = (tmp_path / "err").read_text() if to_file else capfd.readouterr().err
     assert told == "early\nstill here\n"
 

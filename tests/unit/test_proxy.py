@@ -5,11 +5,14 @@ import gc
 import itertools
 import os
 import select
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -470,6 +473,104 @@ def test_ctrl_c_reaches_a_waiting_script(manager):
     with pytest.raises(KeyboardInterrupt):
         future.result()
     assert future.cancel()
+
+
+INTERRUPTED = """
+import os, random, signal, sys, threading, time
+from exex import python_app
+from tests.fakes import FakeManager, Job
+
+@python_app
+def echo(x):
+    return x
+
+def interrupt():
+    while not stop:
+        time.sleep(rng.random() * 0.002)
+        os.kill(os.getpid(), signal.SIGINT)
+
+rng, stop, hits, kept = random.Random(int(sys.argv[1])), False, 0, []
+manager = FakeManager()
+with Job(manager):
+    thread = threading.Thread(target=interrupt, daemon=True)
+    end_s = time.monotonic() + 1.5
+    while time.monotonic() < end_s:
+        try:
+            if thread.ident is None:
+                thread.start()
+            kept.append(echo(len(kept)))
+            kept[-1].result()
+            if len(kept) % 50 == 0:
+                some = [echo(i) for i in range(30)]
+                kept += some
+                [future.result() for future in some]
+        except KeyboardInterrupt:
+            hits += 1
+    while thread.is_alive():
+        try:
+            stop = True
+            thread.join()
+        except KeyboardInterrupt:
+            pass
+    assert all(isinstance(future.result(timeout=20), int) for future in kept)
+    assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+print(hits, len(kept))
+"""
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_ctrl_c_at_any_moment_loses_nothing(seed, tmp_path):
+    """A script that goes on after each of hundreds of interruptions gets every result."""
+    (tmp_path / "script.py").write_text(INTERRUPTED)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, str(tmp_path / "script.py"), str(seed)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    hits, kept = map(int, done.stdout.split())
+    assert hits > 50
+    assert kept > 50
+
+
+def test_while_one_thread_waits_others_submit_and_wait(manager):
+    manager.hold("held")
+    waiting = held(1)
+    waiters = [threading.Thread(target=waiting.result) for _ in range(3)]
+    for thread in waiters:
+        thread.start()
+    for i in range(300):
+        assert echo(i).result() == i
+    done = threading.Event()
+    threading.Thread(target=lambda: (sum(echo(i).result() for i in range(300)), done.set())).start()
+    assert done.wait(20)
+    assert all(thread.is_alive() for thread in waiters)
+    manager.release("held")
+    for thread in waiters:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_callbacks_are_called_by_the_proxy_thread(manager):
+    names = []
+    for i in range(200):
+        manager.hold("held")
+        future = held(i)
+        future.add_done_callback(lambda _: names.append(threading.current_thread().name))
+        manager.release("held")
+        future.result()
+    manager.until(lambda: len(names) == 200)
+    assert set(names) == {"exex-proxy"}
+
+
+def test_a_script_that_handles_ctrl_c_itself_keeps_its_handler(manager):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        assert [echo(i).result() for i in range(20)] == list(range(20))
+        session.finish(cancel=False)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_waiting_for_what_exists(manager):
