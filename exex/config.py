@@ -22,7 +22,6 @@ INTERNAL_VARIABLES = {
     "EXEX_CONFIG": "the TOML file, as --config",
     "EXEX_JOB_DIR": "set by `exex run` for its job: the directory of the job's socket and status",
     "EXEX_TTY": "set by `exex run` for its job: the terminal for the progress line",
-    "EXEX_RANKS_ON_NODE": "ranks that share this node, if the launcher does not tell",
     "EXEX_TASK_ID": "set for a bash app: the number of the task",
     "EXEX_ATTEMPT": "set for a bash app: the attempt, from 1",
     "EXEX_RANK": "set for a bash app: the rank of its worker",
@@ -89,7 +88,6 @@ class Config:
         2 * 1024**3, "int", "Bytes of unfinished tasks that a client may have before submitting blocks.", 1
     )
     prefetch_s: float = _setting(0.005, "float", "Seconds of work kept queued at a worker beyond its slots.", 0)
-    log_level: str = _setting("warning", "text", "What is logged.", choices=("debug", "info", "warning", "error"))
 
     @classmethod
     def load(cls, file: str | None, env: Mapping[str, str], flags: Mapping[str, object]) -> Config:

@@ -6,7 +6,8 @@ the job's own status. A launcher judges a rank by this process.
 
 Between guard and rank goes a socket of JSON messages, `{"op": ...}`:
 
-rank -> guard: `ready` (handshake passed), `client` (start the workflow's process), `status` (end with this status).
+rank -> guard: `initialising` (about to call MPI_Init), `ready` (handshake passed), `client` (start the workflow's
+process), `status` (end with this status).
 guard -> rank: `client-exited` (status), `template` (a new one; its socket comes along as a descriptor).
 """
 
@@ -119,15 +120,23 @@ class Guard:
     Args:
         template_main: what a template runs, on its socket; does not return.
         where: "rank 3 on nid00012", as far as the launcher has told.
+        is_first: of all guards, as far as the launcher has told.
         start_timeout_s: for everything up to the rank's `ready`.
         stop_timeout_s: for the rank's end after SIGTERM.
     """
 
     def __init__(
-        self, template_main: Callable[[socket.socket], None], where: str, start_timeout_s: float, stop_timeout_s: float
+        self,
+        template_main: Callable[[socket.socket], None],
+        where: str,
+        *,
+        is_first: bool,
+        start_timeout_s: float,
+        stop_timeout_s: float,
     ) -> None:
         self._template_main = template_main
         self._where = where
+        self._is_first = is_first
         self._start_s = start_timeout_s
         self._stop_s = stop_timeout_s
         self._deadline: float | None = None
@@ -136,6 +145,7 @@ class Guard:
         self._status: int | None = None
         self._ready = False
         self._others_wait = True
+        self._in_mpi_init = False
         self._restore: Callable[[], None] = lambda: None
 
     def split(self) -> RankRole | ClientRole | GuardRole:
@@ -240,14 +250,17 @@ class Guard:
                     else:
                         self._on_message(message)
             if self._deadline is not None and time.monotonic() >= self._deadline:
-                print(f"exex: {self._where} {self._deadline_says}", file=sys.stderr, flush=True)
+                if self._is_first or not self._in_mpi_init:  # one of those that wait for others says it for all
+                    print(f"exex: {self._where} {self._deadline_says}", file=sys.stderr, flush=True)
                 self._status = self._status or 1
                 break
         status = self._end()
         return GuardRole(status, others_wait=bool(status) and not self._ready and self._others_wait)
 
     def _on_message(self, message: dict[str, Any]) -> None:
-        if message["op"] == "ready":
+        if message["op"] == "initialising":
+            self._in_mpi_init = True
+        elif message["op"] == "ready":
             self._ready = True
             self._deadline = None
         elif message["op"] == "status":

@@ -52,6 +52,7 @@ class RankProcess:
         self._times_s = [time.monotonic() - began_s]
         self._waiter = Waiter()
         _raise_descriptor_limit()
+        self._masks: list[set[int]] = []  # affinity of each rank on this node
         self._broken = False
 
     def main(self) -> int:
@@ -78,18 +79,20 @@ class RankProcess:
         except (ImportError, RuntimeError) as error:
             raise StartError(f"mpi4py cannot load an MPI library: {error}; try `exex doctor`") from error
         self._times_s.append(time.monotonic() - self._began_s)
+        self._control.send("initialising")
         world = mpi.start()
         self._times_s.append(time.monotonic() - self._began_s)
         message = singletons_message(self._expected, mpi.library(), world.size)
         if message:
             raise SingletonsError(message)
-        on_node = self._expected.ranks_on_node or mpi.ranks_on_node(world)
+        if self._config.slots == "auto":
+            self._masks = mpi.share_on_node(world, os.sched_getaffinity(0))
         if world.size == 1:
             status = self._alone()
         elif world.rank == 0:
             status = self._manage(mpi.MpiLink(world, world.size - 1), frozenset(range(1, world.size)))
         else:
-            status = self._work(world.rank, mpi.MpiLink(world, 1), on_node)
+            status = self._work(world.rank, mpi.MpiLink(world, 1))
         self._control.send("status", status=status)
         if not self._broken:
             mpi.finish()
@@ -158,10 +161,10 @@ class RankProcess:
             at_once = loop.at_once or (local is not None and (traffic or local.at_once))
             ready = self._waiter.wait(traffic, at_once, loop.eager(), pause_s)
 
-    def _work(self, rank: int, link: Link, ranks_on_node: int) -> int:
+    def _work(self, rank: int, link: Link) -> int:
         """Be a worker; returns 0 after an orderly end."""
         self._waiter.watch_link(link)
-        loop = self._new_worker(rank, link, ranks_on_node)
+        loop = self._new_worker(rank, link)
         error = loop.await_template(self._config.start_timeout_s)
         loop.hello(__version__, platform.python_version(), error, self._times_s)
         self._control.send("ready")
@@ -192,16 +195,19 @@ class RankProcess:
         """Be manager and worker in one loop."""
         network = Network()
         manager, worker = network.end(_MANAGER), network.end(_LOCAL_WORKER)
-        loop = self._new_worker(0, worker, 1)
+        loop = self._new_worker(0, worker)
         error = loop.await_template(self._config.start_timeout_s)
         loop.hello(__version__, platform.python_version(), error, self._times_s)
         status = self._manage(manager, frozenset((_LOCAL_WORKER,)), loop)
         self._control.send("status", status=status)
         return status
 
-    def _new_worker(self, rank: int, link: Link, ranks_on_node: int) -> worker_loop.WorkerLoop:
+    def _new_worker(self, rank: int, link: Link) -> worker_loop.WorkerLoop:
         config = self._config
-        slots = config.slots if isinstance(config.slots, int) else allocation.auto_slots(os.sched_getaffinity(0), ranks_on_node)
+        if isinstance(config.slots, int):
+            slots = config.slots
+        else:
+            slots = allocation.auto_slots(os.sched_getaffinity(0), max(1, len(self._masks)), self._masks)
         template = self._begin(Template(self._template_socket), rank)
         inline = config.isolation == "none"
         place = Place(rank, self._node)

@@ -30,7 +30,13 @@ def main(argv: list[str] | None = None) -> int:
 
     name = "this process" if expected.rank is None else f"rank {expected.rank}"
     where = f"{name} on {socket.gethostname()}"
-    role = Guard(template_main, where, config.start_timeout_s, config.stop_timeout_s).split()
+    role = Guard(
+        template_main,
+        where,
+        is_first=not expected.rank,
+        start_timeout_s=config.start_timeout_s,
+        stop_timeout_s=config.stop_timeout_s,
+    ).split()
     if isinstance(role, GuardRole):
         if role.others_wait:
             end_the_world()

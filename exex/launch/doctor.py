@@ -23,9 +23,10 @@ from exex.version import __version__
 _HELLO_RANKS = 3
 _HELLO_TIMEOUT_S = 60.0
 _HELLO_PROGRAM = """
+import sys
 from mpi4py import MPI
 world = MPI.COMM_WORLD
-print("hello", world.size, world.allreduce(world.rank), flush=True)
+sys.stdout.write(f"hello {world.size} {world.allreduce(world.rank)}\\n")  # one write: ranks must not mix
 """
 _SHARED_MEMORY = "/dev/shm"
 _SHARED_BYTES = 32 << 20  # MPICH takes 3 to 5 MB for a job

@@ -48,11 +48,11 @@ def library() -> str:
     return MPI.Get_library_version().split("\n")[0].strip("\x00 ")
 
 
-def ranks_on_node(world: MPI.Intracomm) -> int:
-    """How many ranks of `world` share this rank's memory. Collective."""
+def share_on_node(world: MPI.Intracomm, mine: object) -> list[Any]:
+    """What each rank of `world` on this node has passed as `mine`. Collective."""
     node = world.Split_type(MPI.COMM_TYPE_SHARED)
     try:
-        return int(node.Get_size())
+        return list(node.allgather(mine))
     finally:
         node.Free()
 

@@ -11,7 +11,7 @@ from typing import Any
 from exex.errors import StartError
 from exex.protocol import codec
 from exex.protocol import payload as payloads
-from exex.protocol.messages import Assign, Bye, Drop, Hello, Kind, Stop
+from exex.protocol.messages import Assign, Bye, Drop, Hello, Stop
 from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
 from exex.worker import execute, state
@@ -116,7 +116,7 @@ class WorkerLoop:
         self._calls = codec.to_worker()
         self._results = codec.from_worker()
         self._ports = [ProcessPort(number, self) for number in range(slots)]
-        self.state = state.WorkerState(place.rank, place.node, list(self._ports), grace_s)
+        self.state = state.WorkerState(place.rank, place.node, list(self._ports), grace_s, inline)
         self._owners: dict[int, tuple[ProcessPort, str]] = {}
         self._inline_functions: dict[bytes, Any] = {}
         self._place = place
@@ -198,7 +198,8 @@ class WorkerLoop:
         done = self.state.take_done()
         if done is not None:
             self._send(done)
-        self.at_once = self._link.progress() or bool(self._inline and self.state.queue)
+        queue = self.state.queue
+        self.at_once = self._link.progress() or bool(self._inline and queue and state.may_run_inline(queue[0].spec))
         for port in self._ports:
             if port.process is not None:
                 self.at_once |= port.process.link.progress()
@@ -311,7 +312,7 @@ class WorkerLoop:
     def _run_inline(self, until_s: float) -> bool:
         """Run queued Python calls here until the time is up. Bash, and what has a walltime, goes to task processes."""
         queue, ran = self.state.queue, False
-        while queue and queue[0].spec.kind != Kind.BASH and queue[0].spec.walltime_s is None:
+        while queue and state.may_run_inline(queue[0].spec):
             call = queue.popleft()
             ran = True
             digest = call.spec.function

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from exex.errors import AppTimeout, ProtocolError, TaskProcessDied
 from exex.protocol import payload as payloads
-from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Assign, Done, Drop, Outcome, Rank, TaskId
+from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Assign, Done, Drop, Kind, Outcome, Rank, TaskId
 from exex.protocol.payload import Payload
 
 AHEAD_S = 0.002
@@ -94,6 +94,7 @@ class WorkerState:
     """All that a worker rank knows.
 
     Attributes:
+        inline: calls that need no process of their own are left in the queue, for the loop to run.
         queue: calls that no slot holds yet, in order.
         paces: per app, a moving average of the running time, in seconds.
     """
@@ -102,6 +103,7 @@ class WorkerState:
     node: str
     ports: list[SlotPort]
     grace_s: float = 2.0
+    inline: bool = False
     slots: list[Slot] = field(init=False)
     queue: deque[Call] = field(default_factory=deque)
     apps: dict[int, AppSpec] = field(default_factory=dict)
@@ -342,6 +344,8 @@ def _give(state: WorkerState, slot: Slot, now_s: float) -> None:
     """Give a slot its next calls: as many as AHEAD_S allows, at least one if it is idle."""
     held = len(slot.held)
     queue = state.queue
+    if state.inline and may_run_inline(queue[0].spec):
+        return
     app = queue[0].spec.app
     most = min(_room(state, queue[0].spec, held), -(-len(queue) // len(state.slots)))
     if most <= 0:
@@ -353,6 +357,11 @@ def _give(state: WorkerState, slot: Slot, now_s: float) -> None:
         slot.moved_s = now_s
     slot.held.extend(calls)
     slot.port.give(calls)
+
+
+def may_run_inline(spec: AppSpec) -> bool:
+    """Whether a call can do without a task process: nobody can stop it, and bash is started from task processes."""
+    return spec.kind != Kind.BASH and spec.walltime_s is None
 
 
 def _room(state: WorkerState, spec: AppSpec, held: int) -> int:

@@ -68,6 +68,39 @@ def test_a_mixed_workflow_in_other_shapes(launch: Launch, options: tuple[str, ..
     fine(launch.workflow(3, MIXED, options=options))
 
 
+def test_without_isolation_python_runs_in_the_rank_and_bash_does_not(launch: Launch) -> None:
+    fine(
+        launch.workflow(
+            2,
+            """
+import os
+from exex import python_app, bash_app
+
+@python_app
+def pid(x):
+    import os
+    return os.getpid()
+
+@python_app(walltime=60)
+def limited(x):
+    import os
+    return os.getpid()
+
+@bash_app
+def shell():
+    return "exit 0"
+
+pids = {f.result() for f in [pid(i) for i in range(500)]}
+assert len(pids) == 1, pids
+assert shell().result() == 0
+assert limited(0).result() not in pids
+print("fine")
+""",
+            options=("--isolation", "none", "--slots", "2"),
+        )
+    )
+
+
 def test_futures_at_any_depth_become_dependencies(launch: Launch) -> None:
     fine(
         launch.workflow(

@@ -173,13 +173,13 @@ def test_run_starts_workers_beside_the_manager(invoke, line, ranks, tail):
 
 def test_what_run_passes_on_is_understood(invoke):
     options = "--slots 2 --isolation none --preload a,b --retries 1 --start-timeout-s 5 --grace-s 1 --progress --run-dir r"
-    options += " --stop-timeout-s 3 --max-waiting 9 --max-waiting-bytes 99 --prefetch-s 0.5 --log-level info"
+    options += " --stop-timeout-s 3 --max-waiting 9 --max-waiting-bytes 99 --prefetch-s 0.5"
     argv, _, stop_timeout_s = invoke(f"run {options} wf.py --retries x").started
     config, script, args = cli.parse_run_args(argv[argv.index("exex.run") + 1 :])
     assert (script, args, stop_timeout_s) == ("wf.py", ["--retries", "x"], 3.0)
     assert config == Config(
         slots=2, isolation="none", preload=("a", "b"), retries=1, start_timeout_s=5.0, grace_s=1.0, progress=True, run_dir="r",
-        stop_timeout_s=3.0, max_waiting=9, max_waiting_bytes=99, prefetch_s=0.5, log_level="info",
+        stop_timeout_s=3.0, max_waiting=9, max_waiting_bytes=99, prefetch_s=0.5,
     )  # fmt: skip
 
 

@@ -26,7 +26,6 @@ VALUES = [
     ("max_waiting", "10", "10", 10),
     ("max_waiting_bytes", "1048576", "1048576", 1 << 20),
     ("prefetch_s", "1e-3", "1e-3", 0.001),
-    ("log_level", "debug", '"debug"', "debug"),
 ]
 
 # name, as text, in TOML, what the message says is accepted
@@ -46,7 +45,6 @@ WRONG = [
     ("progress", "2", "1", "true or false"),
     ("run_dir", "", '""', "text"),
     ("max_waiting", "0", "0", "an integer, at least 1"),
-    ("log_level", "loud", '"loud"', "debug or info or warning or error"),
 ]
 
 
@@ -77,7 +75,6 @@ def test_defaults():
         max_waiting=250_000,
         max_waiting_bytes=2 << 30,
         prefetch_s=0.005,
-        log_level="warning",
     )
 
 
@@ -180,7 +177,7 @@ def test_help_covers_every_field_and_names_its_default():
         assert row.variable == "EXEX_" + row.name.upper()
         assert row.variable not in INTERNAL_VARIABLES
         assert (row.metavar == "") == (row.kind == "bool")
-    defaults = "auto process none 0 60 10 2 no runinfo 250000 2147483648 0.005 warning".split()
+    defaults = "auto process none 0 60 10 2 no runinfo 250000 2147483648 0.005".split()
     assert [row.help.rpartition(" Default: ")[2] for row in rows] == [f"{default}." for default in defaults]
 
 
@@ -188,7 +185,6 @@ def test_help_shows_choices_in_place_of_a_type():
     assert {row.name: row.metavar for row in Config.fields_help() if "|" in row.metavar} == {
         "slots": "N|auto",
         "isolation": "process|none",
-        "log_level": "debug|info|warning|error",
     }
 
 
