@@ -149,6 +149,26 @@ print("fine")
     assert done.status == 0 and done.out.endswith("fine\n"), done.err
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_template_that_dies_is_replaced(launch: Launch, mark: str, ranks: int) -> None:
+    script = """
+import os, signal
+from exex import python_app
+@python_app(retries=1)
+def template(x):
+    import os
+    return os.getppid()
+first = template(0).result()
+os.kill(first, signal.SIGKILL)
+futures = [template(i) for i in range(100)]
+assert {f.result() for f in futures} - {first}
+print("fine")
+"""
+    done = launch.workflow(ranks, script, **{MARK: mark})
+    assert done.status == 0 and done.out == "fine\n", done.err
+    assert "starts another template" in done.err
+
+
 LONG = """
 import sys, time
 from exex import python_app, bash_app
