@@ -175,7 +175,7 @@ class LazyFuture(Future[Any]):
     def _remove_sleeper(self, sleeper: Any) -> None:
         rare = self._get_rare()
         with _lock:
-            if sleeper in rare.sleepers:
+            if self._state in OPEN:  # otherwise somebody goes through the list
                 rare.sleepers.remove(sleeper)
 
     def _await_outcome(self, timeout: float | None) -> None:

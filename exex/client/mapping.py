@@ -154,7 +154,7 @@ class Mapping:
             return self._open < self._window
         return len(self._chunks) < self._window and (self._bytes < _MOST_BYTES or not self._chunks)
 
-    def _send_next(self) -> None:
+    def _send_next(self) -> _Chunk | None:
         size, left = self._size, self._source.left()
         if self._fixed_size is None and left is not None:
             size = max(1, min(size, left // self._window))  # the last chunks are small, so that all slots end together
@@ -163,12 +163,15 @@ class Mapping:
         try:
             columns, length = self._source.take(size)
             if length:
-                self._chunks.append(self._submit(columns, length, None))
+                chunk = self._submit(columns, length, None)
+                self._chunks.append(chunk)
+                if self._exhausted:  # the iterator was closed meanwhile
+                    chunk.future.cancel()
+                return chunk
         except Exception as error:  # of the script's own iterator, or of pickling: it has its turn after the results
             self._error = error
-            length = 0
-        if not length:
-            self._stop_feeding()
+        self._stop_feeding()
+        return None
 
     def _submit(self, columns: Columns, length: int, record: TaskRecord | None) -> _Chunk:
         chunk = _Chunk(columns if self._keeps_columns else None, length, record)
@@ -247,7 +250,7 @@ class Mapping:
                 raise self._error
         finally:
             self._stop_feeding()
-            for chunk in self._chunks:
+            for chunk in list(self._chunks):
                 chunk.future.cancel()
 
     def _take(self, chunk: _Chunk) -> tuple[list[Any], BaseException | None]:
@@ -285,9 +288,9 @@ class Mapping:
                 chunk.future._wait()
                 self._notice_end(chunk, False)
             with self._feeding:
-                if not self._exhausted:
-                    self._send_next()
-                    sent.extend(islice(reversed(self._chunks), 1))
+                newest = None if self._exhausted else self._send_next()
+            if newest is not None:
+                sent.append(newest)
 
     def cancel(self) -> None:
         """Send nothing more; whoever iterates gets a CancelledError after the results that there are."""

@@ -13,6 +13,8 @@ from concurrent.futures._base import FINISHED
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
+import msgspec
+
 from exex.client.futures import AppFuture, DataFuture
 from exex.client.lazy import OPEN, LazyFuture
 from exex.client.outcomes import FailedHere, NeedFailed
@@ -97,18 +99,7 @@ class Outbox:
             if spec.function not in self._digests:
                 self._digests.add(spec.function)
                 self._new_functions[spec.function] = function
-            self._new_apps.append(
-                AppSpec(
-                    app=number,
-                    name=spec.name,
-                    function=spec.function,
-                    kind=spec.kind,
-                    priority=spec.priority,
-                    retries=spec.retries,
-                    asks=spec.asks,
-                    walltime_s=spec.walltime_s,
-                )
-            )
+            self._new_apps.append(msgspec.structs.replace(spec, app=number))
             return number
 
     def count_large(self, size_bytes: int) -> None:

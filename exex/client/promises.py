@@ -12,7 +12,6 @@ import types
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures._base import FINISHED
 from typing import Any
 
 from exex.client.futures import AppFuture, DataFuture
@@ -49,8 +48,7 @@ def promise(call: Call) -> PromisedFuture:
 
 def keep(future: AppFuture, payload: Payload) -> None:
     """Give a promised task its pickled value."""
-    if future._settle(FINISHED, payload):
-        future._call.proxy.fulfil(future, Outcome.DONE, payload)
+    future._call.proxy.fulfil(future, Outcome.DONE, payload, payload)
 
 
 def break_promise(future: AppFuture, error: BaseException) -> None:
@@ -58,9 +56,7 @@ def break_promise(future: AppFuture, error: BaseException) -> None:
     proxy = future._call.proxy
     payload = payloads.dump_error(error, future._title())
     proxy.note_failure(future, payload)
-    if future._settle(FINISHED, FailedHere(error)):
-        proxy.fulfil(future, Outcome.FAILED, payload)
-    else:
+    if not proxy.fulfil(future, Outcome.FAILED, FailedHere(error), payload):
         proxy.seen(future)  # it was cancelled
 
 

@@ -24,7 +24,7 @@ from exex.client.outbox import Outbox, take_values
 from exex.client.outcomes import Call, Failed
 from exex.client.pressure import Pressure
 from exex.client.promises import dump_call
-from exex.client.settling import finish_all
+from exex.client.settling import finish_all, settle
 from exex.client.talk import LinkLost, Talk
 from exex.errors import ManagerLost, NoManagerError, ProtocolError
 from exex.protocol.messages import Finish, Outcome, TaskId, Verdict, Welcome
@@ -124,17 +124,20 @@ class Proxy:
         self.outbox.cancel(future)
         self.wake()
 
-    def fulfil(self, future: AppFuture, outcome: Outcome, payload: Payload) -> None:
-        """The promised `future` has been settled."""
+    def fulfil(self, future: AppFuture, outcome: Outcome, raw: Any, payload: Payload) -> bool:
+        """Give a promised future its outcome, `raw` here and `payload` at the manager. False if it has one already."""
+        if not settle(future, FINISHED, raw, self.outbox.ended):
+            return False
         self.outbox.fulfil(future, outcome, payload)
         self.wake()
+        return True
 
     def decide(self, future: AppFuture, verdict: Verdict) -> None:
         """The retry handler has decided; if it gives up, the future fails at once."""
         size_bytes = future._raw
         if not verdict.retry:
             self.note_failure(future, verdict.payload)
-            if not future._settle(FINISHED, Failed(verdict.payload)):
+            if not settle(future, FINISHED, Failed(verdict.payload), self.outbox.ended):
                 self.seen(future)  # it was cancelled
         self.outbox.decide(verdict, size_bytes)
         self.wake()
@@ -316,7 +319,7 @@ class Proxy:
     def is_quiet(self) -> bool:
         """Whether no task is left, and no callback that could start one."""
         with self._talk.turn:
-            return not self.outbox.ended and not self.outbox.open_futures()
+            return not self.outbox.ended and not len(self.outbox) and self.outbox.is_empty()
 
     def stop(self, cancel: bool) -> None:
         """Send everything, say Finish, and end the thread. Nothing is accepted any more.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
+
 from exex.errors import ProtocolError
 from exex.manager.ready import ReadyQueue
 from exex.manager.task import App, Status, Task
@@ -168,16 +170,7 @@ class ManagerState:
         if spec.function not in self.functions:
             raise ProtocolError(f"client {client.number}: app {spec.app} ({spec.name}) names a function that was never sent")
         number = len(self.apps)
-        own = AppSpec(
-            app=number,
-            name=spec.name,
-            function=spec.function,
-            kind=spec.kind,
-            priority=spec.priority,
-            retries=spec.retries,
-            asks=spec.asks,
-            walltime_s=spec.walltime_s,
-        )
+        own = msgspec.structs.replace(spec, app=number)
         self.apps[number] = client.apps[spec.app] = App(own, self.functions[spec.function])
 
     def finish_task(self, task: Task, outcome: int, payload: Payload, causes: list[TaskId] | None = None) -> None:

@@ -437,7 +437,7 @@ def test_large_items_are_not_all_taken_at_once(monkeypatch):
     with Job(FakeManager(slots=1000)):
         taken = []
         results = exex.map(np.size, (taken.append(1) or np.zeros(12_500) for _ in range(100)), chunksize=1)
-        assert len(taken) == 10
+        assert 10 <= len(taken) < 15
         results.close()
 
 

@@ -489,15 +489,17 @@ def interrupt():
         time.sleep(rng.random() * 0.002)
         os.kill(os.getpid(), signal.SIGINT)
 
-rng, stop, hits, kept = random.Random(int(sys.argv[1])), False, 0, []
+rng, stop, hits, kept, end_s = random.Random(int(sys.argv[1])), False, 0, [], 0
 manager = FakeManager()
 with Job(manager):
     thread = threading.Thread(target=interrupt, daemon=True)
-    end_s = time.monotonic() + 1.5
-    while time.monotonic() < end_s:
+    going = True
+    while going:
         try:
             if thread.ident is None:
                 thread.start()
+                end_s = time.monotonic() + 1.5
+            going = time.monotonic() < end_s
             kept.append(echo(len(kept)))
             kept[-1].result()
             if len(kept) % 50 == 0:
@@ -506,7 +508,7 @@ with Job(manager):
                 [future.result() for future in some]
         except KeyboardInterrupt:
             hits += 1
-    while thread.is_alive():
+    while thread.is_alive() or not stop:
         try:
             stop = True
             thread.join()
