@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from exex.client import session
@@ -32,6 +35,17 @@ from exex.protocol.messages import (
 from exex.transport.base import GONE
 from exex.transport.stream import StreamLink
 from exex.version import __version__
+
+
+@contextmanager
+def shaken() -> Iterator[None]:
+    """Threads take turns after microseconds: what can come between two steps does."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(2e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before_s)
 
 
 class FakeTask:

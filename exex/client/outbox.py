@@ -16,8 +16,8 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from exex.client.futures import AppFuture, DataFuture
-from exex.client.lazy import OPEN, LazyFuture
-from exex.client.outcomes import FailedHere, NeedFailed
+from exex.client.lazy import LazyFuture
+from exex.client.outcomes import Failed, FailedHere, NeedFailed
 from exex.client.settling import settle
 from exex.errors import SerializationError
 from exex.protocol import payload as payloads
@@ -207,28 +207,30 @@ class Outbox:
         try:
             needs = take_values(future._needs or ())
         except SerializationError as error:
-            future._call.proxy.note_failure(future, str(error))
-            settle(future, FINISHED, FailedHere(error), self.ended)
-            return False
+            return self._fail(future, FailedHere(error), str(error))
         for place, need in enumerate(needs):
             owner = need.app_future if isinstance(need, DataFuture) else need
             if type(need) is Given:
                 given[place] = need.payload
                 ids.append(-1)
-            elif owner._state in OPEN:
-                ids.append(owner._tid)
-            else:
+            elif owner._has_failed() or owner.cancelled():
                 failed.append(owner)
+            else:  # open; a promise that was kept since then is no harm: the manager is told of both, in this order
+                ids.append(owner._tid)
         if failed:
             for owner in failed:
                 owner._call.proxy.seen(owner)
-            future._call.proxy.note_failure(future, "a need of it failed")
-            settle(future, FINISHED, NeedFailed(failed), self.ended)
-            return False
+            return self._fail(future, NeedFailed(failed), "a need of it failed")
         future._needs = ids
         if given:
             self._given[future._tid] = given
         return True
+
+    def _fail(self, future: AppFuture, raw: Failed, text: str) -> bool:
+        future._call.proxy.note_failure(future, text)
+        if not settle(future, FINISHED, raw, self.ended):
+            future._call.proxy.seen(future)  # it was cancelled
+        return False
 
     def _submit(self, run: list[AppFuture], answered: int) -> Submit:
         with self._lock:

@@ -361,8 +361,9 @@ class Proxy:
                 if not busy:
                     self._sleep(stuck)
             with self._talk.turn:
-                if self._finish is not None and not self._is_lost:
-                    self._take_turn(self._leave)
+                finish = self._finish
+                if finish is not None and not self._is_lost:
+                    self._take_turn(lambda: self._talk.leave(finish, _STOP_TIMEOUT_S))
             self._call_back()
         except BaseException as error:
             with self._talk.turn:
@@ -372,11 +373,6 @@ class Proxy:
             with self._talk.turn:
                 self._is_lost = True  # for whoever still waits: nothing more will be heard
                 self._talk.close()
-
-    def _leave(self) -> bool:
-        assert self._finish is not None
-        self._talk.leave(self._finish, _STOP_TIMEOUT_S)
-        return True
 
     def _call_back(self) -> None:
         ended = self.outbox.ended

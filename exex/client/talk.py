@@ -141,12 +141,13 @@ class Talk:
         except ConnectionError:
             return False  # what is received next says so
 
-    def leave(self, finish: Finish, timeout_s: float) -> None:
-        """Say Finish, and stay until it has left."""
+    def leave(self, finish: Finish, timeout_s: float) -> bool:
+        """Say Finish, and stay until it has left, for `timeout_s` at most."""
         self._send(finish)
         give_up_s = time.monotonic() + timeout_s
         while self._link.progress() and time.monotonic() < give_up_s:
             time.sleep(_PAUSE_S)
+        return True
 
     def close(self) -> None:
         """Close the link."""

@@ -29,7 +29,7 @@ from exex import (
 )
 from exex.protocol import context
 from exex.protocol.messages import Cancel, Fulfil, Promise, Submit, Verdict
-from tests.fakes import FakeManager, Job
+from tests.fakes import FakeManager, Job, shaken
 
 
 @pytest.fixture
@@ -314,9 +314,10 @@ def test_foreign_futures_may_fail(manager):
 
 
 def test_a_thread_pool_and_apps_mix(manager):
-    with cf.ThreadPoolExecutor(2) as pool:
-        futures = [echo(pool.submit(lambda i=i: i * i)) for i in range(50)]
-        assert [future.result() for future in futures] == [i * i for i in range(50)]
+    with cf.ThreadPoolExecutor(2) as pool, shaken():
+        for _ in range(30):
+            futures = [echo(pool.submit(lambda i=i: i * i)) for i in range(50)]
+            assert [future.result() for future in futures] == [i * i for i in range(50)]
 
 
 # ---- special arguments -----------------------------------------------------------------------------------------------

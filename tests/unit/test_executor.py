@@ -16,7 +16,7 @@ import exex
 from exex import Executor, SerializationError, bash_app, join_app, python_app
 from exex.client import mapping, session
 from exex.protocol.messages import Cancel, Submit
-from tests.fakes import FakeManager, Job
+from tests.fakes import FakeManager, Job, shaken
 
 
 @pytest.fixture
@@ -442,20 +442,22 @@ def test_large_items_are_not_all_taken_at_once(monkeypatch):
 
 
 def test_maps_side_by_side(manager):
-    with cf.ThreadPoolExecutor(6) as pool:
-        work = [pool.submit(lambda: sum(exex.map(double, range(5000)))) for _ in range(12)]
-        assert [future.result() for future in work] == [2 * sum(range(5000))] * 12
+    with shaken():
+        with cf.ThreadPoolExecutor(6) as pool:
+            work = [pool.submit(lambda: sum(exex.map(double, range(5000)))) for _ in range(12)]
+            assert [future.result() for future in work] == [2 * sum(range(5000))] * 12
 
 
 def test_one_iterator_while_another_thread_shuts_down(manager):
-    for _ in range(30):
-        executor = Executor()
-        results = executor.map(double, range(2000), chunksize=3)
-        thread = threading.Thread(target=executor.shutdown)
-        thread.start()
-        assert list(results) == list(range(0, 4000, 2))
-        thread.join(20)
-        assert not thread.is_alive()
+    with shaken():
+        for _ in range(30):
+            executor = Executor()
+            results = executor.map(double, range(2000), chunksize=3)
+            thread = threading.Thread(target=executor.shutdown)
+            thread.start()
+            assert list(results) == list(range(0, 4000, 2))
+            thread.join(20)
+            assert not thread.is_alive()
 
 
 # ---- map: retries ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from exex import AppFuture, DataFuture, DependencyError, DeserializationError, File, python_app
 from exex.client import lazy
 from exex.client.futures import AppFuture as Future
-from tests.fakes import Job
+from tests.fakes import Job, shaken
 
 
 @pytest.fixture
@@ -116,22 +116,23 @@ def test_it_is_unpickled_when_it_is_asked_for_and_once(manager):
 
 
 def test_threads_that_ask_together_get_the_same_object(manager):
-    for _ in range(200):
-        future = make("loads")
-        cf.wait([future])
-        barrier = threading.Barrier(4)
-        seen = []
+    with shaken():
+        for _ in range(200):
+            future = make("loads")
+            cf.wait([future])
+            barrier = threading.Barrier(4)
+            seen = []
 
-        def ask(future=future, barrier=barrier, seen=seen):
-            barrier.wait()
-            seen.append(future.result())
+            def ask(future=future, barrier=barrier, seen=seen):
+                barrier.wait()
+                seen.append(future.result())
 
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert all(value is seen[0] for value in seen)
+            threads = [threading.Thread(target=ask) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert all(value is seen[0] for value in seen)
 
 
 def test_what_cannot_be_unpickled_names_the_task(manager):
@@ -215,18 +216,19 @@ def test_wait_sees_what_is_cancelled(manager):
 
 def test_wait_and_resolve_race(manager):
     """Whatever the interleaving, nobody waits for ever."""
-    for round in range(150):
-        futures = [echo(i) for i in range(20)]
-        waiters = [
-            threading.Thread(target=cf.wait, args=[futures]),
-            threading.Thread(target=lambda futures=futures: list(cf.as_completed(futures))),
-            threading.Thread(target=lambda futures=futures: [future.result() for future in futures]),
-        ]
-        for thread in waiters:
-            thread.start()
-        for thread in waiters:
-            thread.join(30)
-            assert not thread.is_alive(), round
+    with shaken():
+        for round in range(150):
+            futures = [echo(i) for i in range(20)]
+            waiters = [
+                threading.Thread(target=cf.wait, args=[futures]),
+                threading.Thread(target=lambda futures=futures: list(cf.as_completed(futures))),
+                threading.Thread(target=lambda futures=futures: [future.result() for future in futures]),
+            ]
+            for thread in waiters:
+                thread.start()
+            for thread in waiters:
+                thread.join(30)
+                assert not thread.is_alive(), round
 
 
 def test_callbacks_are_called_once_and_in_order(manager):
@@ -244,13 +246,14 @@ def test_callbacks_are_called_once_and_in_order(manager):
 
 
 def test_every_callback_is_called_once_however_late_it_comes(manager):
-    for _ in range(300):
-        future, calls = echo(1), []
-        for i in range(10):
-            future.add_done_callback(lambda _, i=i: calls.append(i))
-        future.result()
-        manager.until(lambda calls=calls: len(calls) == 10)
-        assert sorted(calls) == list(range(10))
+    with shaken():
+        for _ in range(300):
+            future, calls = echo(1), []
+            for i in range(10):
+                future.add_done_callback(lambda _, i=i: calls.append(i))
+            future.result()
+            manager.until(lambda calls=calls: len(calls) == 10)
+            assert sorted(calls) == list(range(10))
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
@@ -337,13 +340,14 @@ def test_cancel_after_the_end(manager):
 
 
 def test_cancel_races_with_the_answer(manager):
-    for _ in range(300):
-        future = echo(1)
-        if future.cancel():
-            with pytest.raises(cf.CancelledError):
-                future.result()
-        else:
-            assert future.result() == 1
+    with shaken():
+        for _ in range(300):
+            future = echo(1)
+            if future.cancel():
+                with pytest.raises(cf.CancelledError):
+                    future.result()
+            else:
+                assert future.result() == 1
 
 
 def test_dependents_of_a_cancelled_task_fail(manager):
@@ -492,14 +496,16 @@ def test_a_lock_held_by_another_thread_does_not_survive_a_fork():
 
 
 def test_many_threads_submit_and_wait(manager):
-    def work(n):
-        futures = [echo(i) for i in range(n)]
-        return sum(future.result() for future in futures)
+    with shaken():
 
-    with cf.ThreadPoolExecutor(8) as pool:
-        totals = list(pool.map(work, [500] * 16))
-    assert totals == [sum(range(500))] * 16
-    assert sorted(manager.ran) == list(range(8000))
+        def work(n):
+            futures = [echo(i) for i in range(n)]
+            return sum(future.result() for future in futures)
+
+        with cf.ThreadPoolExecutor(8) as pool:
+            totals = list(pool.map(work, [500] * 16))
+        assert totals == [sum(range(500))] * 16
+        assert sorted(manager.ran) == list(range(8000))
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

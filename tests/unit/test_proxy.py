@@ -25,7 +25,7 @@ from exex.protocol import codec
 from exex.protocol.messages import Applied, Attach, Cancel, Finish, Submit, Verdict, Welcome
 from exex.transport.stream import StreamLink
 from exex.version import __version__
-from tests.fakes import FakeManager, Job
+from tests.fakes import FakeManager, Job, shaken
 
 
 @pytest.fixture
@@ -88,30 +88,33 @@ def test_answers_are_acknowledged_though_nothing_is_submitted(manager):
 
 def test_needs_are_known_or_given_whatever_the_timing(manager):
     """The fake complains about a need that it does not know; see THE ORDER RULE."""
-    for round in range(300):
-        first = echo(round)
-        if round % 3 == 0:
-            first.result()
-        elif round % 3 == 1:
-            cf.wait([first])
-        layer = [echo(first, i) for i in range(5)]
-        assert echo(layer).result() == [round] * 5
-    given = sum(len(places) for message in manager.told(Submit) for places in message.given.values())
-    assert given >= 1000
+    with shaken():
+        for round in range(300):
+            first = echo(round)
+            if round % 3 == 0:
+                first.result()
+            elif round % 3 == 1:
+                cf.wait([first])
+            layer = [echo(first, i) for i in range(5)]
+            assert echo(layer).result() == [round] * 5
+        given = sum(len(places) for message in manager.told(Submit) for places in message.given.values())
+        assert given >= 1000
 
 
 def test_many_threads_and_dependencies(manager):
-    def work(seed):
-        futures = [echo(seed)]
-        for i in range(300):
-            futures.append(echo(futures[(i * 7) % len(futures)], [futures[-1]]))
-            if i % 50 == 0:
-                futures[-1].result()
-        return [future.result() for future in futures]
+    with shaken():
 
-    with cf.ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(work, range(16)))
-    assert results == [[seed] * 301 for seed in range(16)]
+        def work(seed):
+            futures = [echo(seed)]
+            for i in range(300):
+                futures.append(echo(futures[(i * 7) % len(futures)], [futures[-1]]))
+                if i % 50 == 0:
+                    futures[-1].result()
+            return [future.result() for future in futures]
+
+        with cf.ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(work, range(16)))
+        assert results == [[seed] * 301 for seed in range(16)]
 
 
 def test_a_need_of_which_the_value_cannot_be_pickled_again(manager):
@@ -478,7 +481,7 @@ def test_ctrl_c_reaches_a_waiting_script(manager):
 INTERRUPTED = """
 import os, random, signal, sys, threading, time
 from exex import python_app
-from tests.fakes import FakeManager, Job
+from tests.fakes import FakeManager, Job, shaken
 
 @python_app
 def echo(x):
@@ -535,21 +538,22 @@ def test_ctrl_c_at_any_moment_loses_nothing(seed, tmp_path):
 
 
 def test_while_one_thread_waits_others_submit_and_wait(manager):
-    manager.hold("held")
-    waiting = held(1)
-    waiters = [threading.Thread(target=waiting.result) for _ in range(3)]
-    for thread in waiters:
-        thread.start()
-    for i in range(300):
-        assert echo(i).result() == i
-    done = threading.Event()
-    threading.Thread(target=lambda: (sum(echo(i).result() for i in range(300)), done.set())).start()
-    assert done.wait(20)
-    assert all(thread.is_alive() for thread in waiters)
-    manager.release("held")
-    for thread in waiters:
-        thread.join(20)
-        assert not thread.is_alive()
+    with shaken():
+        manager.hold("held")
+        waiting = held(1)
+        waiters = [threading.Thread(target=waiting.result) for _ in range(3)]
+        for thread in waiters:
+            thread.start()
+        for i in range(300):
+            assert echo(i).result() == i
+        done = threading.Event()
+        threading.Thread(target=lambda: (sum(echo(i).result() for i in range(300)), done.set())).start()
+        assert done.wait(20)
+        assert all(thread.is_alive() for thread in waiters)
+        manager.release("held")
+        for thread in waiters:
+            thread.join(20)
+            assert not thread.is_alive()
 
 
 def test_callbacks_are_called_by_the_proxy_thread(manager):
