@@ -1,17 +1,20 @@
 """Waking a rank on the same node: MPI has no descriptor to sleep on, so who sends also rings.
 
 Each rank binds a datagram socket to an abstract name made of a secret that all ranks share and its number. Whoever has
-sent a message by MPI sends its own number there; a rank whose peers all ring may sleep on the socket instead of
-polling. On another node the name does not exist: the first ring fails, and is the last. A ring says nothing but "look": a
-false or a lost one costs a look, or a little time.
+sent messages by MPI sends there its own number, and how many it has sent so far; a rank whose peers all ring may sleep
+on the socket instead of polling, and knows whether it has taken all that was sent. On another node the name does not
+exist: the first ring fails, and is the last. A false or a lost ring costs some looks, or a little time.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import struct
 
 KEY_BYTES = 16
+
+_RING = struct.Struct("<IQ")  # who rings, and how many messages it has sent to the rung one
 
 
 def new_key() -> bytes:
@@ -23,39 +26,44 @@ class Doorbell:
     """This rank's own bell, and the cords to those of its peers.
 
     Attributes:
-        heard: peers that have rung: they are on this node.
+        heard: peers that have rung, and so are on this node; how many messages each says it has sent here.
     """
 
     def __init__(self, key: bytes, rank: int) -> None:
         self._prefix = f"\0exex-{key.hex()}-"
-        self._mine = rank.to_bytes(4, "little")
+        self._rank = rank
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self._socket.bind(f"{self._prefix}{rank}")
         self._far: set[int] = set()
-        self.heard: set[int] = set()
+        self.heard: dict[int, int] = {}
 
     def fileno(self) -> int:
         """Readable when somebody has rung."""
         return self._socket.fileno()
 
-    def ring(self, peer: int) -> None:
-        """Wake `peer` if it is on this node."""
+    def ring(self, peer: int, sent: int) -> bool:
+        """Wake `peer` if it is on this node. False if it has been rung so often that it must be rung again later."""
         if peer in self._far:
-            return
+            return True
         try:
-            self._socket.sendto(self._mine, f"{self._prefix}{peer}")
+            self._socket.sendto(_RING.pack(self._rank, sent), f"{self._prefix}{peer}")
         except BlockingIOError:
-            pass  # it has been rung often enough
+            return False
         except OSError:
             self._far.add(peer)
+        return True
 
-    def answer(self) -> None:
-        """Take all rings; to be called when `fileno` is readable."""
+    def answer(self) -> list[int]:
+        """Take all rings into `heard`; to be called when `fileno` is readable. Returns who has rung."""
+        rung = []
         try:
-            while data := self._socket.recv(16):
-                self.heard.add(int.from_bytes(data[:4], "little"))
+            while len(data := self._socket.recv(64)) == _RING.size:
+                peer, sent = _RING.unpack(data)
+                self.heard[peer] = sent
+                rung.append(peer)
         except BlockingIOError:
             pass
+        return rung
 
     def close(self) -> None:
         """Release the socket."""

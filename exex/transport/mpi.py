@@ -23,7 +23,7 @@ mpi4py.rc.finalize = False
 from mpi4py import MPI  # noqa: E402
 
 LOOKS = 20
-"""Probes after a ring: a probe of MPICH does not look everywhere each time. Seen: up to N needed."""
+"""Probes in a row for a message that a ring has announced: a probe of MPICH does not look everywhere each time."""
 
 _ONE, _MANY = 1, 2
 
@@ -73,9 +73,10 @@ class MpiLink:
         self._comm = comm
         self._peers = peers
         self._bell = Doorbell(comm.bcast(new_key() if comm.rank == 0 else None), comm.rank)
-        self._greeted: set[int] = set()
         self._to_ring: set[int] = set()
-        self._looks = 0  # how often to probe again where nothing is found
+        self._sent: dict[int, int] = {}  # messages to each peer
+        self._received: dict[int, int] = {}  # and from each
+        self._owing: set[int] = set()  # peers that have rung for more than was received
         self._status = MPI.Status()
         self._unsent: deque[tuple[MPI.Request, Any]] = deque()
 
@@ -90,6 +91,7 @@ class MpiLink:
             request = self._send_gathered(peer, data)
         if not request.Test():
             self._unsent.append((request, data))
+        self._sent[peer] = self._sent.get(peer, 0) + 1
         self._to_ring.add(peer)
 
     def _send_gathered(self, peer: int, pieces: list[Any]) -> MPI.Request:
@@ -105,19 +107,22 @@ class MpiLink:
         """See `Link.receive`. MPI has no end of stream: GONE never comes."""
         status = self._status
         message = self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
+        looks = LOOKS if self._owing else 1
         while message is None:
-            if not self._looks:
+            looks -= 1
+            if not looks:
                 return None
-            self._looks -= 1
             message = self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
-        self._looks = 0
         size = status.Get_count(MPI.BYTE)
         source, tag = status.Get_source(), status.Get_tag()
         data = bytearray(size)
         message.Recv([data, size, MPI.BYTE])
-        if source not in self._greeted:
-            self._greeted.add(source)
+        received = self._received.get(source, 0) + 1
+        self._received[source] = received
+        if received == 1:
             self._to_ring.add(source)  # so that it knows that we do
+        if source in self._owing and received >= self._bell.heard[source]:
+            self._owing.discard(source)
         return source, [data] if tag == _ONE else _cut(data)
 
     def progress(self) -> bool:
@@ -127,8 +132,9 @@ class MpiLink:
             pair = unsent.popleft()
             if not pair[0].Test():
                 unsent.append(pair)
-        while self._to_ring:
-            self._bell.ring(self._to_ring.pop())
+        if self._to_ring:
+            ring, sent = self._bell.ring, self._sent
+            self._to_ring = {peer for peer in self._to_ring if not ring(peer, sent.get(peer, 0))}
         return bool(unsent)
 
     def fileno(self) -> int:
@@ -136,13 +142,13 @@ class MpiLink:
         return self._bell.fileno()
 
     def polled(self) -> bool:
-        """See `Link.polled`: until all peers are known to be on this node."""
-        return len(self._bell.heard) < self._peers
+        """See `Link.polled`: until all peers are known to be on this node, and while an announced message is missing."""
+        return bool(self._owing) or len(self._bell.heard) < self._peers
 
     def woken(self) -> None:
         """See `Link.woken`."""
-        self._bell.answer()
-        self._looks = LOOKS
+        heard, received = self._bell.heard, self._received
+        self._owing.update(peer for peer in self._bell.answer() if heard[peer] > received.get(peer, 0))
 
     def close(self) -> None:
         """See `Link.close`."""

@@ -39,7 +39,7 @@ class Waiter:
         self._epoll = select.epoll()
         self._silent_since = time.monotonic()
         self._links: dict[int, Link] = {}
-        self._polled: list[Link] = []
+        self._watched: list[Link] = []
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)  # ns; the default of 50 us rounds short sleeps up
 
     def watch(self, fd: int) -> None:
@@ -51,8 +51,7 @@ class Waiter:
         if link.fileno() >= 0:
             self._links[link.fileno()] = link
             self.watch(link.fileno())
-        if link.polled():
-            self._polled.append(link)
+        self._watched.append(link)
 
     def forget(self, fd: int) -> None:
         """Watch `fd` no longer. Must be called before it is closed."""
@@ -72,8 +71,7 @@ class Waiter:
         if traffic:
             self._silent_since = now
         silence_s = now - self._silent_since
-        if self._polled:
-            self._polled = [link for link in self._polled if link.polled()]
+        if any(link.polled() for link in self._watched):
             pause_s = min(silence_s * 0.1, LONGEST_S, most_s)
             if silence_s < (SPIN_S if eager else POLL_S):
                 os.sched_yield()
