@@ -32,7 +32,7 @@ from exex.worker.processes import dropped
 FAST_S = 1e-3
 """An app whose calls have been shorter than this may run while results of earlier calls are held back."""
 
-HOLD_S = 2e-4
+HOLD_S = 1e-3
 """How long results are held back while calls are fast."""
 
 _PR_SET_PDEATHSIG = 1
