@@ -153,10 +153,8 @@ def _run(config: Config, words: list[str], workers: int | None, script_args: Seq
         words = [*words, "--slots", str(slots)]
     library = launcher.mpi_library(sys.executable, os.environ)
     mpiexec = launcher.find_mpiexec(library, sys.executable, os.environ)
-    assert mpiexec.family is not None
     argv, additions = launcher.world_argv(
-        mpiexec.family,
-        mpiexec.path,
+        mpiexec,
         workers + 1,
         python=sys.executable,
         exex_args=words,

@@ -81,6 +81,10 @@ class Config:
     start_timeout_s: float = _setting(60.0, "float", "Seconds until every rank must be up.", 0.1)
     stop_timeout_s: float = _setting(10.0, "float", "Seconds that an orderly end may take.", 0.1)
     grace_s: float = _setting(2.0, "float", "Seconds between SIGTERM and SIGKILL for a task that has to end.", 0)
+    heartbeat_s: float = _setting(10.0, "float", "Seconds of silence after which a rank tells that it is alive.", 0.01)
+    heartbeat_limit_s: float = _setting(
+        120.0, "float", "Seconds of silence after which a rank is given up, and the job goes on without it; 0: never.", 0
+    )
     progress: bool = _setting(False, "bool", "Show a line of progress on the terminal.")
     run_dir: str = _setting("runinfo", "text", "Directory for the files of a run, in numbered directories 000, 001, ...")
     max_waiting: int = _setting(250_000, "int", "Unfinished tasks that a client may have before submitting blocks.", 1)

@@ -2,12 +2,14 @@
 
 It never touches MPI and has no threads, so it may fork at any time. It does nothing but outlive the others: it reaps
 them, passes signals on to the client, replaces a dead template, gives up on a start that takes too long, and ends with
-the job's own status. A launcher judges a rank by this process.
+the job's own status. A launcher judges a rank by this process: when a worker rank dies, or hangs for so long that it must
+be killed, its guard tells the manager, ends as if nothing had happened, and the job goes on.
 
 Between guard and rank goes a socket of JSON messages, `{"op": ...}`:
 
-rank -> guard: `initialising` (about to call MPI_Init), `ready` (handshake passed), `client` (start the workflow's
-process), `status` (end with this status).
+rank -> guard: `initialising` (about to call MPI_Init), `watch` (MPI is up: how long the rank may hang, where to report
+its death, its shared memory), `ready` (handshake passed), `alive` (it turns), `client` (start the workflow's process),
+`status` (end with this status).
 guard -> rank: `client-exited` (status), `template` (a new one; its socket comes along as a descriptor).
 """
 
@@ -25,6 +27,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from exex.transport.alarm import Address, Death, raise_alarm
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _M_TRIM_THRESHOLD = -1
@@ -38,7 +42,7 @@ costs many times its copy."""
 KEPT_HEAP_BYTES = 64 * 1024**2
 """Free memory at the heap's end that a process keeps."""
 
-_WATCHED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
+_WATCHED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,12 @@ class Guard:
         self._ready = False
         self._others_wait = True
         self._in_mpi_init = False
+        self._alarm: Address | None = None
+        self._death: Death | None = None
+        self._rank_number = 0
+        self._limit_s = 0.0
+        self._alive_s = self._turned_s = time.monotonic()
+        self._shared: list[str] = []
         self._restore: Callable[[], None] = lambda: None
 
     def split(self) -> RankRole | ClientRole | GuardRole:
@@ -231,8 +241,7 @@ class Guard:
         listening = True
         self._reap()
         while self._rank:
-            timeout = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-            for key, _ in selector.select(timeout):
+            for key, _ in selector.select(self._patience_s()):
                 if key.fd == wake_read:
                     self._on_signals(os.read(wake_read, 512))
                     continue
@@ -249,6 +258,7 @@ class Guard:
                         listening = False
                     else:
                         self._on_message(message)
+            self._see_if_rank_hangs()
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 if self._is_first or not self._in_mpi_init:  # one of those that wait for others says it for all
                     print(f"exex: {self._where} {self._deadline_says}", file=sys.stderr, flush=True)
@@ -257,11 +267,39 @@ class Guard:
         status = self._end()
         return GuardRole(status, others_wait=bool(status) and not self._ready and self._others_wait)
 
+    def _patience_s(self) -> float | None:
+        """How long to wait for what happens next."""
+        waits = [] if self._deadline is None else [max(0.0, self._deadline - time.monotonic())]
+        if self._limit_s and self._ready:
+            waits.append(self._limit_s / 10)
+        return min(waits, default=None)
+
+    def _see_if_rank_hangs(self) -> None:
+        """SIGKILL a rank that has not turned for too long: a stopped one would keep the launcher waiting for ever."""
+        now_s = time.monotonic()
+        if now_s - self._turned_s > self._limit_s / 4:
+            self._alive_s = now_s  # it was this process that stood still: the whole job was suspended
+        self._turned_s = now_s
+        if self._limit_s and self._ready and self._rank and now_s - self._alive_s > self._limit_s:
+            print(f"exex: {self._where} has not moved for {self._limit_s:g} s: killing it", file=sys.stderr, flush=True)
+            self._limit_s = 0.0
+            os.kill(self._rank, signal.SIGKILL)
+
     def _on_message(self, message: dict[str, Any]) -> None:
         if message["op"] == "initialising":
             self._in_mpi_init = True
+        elif message["op"] == "watch":
+            self._limit_s = float(message["limit_s"])
+            self._shared = message["shared"]
+            if message["alarm"]:
+                address = message["alarm"]
+                self._alarm = Address(address["host"], address["port"], bytes.fromhex(address["key"]))
+                self._rank_number = int(message["rank"])
+        elif message["op"] == "alive":
+            self._alive_s = time.monotonic()
         elif message["op"] == "ready":
             self._ready = True
+            self._alive_s = time.monotonic()
             self._deadline = None
         elif message["op"] == "status":
             self._status = int(message["status"])
@@ -272,6 +310,8 @@ class Guard:
         for number in numbers:
             if number == signal.SIGCHLD:
                 self._reap()
+            elif number in (signal.SIGUSR1, signal.SIGUSR2):
+                pass  # Hydra sends SIGUSR1 to the others when a process dies
             elif self._client:
                 os.kill(self._client, number)
             elif number == signal.SIGTERM and not self._ready:
@@ -294,13 +334,7 @@ class Guard:
                 return
             code = os.waitstatus_to_exitcode(status)
             if pid == self._rank:
-                self._rank = 0
-                while (message := self._control.receive()) and message["op"] != "gone":
-                    self._on_message(message)  # its last words may not have been read yet
-                if self._status is None:
-                    self._status = code if code > 0 else 1
-                    if code < 0:
-                        print(f"exex: {self._where} was killed by {_signal_name(-code)}", file=sys.stderr, flush=True)
+                self._on_rank_ended(code)
             elif pid == self._client:
                 self._client = 0
                 self._restore()
@@ -315,14 +349,35 @@ class Guard:
                     self._control.send("template", fd=rank_end.fileno())
                     rank_end.close()
 
+    def _on_rank_ended(self, code: int) -> None:
+        self._rank = 0
+        while (message := self._control.receive()) and message["op"] != "gone":
+            self._on_message(message)  # its last words may not have been read yet
+        if self._alarm and self._ready and (self._status or self._status is None):
+            self._death = Death(self._rank_number, code)  # told once its tasks are dead, too
+            self._status = 0
+        elif self._status is None:
+            self._status = code if code > 0 else 1
+            if code < 0:
+                print(f"exex: {self._where} {how_it_ended(code)}", file=sys.stderr, flush=True)
+
     def _end(self) -> int:
         """Leave no process behind, then tell the status of the job."""
         signal.set_wakeup_fd(-1)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)  # not back to the default while Python ends
         self._restore()
         for pid in (self._client, self._template, self._rank):
             if pid:
                 os.kill(pid, signal.SIGKILL)
         kill_descendants()
+        if self._alarm and self._death:
+            raise_alarm(self._alarm, self._death)
+        for path in self._shared:
+            try:
+                os.unlink(path)
+            except OSError:
+                pass  # the MPI library has done so
         return 1 if self._status is None else self._status
 
 
@@ -371,11 +426,14 @@ def _default_signals() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _signal_name(number: int) -> str:
+def how_it_ended(code: int) -> str:
+    """For messages: an exit code, or minus a signal's number, in words that follow "it"."""
+    if code >= 0:
+        return f"ended with exit status {code}"
     try:
-        return signal.Signals(number).name
+        return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
-        return f"signal {number}"
+        return f"was killed by signal {-code}"
 
 
 def status_is_written(environment: Mapping[str, str]) -> bool:

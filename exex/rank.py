@@ -12,11 +12,12 @@ from typing import Any
 
 from exex.config import Config
 from exex.errors import ExexError, StartError
-from exex.guard import RankRole, write_status
+from exex.guard import RankRole, how_it_ended, write_status
 from exex.launch import allocation
 from exex.launch.world import ExpectedWorld, singletons_message
 from exex.manager.loop import ManagerLoop, Settings
 from exex.manager.progress import Progress
+from exex.transport.alarm import Address, AlarmReceiver
 from exex.transport.base import Link
 from exex.transport.memory import Network
 from exex.transport.stream import StreamLink
@@ -25,6 +26,9 @@ from exex.version import __version__
 from exex.worker import loop as worker_loop
 from exex.worker.context import Place
 from exex.worker.processes import Template
+
+_LINGER_S = 0.1
+"""What the last messages may need inside the MPI library where no MPI_Finalize sees to them."""
 
 _MANAGER, _LOCAL_WORKER = 0, 1  # ends of the in-memory network in a world of one
 
@@ -54,6 +58,7 @@ class RankProcess:
         _raise_descriptor_limit()
         self._masks: list[set[int]] = []  # affinity of each rank on this node
         self._broken = False
+        self._reassured_s = 0.0
 
     def main(self) -> int:
         """Returns the exit status of this process; the guard ends with what it was told by `status`."""
@@ -67,8 +72,9 @@ class RankProcess:
             self._control.send("status", status=1, others_wait=not isinstance(error, SingletonsError))
             return 1
         finally:
-            if self._broken:  # some may never come to MPI_Finalize
+            if self._broken:  # some will never come to MPI_Finalize
                 sys.stdout.flush()
+                sys.stderr.flush()
                 os._exit(1)
 
     def _main(self) -> int:
@@ -90,17 +96,51 @@ class RankProcess:
         if world.size == 1:
             status = self._alone()
         elif world.rank == 0:
-            status = self._manage(mpi.MpiLink(world, world.size - 1), frozenset(range(1, world.size)))
+            alarms = AlarmReceiver()
+            mpi.tell_all(world, alarms.address)
+            self._watch_me(None)
+            status = self._manage(mpi.MpiLink(world, world.size - 1), frozenset(range(1, world.size)), alarms=alarms)
         else:
+            self._watch_me(mpi.tell_all(world, None))
             status = self._work(world.rank, mpi.MpiLink(world, 1))
         self._control.send("status", status=status)
         if not self._broken:
             mpi.finish()
         return 0
 
+    def _watch_me(self, alarm: Address | None) -> None:
+        """Tell the guard how long this rank may hang, where to report its death, and which shared memory is its."""
+        self._control.send(
+            "watch",
+            limit_s=self._heartbeat_limit_s(),
+            alarm=alarm and {**alarm._asdict(), "key": alarm.key.hex()},
+            rank=self._expected.rank,
+            shared=_shared_memory(),
+        )
+
+    def _heartbeat_limit_s(self) -> float:
+        """0 where tasks run in the ranks: those say nothing for as long as a task takes."""
+        return self._config.heartbeat_limit_s if self._config.isolation == "process" else 0.0
+
+    def _beat_s(self) -> float:
+        return min(self._config.heartbeat_s, self._heartbeat_limit_s() / 4)
+
+    def _reassure_guard(self) -> None:
+        """Tell the guard from time to time that this process turns."""
+        now_s = time.monotonic()
+        if self._beat_s() and now_s - self._reassured_s >= self._beat_s():
+            self._reassured_s = now_s
+            self._control.send("alive")
+
     # ---- the three ways to be a rank ----
 
-    def _manage(self, workers: Link, ranks: frozenset[int], local: worker_loop.WorkerLoop | None = None) -> int:
+    def _manage(
+        self,
+        workers: Link,
+        ranks: frozenset[int],
+        local: worker_loop.WorkerLoop | None = None,
+        alarms: AlarmReceiver | None = None,
+    ) -> int:
         """Be the manager, with a worker in the same loop if `local` is given. Returns the job's status."""
         run_dir = _new_run_dir(self._config.run_dir)
         progress = Progress() if self._config.progress else None
@@ -113,14 +153,20 @@ class RankProcess:
             start_timeout_s=self._config.start_timeout_s,
             stop_timeout_s=self._config.stop_timeout_s,
             prefetch_s=self._config.prefetch_s,
+            heartbeat_limit_s=0.0 if local else self._heartbeat_limit_s(),
         )
         loop = ManagerLoop(settings, workers, progress, lambda: self._control.send("ready"))
         if local is None:
             self._waiter.watch_link(workers)
         clients = self._start_client()
         loop.listen(clients)
-        status = self._turn(loop, local, clients)
-        self._broken = bool(loop.error)
+        if alarms is not None:
+            self._waiter.watch(alarms.fileno())
+        status = self._turn(loop, local, clients, alarms)
+        self._broken = bool(loop.error or loop.lost)
+        linger_s = time.monotonic() + (_LINGER_S if self._broken else self._config.stop_timeout_s)
+        while (unsent := workers.progress() or self._broken) and time.monotonic() < linger_s:
+            self._waiter.wait(False, False, most_s=0.01, unsent=unsent)  # our last words are still under way
         write_status(os.environ, status)
         return status
 
@@ -133,7 +179,9 @@ class RankProcess:
         self._waiter.watch_link(link)
         return link
 
-    def _turn(self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None, clients: Link) -> int:
+    def _turn(
+        self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None, clients: Link, alarms: AlarmReceiver | None
+    ) -> int:
         """Turn until all is over; returns the job's status."""
         self._waiter.watch(self._control.fileno())
         client_status: int | None = None
@@ -142,7 +190,11 @@ class RankProcess:
         while True:
             traffic = loop.turn()
             pause_s = 1.0
-            if local is not None and not local.finished:
+            self._reassure_guard()
+            while alarms is not None and alarms.fileno() in ready and (death := alarms.receive()):
+                loop.lose_worker(death.rank, how_it_ended(death.code))
+                traffic = True
+            if local is not None and not local.stopped:
                 traffic |= local.turn(ready)
                 pause_s = local.next_s()
             for message in self._from_guard(local, ready):
@@ -158,8 +210,9 @@ class RankProcess:
                     clients.close()  # the client's futures fail, if that has not been told yet
                 if time.monotonic() > give_up_s:
                     return 1
-            at_once = loop.at_once or (local is not None and (traffic or local.at_once))
-            ready = self._waiter.wait(traffic, at_once, loop.eager(), pause_s)
+            at_once = local is not None and (traffic or local.at_once)
+            unsent = loop.unsent or (local is not None and local.unsent)
+            ready = self._waiter.wait(traffic, at_once, loop.eager(), pause_s, unsent)
 
     def _work(self, rank: int, link: Link) -> int:
         """Be a worker; returns 0 after an orderly end."""
@@ -169,7 +222,13 @@ class RankProcess:
         loop.hello(__version__, platform.python_version(), error, self._times_s)
         self._control.send("ready")
         self._waiter.watch(self._control.fileno())
-        worker_loop.run(loop, link, self._waiter, lambda ready: self._from_guard(loop, ready))
+
+        def guard_says(ready: list[int]) -> None:
+            self._reassure_guard()
+            self._from_guard(loop, ready)
+
+        worker_loop.run(loop, self._waiter, guard_says, self._config.stop_timeout_s)
+        self._broken = not loop.together
         return 0
 
     def _from_guard(self, worker: worker_loop.WorkerLoop | None, ready: list[int]) -> list[dict[str, Any]]:
@@ -182,7 +241,7 @@ class RankProcess:
                 about_client.append(message)
             elif message["op"] == "template":
                 sock = socket.socket(fileno=message["fd"])
-                if worker is None or worker.finished:
+                if worker is None or worker.stopped:
                     sock.close()
                 else:
                     print(f"exex: {worker.state.place()} starts another template", file=sys.stderr, flush=True)
@@ -211,8 +270,10 @@ class RankProcess:
         template = self._begin(Template(self._template_socket), rank)
         inline = config.isolation == "none"
         place = Place(rank, self._node)
-        return worker_loop.WorkerLoop(place, slots, link, template, self._waiter, grace_s=config.grace_s, inline=inline)
-
+        beat_s, limit_s = (self._beat_s(), self._heartbeat_limit_s()) if rank else (0.0, 0.0)
+        return worker_loop.WorkerLoop(
+            place, slots, link, template, self._waiter, grace_s=config.grace_s, inline=inline, beat_s=beat_s, limit_s=limit_s
+        )
 
     def _begin(self, template: Template, rank: int) -> Template:
         template.begin(
@@ -231,6 +292,12 @@ def _raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _shared_memory() -> list[str]:
+    """Files of this process in /dev/shm: those of the MPI library, which nobody removes after a crash."""
+    with open("/proc/self/maps") as file:
+        return sorted({line.split(None, 5)[5].rstrip("\n") for line in file if " /dev/shm/" in line})
 
 
 def _new_run_dir(parent: str) -> str:

@@ -99,8 +99,7 @@ def _shared_memory() -> Check:
 
 def _world(library: Library, launcher: Launcher, env: Mapping[str, str]) -> Check:
     """Start ranks, and have them talk."""
-    assert library.family is not None
-    argv, additions = launch_argv(library.family, launcher.path, _HELLO_RANKS, os.getuid())
+    argv, additions = launch_argv(launcher, _HELLO_RANKS, os.getuid())
     began_s = time.monotonic()
     status, output = _run([*argv, sys.executable, "-c", _HELLO_PROGRAM], {**task_environment(env), **additions})
     took_s = time.monotonic() - began_s

@@ -137,7 +137,19 @@ def _ask(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def launch_argv(family: Family, mpiexec: str, ranks: int, uid: int) -> tuple[list[str], dict[str, str]]:
+def goes_on_argv(family: Family, version: str) -> list[str]:
+    """Options with which a launcher lets the other ranks go on when one dies. Pure.
+
+    Hydra goes by the end of a rank's guard instead of that of its connection. Open MPI 5 turns its ULFM on; before that it
+    has nothing that works.
+    """
+    if family == "hydra":
+        return ["-disable-auto-cleanup"]
+    number = re.search(r"(\d+)\.\d+", version)
+    return ["--with-ft", "ulfm"] if number and int(number[1]) >= 5 else []
+
+
+def launch_argv(launcher: Launcher, ranks: int, uid: int) -> tuple[list[str], dict[str, str]]:
     """The launcher's part of a command line for ranks on this machine alone, and what its environment needs. Pure.
 
     More ranks than cores are allowed, and no rank is bound to cores: a worker's task processes need all of them.
@@ -145,9 +157,11 @@ def launch_argv(family: Family, mpiexec: str, ranks: int, uid: int) -> tuple[lis
     Args:
         uid: of the user; Open MPI refuses root unless it is told twice.
     """
+    family = launcher.family or "openmpi"
+    goes_on = goes_on_argv(family, launcher.name)
     if family == "hydra":
-        return [mpiexec, "-launcher", "fork", "-hosts", "localhost", "-bind-to", "none", "-n", str(ranks)], {}
-    argv = [mpiexec, "--host", f"localhost:{ranks}", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
+        return [launcher.path, "-launcher", "fork", "-hosts", "localhost", "-bind-to", "none", *goes_on, "-n", str(ranks)], {}
+    argv = [launcher.path, "--host", f"localhost:{ranks}", "--oversubscribe", "--bind-to", "none", *goes_on, "-n", str(ranks)]
     env = {"OMPI_MCA_mpi_yield_when_idle": "1"}
     if uid == 0:
         env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
@@ -155,7 +169,7 @@ def launch_argv(family: Family, mpiexec: str, ranks: int, uid: int) -> tuple[lis
 
 
 def world_argv(
-    family: Family, mpiexec: str, ranks: int, *, python: str, exex_args: Sequence[str], script_args: Sequence[str], uid: int
+    launcher: Launcher, ranks: int, *, python: str, exex_args: Sequence[str], script_args: Sequence[str], uid: int
 ) -> tuple[list[str], dict[str, str]]:
     """Command line that starts an exex job on this machine, and what its environment needs. Pure.
 
@@ -165,5 +179,5 @@ def world_argv(
         script_args: the script and its arguments.
         uid: see `launch_argv`.
     """
-    argv, env = launch_argv(family, mpiexec, ranks, uid)
+    argv, env = launch_argv(launcher, ranks, uid)
     return [*argv, python, "-m", "exex.run", *exex_args, "--", *script_args], env

@@ -11,6 +11,7 @@ from typing import Any
 
 from exex.errors import ProtocolError
 from exex.manager import transitions
+from exex.manager.liveness import Liveness
 from exex.manager.placement import place
 from exex.manager.progress import Progress
 from exex.manager.state import ClientRecord, ManagerState
@@ -18,6 +19,7 @@ from exex.protocol import codec
 from exex.protocol.messages import (
     Applied,
     Attach,
+    Beat,
     Bye,
     Cancel,
     Done,
@@ -26,6 +28,7 @@ from exex.protocol.messages import (
     Fulfil,
     Hello,
     JobEnds,
+    Leave,
     Promise,
     Rank,
     Stop,
@@ -45,6 +48,7 @@ class Settings:
     Attributes:
         workers: ranks that must say Hello.
         run_dir: told to the clients.
+        heartbeat_limit_s: silence after which a worker is given up; 0 for never.
     """
 
     version: str
@@ -55,6 +59,7 @@ class Settings:
     start_timeout_s: float
     stop_timeout_s: float
     prefetch_s: float
+    heartbeat_limit_s: float = 0.0
 
 
 class ManagerLoop:
@@ -64,13 +69,31 @@ class ManagerLoop:
         workers: link to the workers, by rank.
         clients: link to the clients, by the link's own numbers; None until `listen`.
         on_ready: called once, when every worker is up.
+        clock: seconds; only differences matter.
+
+    Attributes:
+        error: why the job cannot go on; "" while it can.
+        lost: ranks that died or fell silent, and how.
+        finished: every worker has left.
+        unsent: messages wait to be sent.
     """
 
-    def __init__(self, settings: Settings, workers: Link, progress: Progress | None, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        workers: Link,
+        progress: Progress | None,
+        on_ready: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.state = ManagerState(prefetch_s=settings.prefetch_s)
-        self.error = ""  # why the job cannot go on
+        self.error = ""
+        self.lost: dict[Rank, str] = {}
         self.finished = False
-        self.at_once = False
+        self.unsent = False
+        self._clock = clock
+        self._now_s = clock()
+        self._liveness = Liveness(settings.heartbeat_limit_s)
         self._settings = settings
         self._workers = workers
         self._clients: Link | None = None
@@ -83,7 +106,7 @@ class ManagerLoop:
         self._waiting: list[tuple[int, Attach]] = []  # clients that attached before every worker was up
         self._missing = set(settings.workers)
         self._left: set[Rank] = set()
-        self._began_s = time.monotonic()
+        self._began_s = self._now_s
         self._stop_by_s: float | None = None
         self._handlers: dict[type, Callable[[ManagerState, ClientRecord, Any], None]] = {
             Submit: transitions.on_submit,
@@ -103,21 +126,23 @@ class ManagerLoop:
     # ---- one turn ----
 
     def turn(self) -> bool:
-        """Drain, decide, flush. True if there was anything to do; `at_once` if there is more."""
+        """Drain, decide, flush. True if there was anything to do."""
+        now_s = self._now_s = self._clock()
         traffic = self._drain_workers()
+        for rank in self._liveness.silent(now_s):
+            self.lose_worker(rank, f"was not heard of for {self._settings.heartbeat_limit_s:g} s")
         if self._stop_by_s is None:
             traffic |= self._drain_clients()
         if not self._missing or self._stop_by_s is not None:
             place(self.state)
         traffic |= self._flush()
-        now_s = time.monotonic()
         if self._missing and self._stop_by_s is None and now_s - self._began_s > self._settings.start_timeout_s:
             self.fail(self._who_is_missing())
         if self._stop_by_s is not None and now_s > self._stop_by_s and not self.finished:
             left = sorted(self.state.workers.keys() - self._left)
             print(f"exex: ranks {left} did not stop within {self._settings.stop_timeout_s:g} s", file=sys.stderr, flush=True)
             self.error = self.error or "ranks did not stop"
-            self.finished = True
+            self._finish()
         if self._progress is not None:
             self._show(now_s)
         return traffic
@@ -128,12 +153,20 @@ class ManagerLoop:
             if arrived is None:
                 return count > 0
             rank, frames = arrived
+            if frames is GONE:
+                self.lose_worker(rank, "is dead, as the MPI library reports")
+                continue
+            if rank in self.lost:
+                continue  # it was only slow; its attempts are with others now
+            self._liveness.heard(rank, self._now_s)
             try:
                 message = self._from_worker.decode(frames)
                 if type(message) is Done:
                     transitions.on_done(self.state, rank, message)
                 elif type(message) is Hello:
                     self._on_hello(rank, message)
+                elif type(message) is Beat:
+                    self._to_worker(rank, Beat())
                 elif type(message) is Bye:
                     self._on_bye(rank)
             except ProtocolError as error:
@@ -219,13 +252,39 @@ class ManagerLoop:
 
     def _on_bye(self, rank: Rank) -> None:
         self._left.add(rank)
-        if self._left >= self.state.workers.keys():
-            self.finished = True
+        self._liveness.forget(rank)
+        self._see_who_left()
 
-    def lose_worker(self, rank: Rank, why: str) -> None:
-        """A worker is gone: go on without it."""
-        transitions.on_worker_lost(self.state, rank, why)
-        self.state.refilled = [worker for worker in self.state.refilled if worker.rank != rank]
+    def _see_who_left(self) -> None:
+        if self._stop_by_s is not None and self._left >= self.state.workers.keys():
+            self._finish()
+
+    def _finish(self) -> None:
+        """Let the workers that have said Bye go."""
+        if not self.finished:
+            self.finished = True
+            for rank in self._left & self.state.workers.keys():
+                self._to_worker(rank, Leave(together=not self.lost and not self.error))
+
+    def lose_worker(self, rank: Rank, how: str) -> None:
+        """A worker died, or is given up: go on without it, or end the job if none is left."""
+        if rank in self.lost or rank in self._left:
+            return
+        self.lost[rank] = how
+        self._workers.forget(rank)
+        self._liveness.forget(rank)
+        worker = self.state.workers.get(rank)
+        if worker is None:
+            self.fail(f"rank {rank} {how} before it was up")
+            return
+        attempts = transitions.on_worker_lost(self.state, rank, how)
+        others = len(self.state.workers)
+        again = f"; {_count(attempts, 'attempt')} will be run again on the {_count(others, 'worker')} left" if others else ""
+        print(f"exex: lost rank {rank} on {worker.node}: it {how}{again}", file=sys.stderr, flush=True)
+        if self._stop_by_s is not None:
+            self._see_who_left()
+        elif not others and not self._missing:
+            self.fail("no worker is left")
 
     def _who_is_missing(self) -> str:
         ranks = sorted(self._missing)
@@ -239,24 +298,30 @@ class ManagerLoop:
     # ---- sending ----
 
     def _flush(self) -> bool:
-        state, send, encode = self.state, self._workers.send, self._encoder.encode
+        state = self.state
         traffic = False
         for rank, tasks in state.drops.items():
-            send(rank, encode(Drop(tasks=tasks)))
+            self._to_worker(rank, Drop(tasks=tasks))
             traffic = True
         state.drops.clear()
         for worker in state.refilled:
-            send(worker.rank, encode(state.take_assign(worker)))
+            self._to_worker(worker.rank, state.take_assign(worker))
             traffic = True
         state.refilled.clear()
-        self.at_once = self._workers.progress()  # first: workers are woken here
+        self.unsent = self._workers.progress()  # first: workers are woken here
         for number, client in self._records.items():
             if client.tasks or client.started:
                 self._to_client(number, client.take_answer())
                 traffic = True
         if self._clients is not None and not self.finished:
-            self.at_once |= self._clients.progress()
+            self.unsent |= self._clients.progress()
         return traffic
+
+    def _to_worker(self, rank: Rank, message: object) -> None:
+        try:
+            self._workers.send(rank, self._encoder.encode(message))
+        except ConnectionError:
+            pass  # its GONE arrives
 
     def eager(self) -> bool:
         """Whether what comes next is waited for: no worker has more than it can run."""
@@ -287,17 +352,18 @@ class ManagerLoop:
         """Tell every worker to stop; `finished` turns true when all have answered."""
         if self._stop_by_s is not None:
             return
-        self._stop_by_s = time.monotonic() + self._settings.stop_timeout_s
+        self._stop_by_s = self._clock() + self._settings.stop_timeout_s
         if self._progress is not None:
-            self._show(time.monotonic())
+            self._show(self._clock())
             self._progress.close()
             self._progress = None
         if self._missing:
-            self.finished = True  # some never came up: nobody can leave MPI in order
+            self._finish()  # some never came up: nobody can leave MPI in order
             return
         for worker in self.state.workers.values():
             worker.leaving = True
-            self._workers.send(worker.rank, self._encoder.encode(Stop(reason=reason)))
+            self._to_worker(worker.rank, Stop(reason=reason))
+        self._see_who_left()
 
     def _show(self, now_s: float) -> None:
         state = self.state
@@ -312,3 +378,5 @@ class ManagerLoop:
         )
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

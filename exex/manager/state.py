@@ -119,6 +119,7 @@ class ManagerState:
     Attributes:
         prefetch_s: seconds of work to keep queued at a worker beyond its slots, per slot.
         tasks: every unfinished task.
+        losses: of unfinished tasks, how many of their workers were lost; those do not count as failures.
         dropped: attempts whose task is cancelled but which their worker has not reported yet.
         free: workers that may have a free slot, the last busy one last; `busy`: those that may take prefetch. Each stands
             there once at the most; whether it fits is checked when it is taken out.
@@ -128,6 +129,7 @@ class ManagerState:
 
     prefetch_s: float = 0.005
     tasks: dict[TaskId, Task] = field(default_factory=dict)
+    losses: dict[TaskId, int] = field(default_factory=dict)
     dropped: dict[TaskId, Rank] = field(default_factory=dict)
     ready: ReadyQueue = field(default_factory=ReadyQueue)
     workers: dict[Rank, WorkerRecord] = field(default_factory=dict)
@@ -176,6 +178,8 @@ class ManagerState:
     def finish_task(self, task: Task, outcome: int, payload: Payload, causes: list[TaskId] | None = None) -> None:
         """Take the record of a task away and answer its client. Its dependents are the caller's business."""
         del self.tasks[task.id]
+        if self.losses:
+            self.losses.pop(task.id, None)
         client = self.clients[task.id >> CLIENT_SHIFT]
         client.unfinished -= 1
         if outcome == Outcome.DONE:
@@ -233,6 +237,7 @@ class ManagerState:
             for dependent, place in task.dependents or ():
                 if self.tasks.get(dependent.id) is dependent:
                     assert dependent.values is not None and dependent.values[place] is None, (task, dependent)
+        assert self.losses.keys() <= self.tasks.keys()
         for rank in self.dropped.values():
             held[rank] += 1
         assert ready == self.ready.count, (ready, self.ready.count)

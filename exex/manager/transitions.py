@@ -233,39 +233,53 @@ def _attempt_failed(state: ManagerState, task: Task, app: App, outcome: int, err
         client.tasks.append(task.id)
         client.outcomes.append(Outcome.ASK)
         client.payloads.append(error)
-    elif task.attempt <= app.spec.retries:
+    elif task.attempt - state.losses.get(task.id, 0) <= app.spec.retries:
         task.attempt += 1
         state.ready.push(task)
     else:
         fail(state, task, outcome, error)
 
 
-def on_worker_lost(state: ManagerState, rank: Rank, why: str) -> None:
-    """A worker is gone: its attempts are tried again on others, without counting as failures. Cost: O(tasks)."""
+def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
+    """A worker is gone: its attempts are tried again on others, without counting as failures. Cost: O(tasks).
+
+    Returns:
+        How many attempts it held.
+    """
     worker = state.workers.pop(rank)
     worker.leaving = True
     if worker.in_free:
         state.free.remove(worker)
     if worker.in_busy:
         state.busy.remove(worker)
+    worker.outgoing = []
+    state.refilled = [other for other in state.refilled if other is not worker]
     state.drops.pop(rank, None)
     state.dropped = {task: holder for task, holder in state.dropped.items() if holder != rank}
-    for task in [task for task in state.tasks.values() if task.status == Status.ASSIGNED and task.rank == rank]:
+    held = [task for task in state.tasks.values() if task.status == Status.ASSIGNED and task.rank == rank]
+    for task in held:
         state.assigned -= 1
         task.attempt += 1
+        losses = state.losses[task.id] = state.losses.get(task.id, 0) + 1
         assert task.app is not None
-        if task.attempt > task.app.spec.retries + LOSSES_TOLERATED:
-            error = WorkerLost(f"task {task.id} ({task.app.spec.name}) lost its worker again: {why}", rank, worker.node)
+        if losses > LOSSES_TOLERATED:
+            error = WorkerLost(
+                f"task {_local([task.id])[0]} ({task.app.spec.name}) lost its worker {losses} times; "
+                f"the last, rank {rank} on {worker.node}, {how}",
+                rank,
+                worker.node,
+            )
             fail(state, task, Outcome.LOST, payloads.dump_error(error, ""))
         else:
             state.ready.push(task)
+    return len(held)
 
 
 OUTLIER_S = 1e-4
 """Added to ten times the average, the most that one running time counts for in it."""
 
 LOSSES_TOLERATED = 3
-"""A task that was on this many lost workers, beyond its retries, is taken for the cause and fails."""
+"""A task that was on more lost workers than this is taken for the cause and fails."""
 
 
 # ---- ends of tasks --------------------------------------------------------------------------------------------

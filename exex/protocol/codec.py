@@ -7,30 +7,12 @@ a `Large` stands as an extension of type 1 that holds the number of its first fr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar, Union, cast
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
 from exex.errors import ProtocolError
-from exex.protocol.messages import (
-    Answer,
-    Applied,
-    Assign,
-    Attach,
-    Bye,
-    Cancel,
-    Done,
-    Drop,
-    Finish,
-    Fulfil,
-    Hello,
-    JobEnds,
-    Promise,
-    Stop,
-    Submit,
-    Verdict,
-    Welcome,
-)
+from exex.protocol import messages
 from exex.protocol.payload import Buffer, Large
 
 Frames = Sequence[Buffer]
@@ -96,19 +78,19 @@ class Decoder(Generic[M]):
 
 def from_client() -> Decoder[Any]:
     """Decoder of what a client may send to the manager."""
-    return Decoder(Union[Attach, Submit, Promise, Fulfil, Cancel, Verdict, Applied, Finish])
+    return Decoder(messages.FromClient)
 
 
 def from_worker() -> Decoder[Any]:
     """Decoder of what a worker may send to the manager."""
-    return Decoder(Union[Hello, Done, Bye])
+    return Decoder(messages.FromWorker)
 
 
 def to_client() -> Decoder[Any]:
     """Decoder of what the manager may send to a client."""
-    return Decoder(Union[Welcome, Answer, JobEnds])
+    return Decoder(messages.ToClient)
 
 
 def to_worker() -> Decoder[Any]:
     """Decoder of what the manager may send to a worker."""
-    return Decoder(Union[Assign, Drop, Stop])
+    return Decoder(messages.ToWorker)

@@ -164,6 +164,13 @@ class JobEnds(Message, frozen=True, tag=22):
     reason: str
 
 
+# ---- both ways between worker and manager ---------------------------------------------------------------------
+
+
+class Beat(Message, frozen=True, tag=30):
+    """Worker <-> manager: nothing to say, but still here. Answered by the manager, with another or anything else."""
+
+
 # ---- worker -> manager ----------------------------------------------------------------------------------------
 
 
@@ -190,7 +197,7 @@ class Done(Message, frozen=True, tag=41):
 
 
 class Bye(Message, frozen=True, tag=42):
-    """Worker -> manager: answer to Stop; all task processes are gone. Nothing follows."""
+    """Worker -> manager: answer to Stop; all task processes are gone. Nothing follows but MPI_Finalize."""
 
     tasks_run: int
 
@@ -217,13 +224,19 @@ class Drop(Message, frozen=True, tag=62):
 
 
 class Stop(Message, frozen=True, tag=63):
-    """Manager -> worker: end all task processes, answer Bye, leave MPI."""
+    """Manager -> worker: end all task processes, answer Bye, wait for Leave."""
 
     reason: str  # "" for an orderly end
 
 
+class Leave(Message, frozen=True, tag=64):
+    """Manager -> worker: every worker has answered Stop, or will not. Nothing follows."""
+
+    together: bool  # no rank is lost: leave by MPI_Finalize, which would else never return
+
+
 FromClient = Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish
-FromWorker = Hello | Done | Bye
+FromWorker = Hello | Done | Bye | Beat
 ToClient = Welcome | Answer | JobEnds
-ToWorker = Assign | Drop | Stop
+ToWorker = Assign | Drop | Stop | Leave | Beat
 AnyMessage = Any

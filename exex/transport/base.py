@@ -11,7 +11,7 @@ from typing import Protocol
 from exex.protocol.payload import Buffer
 
 GONE: list[Buffer] = []
-"""Received in place of a message: this peer has closed its end, and nothing more will come from it."""
+"""Received in place of a message: this peer has closed its end or has died, and nothing more will come from it."""
 
 
 class Link(Protocol):
@@ -29,6 +29,9 @@ class Link(Protocol):
 
     def progress(self) -> bool:
         """Push queued messages on. True while some have not left yet. For a peer that is gone they are forgotten."""
+
+    def forget(self, peer: int) -> None:
+        """This peer is given up: what is queued for it is dropped, what still comes from it is not received."""
 
     def fileno(self) -> int:
         """A descriptor that turns readable when something may have arrived; -1 if there is none."""

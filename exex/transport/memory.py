@@ -81,6 +81,7 @@ class MemoryLink:
         self.number = number
         self.arrived: deque[tuple[int, list[Buffer]]] = deque()
         self.known: set[int] = set()
+        self.forgotten: set[int] = set()
         self.closed = False
 
     def send(self, peer: int, frames: list[Buffer]) -> None:
@@ -92,11 +93,19 @@ class MemoryLink:
 
     def receive(self) -> tuple[int, list[Buffer]] | None:
         """See `Link.receive`."""
-        return self.arrived.popleft() if self.arrived else None
+        while self.arrived:
+            sender, frames = self.arrived.popleft()
+            if sender not in self.forgotten:
+                return sender, frames
+        return None
 
     def progress(self) -> bool:
         """See `Link.progress`: nothing is ever left unsent."""
         return False
+
+    def forget(self, peer: int) -> None:
+        """See `Link.forget`."""
+        self.forgotten.add(peer)
 
     def fileno(self) -> int:
         """See `Link.fileno`: there is none."""

@@ -3,18 +3,22 @@
 A message of one frame travels as it is with tag `_ONE`. A message of several frames travels with tag `_MANY` as one MPI
 message: a table of lengths (int64: count, then each length) and the frames, gathered by MPI from where they lie through
 a derived datatype, so that nothing is copied here. The receiver cuts its one buffer into views.
+
+Nothing here waits inside MPI: a peer that dies in the middle of a message would be waited for without end. Where the
+library reports dead ranks (ULFM: Open MPI under `mpiexec --with-ft ulfm`), they are received as GONE.
 """
 
 from __future__ import annotations
 
 import struct
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import mpi4py
 
 from exex.errors import StartError
 from exex.protocol.payload import Buffer
+from exex.transport.base import GONE
 from exex.transport.doorbell import Doorbell, new_key
 
 mpi4py.rc.initialize = False
@@ -25,7 +29,11 @@ from mpi4py import MPI  # noqa: E402
 LOOKS = 20
 """Probes in a row for a message that a ring has announced: a probe of MPICH does not look everywhere each time."""
 
+SMALL_BYTES = 4096
+"""A message of this size travels in one piece in every library: once it is seen, it can be taken without waiting."""
+
 _ONE, _MANY = 1, 2
+_DEAD = {getattr(MPI, name, MPI.ERR_UNKNOWN) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING")} - {MPI.ERR_UNKNOWN}
 
 
 def start() -> MPI.Intracomm:
@@ -57,9 +65,30 @@ def share_on_node(world: MPI.Intracomm, mine: object) -> list[Any]:
         node.Free()
 
 
+def tell_all(world: MPI.Intracomm, what: Any) -> Any:
+    """What rank 0 has passed. Collective."""
+    return world.bcast(what)
+
+
 def finish() -> None:
     """MPI_Finalize. The process must end normally afterwards, never by `os._exit`: MPICH ends its PMI at exit."""
     MPI.Finalize()
+
+
+class _Sending(NamedTuple):
+    """A message that has not left yet."""
+
+    request: MPI.Request
+    data: Any
+    peer: int
+
+
+class _Arriving(NamedTuple):
+    """A message that is being received."""
+
+    request: MPI.Request
+    data: bytearray
+    tag: int
 
 
 class MpiLink:
@@ -78,19 +107,30 @@ class MpiLink:
         self._received: dict[int, int] = {}  # and from each
         self._owing: set[int] = set()  # peers that have rung for more than was received
         self._status = MPI.Status()
-        self._unsent: deque[tuple[MPI.Request, Any]] = deque()
+        self._unsent: deque[_Sending] = deque()
+        self._arriving: dict[int, deque[_Arriving]] = {}  # by sender, in order; none is empty
+        self._forgotten: set[int] = set()
+        self._dead: set[int] = set()  # reported by the library
+        self._to_report: deque[int] = deque()  # of these, the ones not received as GONE yet
+        self._kept: list[_Sending | _Arriving] = []  # of peers given up: MPI may touch the buffers as long as it lives
 
     def send(self, peer: int, frames: list[Buffer]) -> None:
         """See `Link.send`."""
-        if len(frames) == 1:
-            data: Any = frames[0]
-            request = self._comm.Isend([data, len(data), MPI.BYTE], peer, _ONE)
-        else:
-            table = struct.pack(f"<{len(frames) + 1}q", len(frames), *(memoryview(frame).nbytes for frame in frames))
-            data = [table, *(memoryview(frame).cast("B") for frame in frames)]
-            request = self._send_gathered(peer, data)
-        if not request.Test():
-            self._unsent.append((request, data))
+        if peer in self._dead or peer in self._forgotten:
+            raise ConnectionError(f"rank {peer} is gone")
+        try:
+            if len(frames) == 1:
+                data: Any = frames[0]
+                request = self._comm.Isend([data, len(data), MPI.BYTE], peer, _ONE)
+            else:
+                table = struct.pack(f"<{len(frames) + 1}q", len(frames), *(memoryview(frame).nbytes for frame in frames))
+                data = [table, *(memoryview(frame).cast("B") for frame in frames)]
+                request = self._send_gathered(peer, data)
+            if not request.Test():
+                self._unsent.append(_Sending(request, data, peer))
+        except MPI.Exception as error:
+            self._on_error(error)
+            raise ConnectionError(f"rank {peer} is gone") from None
         self._sent[peer] = self._sent.get(peer, 0) + 1
         self._to_ring.add(peer)
 
@@ -104,19 +144,53 @@ class MpiLink:
             datatype.Free()  # MPI keeps it until the send is complete
 
     def receive(self) -> tuple[int, list[Buffer]] | None:
-        """See `Link.receive`. MPI has no end of stream: GONE never comes."""
+        """See `Link.receive`. GONE comes only where the library reports dead ranks."""
+        if self._to_report:
+            return self._to_report.popleft(), GONE
+        try:
+            return self._take_arrived() if self._arriving else self._take_next()
+        except MPI.Exception as error:
+            self._on_error(error)
+            return self.receive()
+
+    def _take_arrived(self) -> tuple[int, list[Buffer]] | None:
+        """A message that was seen before and is complete now; else the next of a sender from whom none is under way."""
+        for source, queue in self._arriving.items():
+            if queue[0].request.Test():
+                first = queue.popleft()
+                if not queue:
+                    del self._arriving[source]
+                return self._count(source, first.tag, first.data)
+        return self._take_next()
+
+    def _take_next(self) -> tuple[int, list[Buffer]] | None:
+        """The next message that is not waited for yet, if all of it is there."""
         status = self._status
-        message = self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
         looks = LOOKS if self._owing else 1
-        while message is None:
-            looks -= 1
-            if not looks:
-                return None
+        while True:
             message = self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
-        size = status.Get_count(MPI.BYTE)
-        source, tag = status.Get_source(), status.Get_tag()
-        data = bytearray(size)
-        message.Recv([data, size, MPI.BYTE])
+            if message is None:
+                looks -= 1
+                if not looks:
+                    return None
+                continue
+            size = status.Get_count(MPI.BYTE)
+            source, tag = status.Get_source(), status.Get_tag()
+            data = bytearray(size)
+            if size <= SMALL_BYTES and source not in self._arriving:
+                message.Recv([data, size, MPI.BYTE])
+                if source not in self._forgotten:
+                    return self._count(source, tag, data)
+                continue
+            arriving = _Arriving(message.Irecv([data, size, MPI.BYTE]), data, tag)
+            if source in self._forgotten:
+                self._kept.append(arriving)
+            elif source in self._arriving or not arriving.request.Test():
+                self._arriving.setdefault(source, deque()).append(arriving)
+            else:
+                return self._count(source, tag, data)
+
+    def _count(self, source: int, tag: int, data: bytearray) -> tuple[int, list[Buffer]]:
         received = self._received.get(source, 0) + 1
         self._received[source] = received
         if received == 1:
@@ -129,26 +203,52 @@ class MpiLink:
         """See `Link.progress`. Rings last: who is woken may take the core of who rings."""
         unsent = self._unsent
         for _ in range(len(unsent)):
-            pair = unsent.popleft()
-            if not pair[0].Test():
-                unsent.append(pair)
+            sending = unsent.popleft()
+            try:
+                if not sending.request.Test():
+                    unsent.append(sending)
+            except MPI.Exception as error:
+                self._kept.append(sending)
+                self._on_error(error)
         if self._to_ring:
             ring, sent = self._bell.ring, self._sent
             self._to_ring = {peer for peer in self._to_ring if not ring(peer, sent.get(peer, 0))}
         return bool(unsent)
+
+    def forget(self, peer: int) -> None:
+        """See `Link.forget`."""
+        self._forgotten.add(peer)
+        self._kept += [sending for sending in self._unsent if sending.peer == peer]
+        self._unsent = deque(sending for sending in self._unsent if sending.peer != peer)
+        self._kept += self._arriving.pop(peer, ())
+        self._owing.discard(peer)
+        self._to_ring.discard(peer)
+
+    def _on_error(self, error: MPI.Exception) -> None:
+        """Note which ranks the library reports dead; anything else is an error of ours."""
+        if error.Get_error_class() not in _DEAD:
+            raise error
+        group = self._comm.Get_failed()
+        ranks = MPI.Group.Translate_ranks(group, range(group.Get_size()), self._comm.Get_group())
+        self._comm.Ack_failed(group.Get_size())  # else no message from any rank could be received
+        for rank in ranks:
+            if rank not in self._dead:
+                self._dead.add(rank)
+                self._to_report.append(rank)
 
     def fileno(self) -> int:
         """See `Link.fileno`: readable when a rank on this node has sent."""
         return self._bell.fileno()
 
     def polled(self) -> bool:
-        """See `Link.polled`: until all peers are known to be on this node, and while an announced message is missing."""
-        return bool(self._owing) or len(self._bell.heard) < self._peers
+        """See `Link.polled`: until all peers are known to be on this node, and while one that was announced is missing."""
+        return bool(self._owing or self._arriving) or len(self._bell.heard) < self._peers
 
     def woken(self) -> None:
         """See `Link.woken`."""
         heard, received = self._bell.heard, self._received
-        self._owing.update(peer for peer in self._bell.answer() if heard[peer] > received.get(peer, 0))
+        rung = [peer for peer in self._bell.answer() if heard[peer] > received.get(peer, 0)]
+        self._owing.update(peer for peer in rung if peer not in self._forgotten)
 
     def close(self) -> None:
         """See `Link.close`."""

@@ -177,6 +177,12 @@ class StreamLink:
                 sent -= len(unsent.popleft())
         return False
 
+    def forget(self, peer: int) -> None:
+        """See `Link.forget`: there is only one peer, so this is the end of the link."""
+        self._unsent.clear()
+        self._reader.messages.clear()
+        self._ended = True
+
     def receive(self) -> tuple[int, list[Buffer]] | None:
         """See `Link.receive`."""
         messages = self._reader.messages

@@ -58,14 +58,15 @@ class Waiter:
         self._links.pop(fd, None)
         self._epoll.unregister(fd)
 
-    def wait(self, traffic: bool, at_once: bool, eager: bool = False, most_s: float = IDLE_S) -> list[int]:
+    def wait(self, traffic: bool, at_once: bool, eager: bool = False, most_s: float = IDLE_S, unsent: bool = False) -> list[int]:
         """Descriptors that are readable, possibly none; links among them have been told.
 
         Args:
             traffic: whether the last turn had anything to do.
-            at_once: do not sleep: there is more to do, or to send.
+            at_once: do not sleep: there is more to do.
             eager: somebody waits for what comes next, and there is a core to spare: do not sleep yet after traffic.
             most_s: sleep no longer than this.
+            unsent: a link has not sent all yet, which no descriptor tells.
         """
         now = time.monotonic()
         if traffic:

@@ -82,6 +82,7 @@ class ServerLink(_Socket):
         self._token = token
         self._numbers: dict[bytes, int] = {}
         self._identities: list[bytes] = []
+        self._forgotten: set[int | None] = set()
         self._socket.router_mandatory = True
         self._socket.bind(endpoint)
 
@@ -94,6 +95,8 @@ class ServerLink(_Socket):
         while (parts := self._get()) is not None:
             identity = parts[0].bytes
             number = self._numbers.get(identity)
+            if number in self._forgotten:
+                continue
             if number is not None:
                 if len(parts) == 2 and parts[1].bytes == b"":
                     return number, GONE
@@ -103,6 +106,11 @@ class ServerLink(_Socket):
                 self._identities.append(identity)
         return None
 
+    def forget(self, peer: int) -> None:
+        """See `Link.forget`."""
+        self._forgotten.add(peer)
+        self._unsent = deque(parts for parts in self._unsent if parts[0] != self._identities[peer])
+
 
 class ClientLink(_Socket):
     """A client's end; its only peer is 0, the manager."""
@@ -111,14 +119,22 @@ class ClientLink(_Socket):
         super().__init__(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, b"c" + os.urandom(15))
         self._socket.connect(endpoint)
+        self._forgotten = False
         self._put([_KNOCK, token])
 
     def send(self, peer: int, frames: list[Buffer]) -> None:
         """See `Link.send`."""
         self._put(frames)
 
+    def forget(self, peer: int) -> None:
+        """See `Link.forget`: there is only one peer, so this is the end of the link."""
+        self._unsent.clear()
+        self._forgotten = True
+
     def receive(self) -> tuple[int, list[Buffer]] | None:
         """See `Link.receive`."""
+        if self._forgotten:
+            return None
         parts = self._get()
         return None if parts is None else (0, _frames(parts))
 

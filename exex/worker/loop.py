@@ -11,7 +11,7 @@ from typing import Any
 from exex.errors import StartError
 from exex.protocol import codec
 from exex.protocol import payload as payloads
-from exex.protocol.messages import Assign, Bye, Drop, Hello, Stop
+from exex.protocol.messages import Assign, Beat, Bye, Drop, Hello, Leave, Stop
 from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
 from exex.worker import execute, state
@@ -93,6 +93,14 @@ class WorkerLoop:
         link: to the manager, whose number there is 0.
         template: not yet begun.
         inline: run Python tasks in this process (`--isolation none`).
+        beat_s: after so long without a message to the manager, send a Beat; 0 for never.
+        limit_s: silence of the manager after which this rank gives up; 0 for never.
+
+    Attributes:
+        stopped: the manager has said Stop, and our Bye is on its way.
+        together: it has said that all ranks can leave MPI in order.
+        at_once: there is more to do.
+        unsent: messages wait to be sent.
     """
 
     def __init__(
@@ -105,11 +113,18 @@ class WorkerLoop:
         *,
         grace_s: float,
         inline: bool,
+        beat_s: float = 0.0,
+        limit_s: float = 0.0,
     ) -> None:
         self.encoder = codec.Encoder()
         self.template = template
-        self.finished = False
+        self.stopped = False
+        self.together = False
         self.at_once = False
+        self.unsent = False
+        self._beat_s = beat_s
+        self._limit_s = limit_s
+        self._said_s = self._heard_s = self._turned_s = time.monotonic()
         self._link = link
         self._waiter = waiter
         self._inline = inline
@@ -191,19 +206,37 @@ class WorkerLoop:
         if now_s >= self._next_tick:
             self._next_tick = now_s + TICK_S
             state.on_tick(self.state, now_s)
+            self._keep_in_touch(now_s)
         if self._inline and self.state.queue:
             traffic |= self._run_inline(now_s + INLINE_S)
         if self._prepared and now_s >= self._resume_s:
             state.fill(self.state, now_s)
         done = self.state.take_done()
         if done is not None:
+            self._said_s = now_s
             self._send(done)
         queue = self.state.queue
-        self.at_once = self._link.progress() or bool(self._inline and queue and state.may_run_inline(queue[0].spec))
+        self.at_once = bool(self._inline and queue and state.may_run_inline(queue[0].spec))
+        self.unsent = self._link.progress()
         for port in self._ports:
             if port.process is not None:
-                self.at_once |= port.process.link.progress()
+                self.unsent |= port.process.link.progress()
         return traffic
+
+    def _keep_in_touch(self, now_s: float) -> None:
+        """Beat if there was nothing to say for long; give up if the manager has been silent for too long.
+
+        Raises:
+            StartError: it has.
+        """
+        if self._beat_s and now_s - self._said_s >= self._beat_s:
+            self._said_s = now_s
+            self._send(Beat())
+        if now_s - self._turned_s > self._limit_s / 4:
+            self._heard_s = now_s  # it was this process that stood still
+        self._turned_s = now_s
+        if self._limit_s and now_s - self._heard_s > self._limit_s:
+            raise StartError(f"the manager was not heard of for {self._limit_s:g} s")
 
     def _from_descriptor(self, fd: int, now_s: float) -> bool:
         if fd == self.template.fileno():
@@ -232,9 +265,12 @@ class WorkerLoop:
             arrived = self._link.receive()
             if arrived is None:
                 break
-            traffic = True
             if arrived[1] is GONE:
-                raise StartError("the manager is gone")
+                if arrived[0] == 0:
+                    raise StartError("the manager is gone")
+                continue  # another worker, as MPI reports; the manager says what that means
+            traffic = True
+            self._heard_s = now_s
             message = self._calls.decode(arrived[1])
             if type(message) is Assign:
                 state.on_assign(self.state, message)
@@ -244,6 +280,20 @@ class WorkerLoop:
                 self._stop()
                 break
         return traffic
+
+    def await_leave(self, most_s: float) -> None:
+        """After our Bye: wait until every other worker has said it, too, or until the manager gives up on them."""
+        until = time.monotonic() + most_s
+        while (left_s := until - time.monotonic()) > 0:
+            unsent = self._link.progress()
+            arrived = self._link.receive()
+            if arrived is None:
+                self._waiter.wait(False, False, most_s=left_s, unsent=unsent)
+            elif arrived[1] is GONE:
+                return
+            elif type(message := self._calls.decode(arrived[1])) is Leave:
+                self.together = message.together
+                return
 
     def _from_slot(self, port: ProcessPort, now_s: float) -> bool:
         process = port.process
@@ -340,18 +390,20 @@ class WorkerLoop:
                 self._pass_on_all(port)
             port.stop()
         self._send(Bye(tasks_run=self.state.tasks_run))
-        self.finished = True
+        self.stopped = True
 
     def _send(self, message: object) -> None:
-        self._link.send(0, self.encoder.encode(message))
+        try:
+            self._link.send(0, self.encoder.encode(message))
+        except ConnectionError:
+            raise StartError("the manager is gone") from None
 
 
-def run(loop: WorkerLoop, link: Link, waiter: Waiter, on_guard: Callable[[list[int]], object]) -> None:
-    """Turn until the manager says Stop and our Bye has left. `on_guard` takes what the guard has to say."""
+def run(loop: WorkerLoop, waiter: Waiter, on_guard: Callable[[list[int]], object], stop_timeout_s: float) -> None:
+    """Turn until the manager says Stop, then wait for its Leave. `on_guard` takes what the guard has to say."""
     ready: list[int] = []
-    while not loop.finished:
+    while not loop.stopped:
         on_guard(ready)
         traffic = loop.turn(ready)
-        ready = waiter.wait(traffic, loop.at_once, loop.eager(), loop.next_s())
-    while link.progress():
-        waiter.wait(False, False)
+        ready = waiter.wait(traffic, loop.at_once, loop.eager(), loop.next_s(), loop.unsent)
+    loop.await_leave(stop_timeout_s)

@@ -345,6 +345,9 @@ class _Part:
     def progress(self) -> bool:
         return False
 
+    def forget(self, peer: int) -> None:
+        self.end.forget(peer)
+
     def fileno(self) -> int:
         return -1
 

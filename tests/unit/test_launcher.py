@@ -8,7 +8,7 @@ import pytest
 from exex.errors import StartError
 from exex.launch import launcher
 from exex.launch.allocation import Allocation, auto_slots, find_allocation
-from exex.launch.launcher import Library, launch_argv, launcher_family, mpi_library, world_argv
+from exex.launch.launcher import Launcher, Library, launch_argv, launcher_family, mpi_library, world_argv
 
 HYDRA = "HYDRA build details:\n    Version:                                 5.0.2\n    Process Manager:  pmi\n"
 INTEL = "Intel(R) MPI Library for Linux* OS, Version 2021.13 Build 20240515\nCopyright 2003-2024, Intel Corporation.\n"
@@ -107,17 +107,18 @@ def test_a_python_without_mpi_says_so(tmp_path):
 
 def test_command_line_of_hydra():
     argv, env = world_argv(
-        "hydra", "/b/mpiexec", 5, python="/b/python", exex_args=["--slots", "2"], script_args=["wf.py", "--n"], uid=0
+        Launcher("hydra", "/b/mpiexec", "MPICH's Hydra 5.0.2"), 5, python="/b/python", exex_args=["--slots", "2"], script_args=["wf.py", "--n"], uid=0
     )
-    launcher_part = ["/b/mpiexec", "-launcher", "fork", "-hosts", "localhost", "-bind-to", "none", "-n", "5"]
+    launcher_part = ["/b/mpiexec", "-launcher", "fork", "-hosts", "localhost", "-bind-to", "none", "-disable-auto-cleanup", "-n", "5"]
     assert argv == [*launcher_part, "/b/python", "-m", "exex.run", "--slots", "2", "--", "wf.py", "--n"]
     assert env == {}
 
 
 @pytest.mark.parametrize("uid, root", [(0, True), (1000, False)])
-def test_command_line_of_open_mpi(uid, root):
-    argv, env = launch_argv("openmpi", "/b/mpiexec", 5, uid)
-    assert argv == ["/b/mpiexec", "--host", "localhost:5", "--oversubscribe", "--bind-to", "none", "-n", "5"]
+@pytest.mark.parametrize("version, goes_on", [("5.0.11", ["--with-ft", "ulfm"]), ("4.1.4", []), ("unknown", [])])
+def test_command_line_of_open_mpi(uid, root, version, goes_on):
+    argv, env = launch_argv(Launcher("openmpi", "/b/mpiexec", f"mpiexec (Open MPI) {version}"), 5, uid)
+    assert argv == ["/b/mpiexec", "--host", "localhost:5", "--oversubscribe", "--bind-to", "none", *goes_on, "-n", "5"]
     assert env.pop("OMPI_MCA_mpi_yield_when_idle") == "1"
     assert env == ({"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if root else {})
 

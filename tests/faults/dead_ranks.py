@@ -1,0 +1,165 @@
+"""Worker ranks that die: `python -m tests.faults.dead_ranks [--runs 20] [--seed N] [SCENARIO...]`.
+
+Each run starts a job of 2,000 mixed tasks with dependencies through `exex run`, takes one or two of its worker ranks away
+at random moments, and checks every result, the exit status, what was said, and that no process is left. CI makes a few
+runs of each (test_dead_ranks.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.endurance import MARK, nobody_left
+from tests.launch import Ended, Launch
+
+WORKFLOW = """
+import sys, time
+import exex
+from exex import bash_app, python_app
+
+@python_app
+def work(i, need=0):
+    import time
+    time.sleep(0.001 * (i % 5))
+    return 2 * i + need
+
+@bash_app
+def shell(i, stdout=None):
+    return f"echo {i}"
+
+print("manager", exex.manager_pid(), flush=True)
+futures = [work(i) for i in range(10)]
+want = [2 * i for i in range(10)]
+shells = []
+for i in range(10, 1900):
+    needs = i % 3 == 0
+    futures.append(work(i, futures[i - 10]) if needs else work(i))
+    want.append(2 * i + (want[i - 10] if needs else 0))
+    if i % 19 == 0:
+        shells.append(shell(i, stdout=(f"{i}.out", "w")))
+print("started", flush=True)
+assert [f.result() for f in futures] == want
+assert [s.result() for s in shells] == [0] * len(shells)
+for i in range(10, 1900):
+    if i % 19 == 0:
+        assert open(f"{i}.out").read() == f"{i}\\n"
+print("all right", flush=True)
+"""
+
+
+def guards(manager: int) -> list[psutil.Process]:
+    """Guards of the worker ranks, in no order: they are children of the parent of rank 0's guard, or of its siblings."""
+    guard = psutil.Process(manager).parent()
+    assert guard is not None
+    launcher = guard.parent()
+    assert launcher is not None
+    return [other for other in launcher.children() if other.pid != guard.pid]
+
+
+def rank_of(guard: psutil.Process) -> psutil.Process:
+    """The rank below a guard: the child that has an MPI library."""
+    return next(child for child in guard.children() if any("/libmpi.so" in m.path for m in child.memory_maps()))
+
+
+def kill_rank(guard: psutil.Process) -> None:
+    rank_of(guard).kill()
+
+
+def stop_rank(guard: psutil.Process) -> None:
+    rank_of(guard).suspend()
+
+
+def kill_guard(guard: psutil.Process) -> None:
+    """The guard and, by the kernel, all below it."""
+    guard.kill()
+
+
+def run(launch: Launch, mark: str, rng: random.Random, hit: Callable[[psutil.Process], None]) -> tuple[Ended, int]:
+    """A job of three workers that loses one or two; how it ended, and how many."""
+    path = launch.cwd / "workflow.py"
+    path.write_text(WORKFLOW)
+    words = ["run", "-n", "3", "--heartbeat-s", "0.2", "--heartbeat-limit-s", "2", str(path)]
+    process = launch.start([sys.executable, "-m", "exex", *words], **{MARK: mark})
+    manager = int(process.stdout.readline().split()[1])
+    victims = rng.sample(guards(manager), rng.choice([1, 2]))
+    for victim in victims:
+        time.sleep(rng.uniform(0, 0.7))
+        try:
+            hit(victim)
+        except (psutil.Error, StopIteration):
+            pass  # the job was faster
+    return launch.finish(process, 60), len(victims)
+
+
+def survives(launch: Launch, mark: str, rng: random.Random, hit: Callable[[psutil.Process], None]) -> Ended:
+    """All results are right, and the job says whom it has lost."""
+    done, victims = run(launch, mark, rng, hit)
+    assert done.status == 0 and "all right" in done.out, (done.status, done.out, done.err)
+    assert done.err.count("exex: lost rank") <= victims, done.err
+    return done
+
+
+def one_dies(launch: Launch, mark: str, rng: random.Random) -> Ended:
+    """Ranks are killed, their guards are spared."""
+    return survives(launch, mark, rng, kill_rank)
+
+
+def one_hangs(launch: Launch, mark: str, rng: random.Random) -> Ended:
+    """Ranks are stopped, and given up after the limit."""
+    return survives(launch, mark, rng, stop_rank)
+
+
+def guard_dies(launch: Launch, mark: str, rng: random.Random) -> Ended:
+    """Guards die, and their ranks with them. Hydra cannot go on then: the job ends at once and says so."""
+    if launch.family == "openmpi":
+        return survives(launch, mark, rng, kill_guard)
+    done, _ = run(launch, mark, rng, kill_guard)
+    assert done.status != 0 or "all right" in done.out, (done.status, done.out, done.err)
+    return done
+
+
+SCENARIOS = {"one-dies": one_dies, "one-hangs": one_hangs, "guard-dies": guard_dies}
+
+
+def run_once(scenario: str, seed: int, directory: Path) -> Ended:
+    """One run, and nobody left behind."""
+    mark = uuid.uuid4().hex
+    before = set(os.listdir("/dev/shm"))
+    done = SCENARIOS[scenario](Launch(directory), mark, random.Random(seed))
+    nobody_left(mark)
+    left = set(os.listdir("/dev/shm")) - before
+    assert not left, f"left in /dev/shm: {left}"
+    return done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scenarios", nargs="*", help=f"of {', '.join(SCENARIOS)}; default: all")
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    for scenario in options.scenarios or SCENARIOS:
+        good, lost = 0, 0
+        for seed in range(options.seed, options.seed + options.runs):
+            with tempfile.TemporaryDirectory() as directory:
+                try:
+                    done = run_once(scenario, seed, Path(directory))
+                    good += 1
+                    lost += done.err.count("exex: lost rank")
+                except AssertionError as error:
+                    print(f"{scenario} seed {seed}: {error}", flush=True)
+        print(f"{scenario}: {good} of {options.runs} ended as they must; {lost} ranks lost on the way", flush=True)
+
+
+if __name__ == "__main__":
+    main()
