@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -28,6 +29,24 @@ INTERNAL_VARIABLES = {
     "EXEX_NODE": "set for a bash app: the host name of its worker",
 }
 """Names that start with `EXEX_` and are no fields of `Config`."""
+
+
+_UNITS_S = (1, 60, 3600, 86400)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in "90", "1:30", "01:30:00" or "1-12:00:00" (days first, as Slurm writes them).
+
+    Raises:
+        ConfigError: anything else.
+    """
+    days, dash, rest = text.strip().rpartition("-")
+    words = rest.split(":")
+    shaped = re.fullmatch(r"\d+(\.\d+)?(:\d+(\.\d+)?){0,2}", rest) and (not dash or days.isdecimal())
+    if not shaped:
+        raise ConfigError(f"{text!r} is no duration; accepted: seconds, MM:SS, HH:MM:SS or D-HH:MM:SS")
+    seconds = sum(float(word) * unit for word, unit in zip(reversed(words), _UNITS_S))
+    return seconds + (int(days) * _UNITS_S[3] if dash else 0)
 
 
 class _Rule(NamedTuple):
@@ -80,6 +99,12 @@ class Config:
     retries: int = _setting(0, "int", "Further attempts of a failed task.", 0)
     start_timeout_s: float = _setting(60.0, "float", "Seconds until every rank must be up.", 0.1)
     stop_timeout_s: float = _setting(10.0, "float", "Seconds that an orderly end may take.", 0.1)
+    walltime: str = _setting(
+        "auto", "text", "When the allocation ends, from now: seconds or HH:MM:SS; auto: as the batch system says; none: never."
+    )
+    notice_s: float = _setting(
+        20.0, "float", "Seconds that the job may go on after SIGTERM, or after SIGUSR1 or SIGUSR2 if its end is not known.", 0
+    )
     grace_s: float = _setting(2.0, "float", "Seconds between SIGTERM and SIGKILL for a task that has to end.", 0)
     heartbeat_s: float = _setting(10.0, "float", "Seconds of silence after which a rank tells that it is alive.", 0.01)
     heartbeat_limit_s: float = _setting(
@@ -185,6 +210,11 @@ def _check(name: str, value: object, source: str, unknown: str, spell: Callable[
         nearest = difflib.get_close_matches(name, _RULES, n=1, cutoff=0.0)[0]
         raise ConfigError(f"{unknown}; the nearest is {spell(nearest)}")
     checked = _fit(rule, value)
+    if name == "walltime" and checked not in (None, "auto", "none"):
+        try:
+            parse_duration(str(checked))
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}, auto or none") from None
     if checked is None:
         raise ConfigError(f"{source} is {value!r}; accepted: {rule.accepts()}")
     return checked

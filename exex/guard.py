@@ -10,7 +10,8 @@ Between guard and rank goes a socket of JSON messages, `{"op": ...}`:
 rank -> guard: `initialising` (about to call MPI_Init), `watch` (MPI is up: how long the rank may hang, where to report
 its death, its shared memory), `ready` (handshake passed), `alive` (it turns), `client` (start the workflow's process),
 `status` (end with this status).
-guard -> rank: `client-exited` (status), `template` (a new one; its socket comes along as a descriptor).
+guard -> rank: `client-exited` (status), `notice` (a signal that announces the end of the job), `template` (a new one; its
+socket comes along as a descriptor).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from exex.launch.leftovers import note_shared_memory, remove_shared_memory
 from exex.transport.alarm import Address, Death, raise_alarm
 
 _PR_SET_PDEATHSIG = 1
@@ -126,7 +128,8 @@ class Guard:
         where: "rank 3 on nid00012", as far as the launcher has told.
         is_first: of all guards, as far as the launcher has told.
         start_timeout_s: for everything up to the rank's `ready`.
-        stop_timeout_s: for the rank's end after SIGTERM.
+        stop_timeout_s: for the rank's end when all is over.
+        notice_s: how long the job may go on after SIGTERM.
     """
 
     def __init__(
@@ -137,7 +140,9 @@ class Guard:
         is_first: bool,
         start_timeout_s: float,
         stop_timeout_s: float,
+        notice_s: float,
     ) -> None:
+        self._notice_s = notice_s
         self._template_main = template_main
         self._where = where
         self._is_first = is_first
@@ -181,7 +186,8 @@ class Guard:
         theirs.close()
         rank_end.close()
         self._control = Control(ours)
-        self._set_deadline(self._start_s + 5, f"did not come up within {self._start_s:g} s. {START_HINT}")
+        patience_s = self._start_s + (5 if self._is_first else 7)  # the first one tells why, before the others end the job
+        self._set_deadline(patience_s, f"did not come up within {self._start_s:g} s. {START_HINT}")
         return self._loop()
 
     # ---- children ----
@@ -291,6 +297,7 @@ class Guard:
         elif message["op"] == "watch":
             self._limit_s = float(message["limit_s"])
             self._shared = message["shared"]
+            note_shared_memory(os.environ, self._shared)
             if message["alarm"]:
                 address = message["alarm"]
                 self._alarm = Address(address["host"], address["port"], bytes.fromhex(address["key"]))
@@ -310,15 +317,17 @@ class Guard:
         for number in numbers:
             if number == signal.SIGCHLD:
                 self._reap()
-            elif number in (signal.SIGUSR1, signal.SIGUSR2):
-                pass  # Hydra sends SIGUSR1 to the others when a process dies
-            elif self._client:
+            elif self._client and number == signal.SIGINT:
                 os.kill(self._client, number)
+            elif self._client and number != signal.SIGCHLD:
+                self._control.send("notice", signal=number)
+            elif number in (signal.SIGUSR1, signal.SIGUSR2):
+                pass  # for the manager, and its guard has it, too
             elif number == signal.SIGTERM and not self._ready:
                 self._status = 128 + signal.SIGTERM
                 self._set_deadline(0, "was told to end (SIGTERM) while it started")
             elif number == signal.SIGTERM:
-                self._set_deadline(self._stop_s, "was told to end (SIGTERM) and did not")
+                self._set_deadline(self._notice_s + self._stop_s, "was told to end (SIGTERM) and did not")
 
     def _set_deadline(self, seconds: float, says: str) -> None:
         self._deadline = time.monotonic() + seconds
@@ -373,11 +382,7 @@ class Guard:
         kill_descendants()
         if self._alarm and self._death:
             raise_alarm(self._alarm, self._death)
-        for path in self._shared:
-            try:
-                os.unlink(path)
-            except OSError:
-                pass  # the MPI library has done so
+        remove_shared_memory(self._shared)
         return 1 if self._status is None else self._status
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import signal
 import socket
 import sys
 import time
@@ -14,8 +15,10 @@ from exex.config import Config
 from exex.errors import ExexError, StartError
 from exex.guard import RankRole, how_it_ended, write_status
 from exex.launch import allocation
+from exex.launch.deadline import find_end_s, parse_duration, reserve_s
+from exex.launch.leftovers import shared_memory
 from exex.launch.world import ExpectedWorld, singletons_message
-from exex.manager.loop import ManagerLoop, Settings
+from exex.manager.loop import OUT_OF_TIME, ManagerLoop, Settings
 from exex.manager.progress import Progress
 from exex.transport.alarm import Address, AlarmReceiver
 from exex.transport.base import Link
@@ -59,6 +62,8 @@ class RankProcess:
         self._masks: list[set[int]] = []  # affinity of each rank on this node
         self._broken = False
         self._reassured_s = 0.0
+        self._ends_in_s: float | None = None
+        self._asked_s = 0.0
 
     def main(self) -> int:
         """Returns the exit status of this process; the guard ends with what it was told by `status`."""
@@ -78,6 +83,8 @@ class RankProcess:
                 os._exit(1)
 
     def _main(self) -> int:
+        if not self._expected.rank:
+            self._ends_in_s, self._asked_s = self._left_s(), time.monotonic()  # before MPI_Init: it may run a command
         if self._expected.launcher == "none":
             return self._alone()
         try:
@@ -115,7 +122,7 @@ class RankProcess:
             limit_s=self._heartbeat_limit_s(),
             alarm=alarm and {**alarm._asdict(), "key": alarm.key.hex()},
             rank=self._expected.rank,
-            shared=_shared_memory(),
+            shared=shared_memory(),
         )
 
     def _heartbeat_limit_s(self) -> float:
@@ -156,6 +163,8 @@ class RankProcess:
             heartbeat_limit_s=0.0 if local else self._heartbeat_limit_s(),
         )
         loop = ManagerLoop(settings, workers, progress, lambda: self._control.send("ready"))
+        if self._ends_in_s is not None:
+            loop.set_end(self._ends_in_s - (time.monotonic() - self._asked_s))
         if local is None:
             self._waiter.watch_link(workers)
         clients = self._start_client()
@@ -198,21 +207,44 @@ class RankProcess:
                 traffic |= local.turn(ready)
                 pause_s = local.next_s()
             for message in self._from_guard(local, ready):
-                client_status = int(message["status"])
-                loop.cancel_all()
-                loop.stop()
+                if message["op"] == "notice":
+                    self._on_notice(loop, signal.Signals(message["signal"]))
+                else:
+                    client_status = int(message["status"])
+                    loop.cancel_all()
+                    loop.stop()
             if loop.finished:
                 if client_status is not None:
-                    return client_status or (1 if loop.error else 0)
+                    return OUT_OF_TIME if loop.out_of_time else client_status or (1 if loop.error else 0)
                 if give_up_s is None:
                     give_up_s = time.monotonic() + self._config.stop_timeout_s
                     self._waiter.forget(clients.fileno())
                     clients.close()  # the client's futures fail, if that has not been told yet
                 if time.monotonic() > give_up_s:
-                    return 1
+                    return OUT_OF_TIME if loop.out_of_time else 1
             at_once = local is not None and (traffic or local.at_once)
             unsent = loop.unsent or (local is not None and local.unsent)
             ready = self._waiter.wait(traffic, at_once, loop.eager(), pause_s, unsent)
+
+    def _on_notice(self, loop: ManagerLoop, number: signal.Signals) -> None:
+        """A signal that announces the end. Hydra sends SIGUSR1 for reasons of its own."""
+        if number == signal.SIGUSR1 and self._expected.launcher == "Hydra mpiexec":
+            return
+        loop.notice(self._config.notice_s, f"got {number.name}", sooner=number == signal.SIGTERM)
+
+    def _left_s(self) -> float | None:
+        """Seconds that the job may still run, an orderly end set aside; None for no limit."""
+        walltime = self._config.walltime
+        if walltime == "none":
+            return None
+        if walltime != "auto":
+            left_s = parse_duration(walltime) - (time.monotonic() - self._began_s)
+        else:
+            end_s = find_end_s(os.environ, time.time())
+            if end_s is None:
+                return None
+            left_s = end_s - time.time()
+        return max(0.0, left_s - reserve_s(left_s))
 
     def _work(self, rank: int, link: Link) -> int:
         """Be a worker; returns 0 after an orderly end."""
@@ -232,13 +264,13 @@ class RankProcess:
         return 0
 
     def _from_guard(self, worker: worker_loop.WorkerLoop | None, ready: list[int]) -> list[dict[str, Any]]:
-        """Take what the guard has sent, if its descriptor is ready; returns the messages about the client."""
-        about_client: list[dict[str, Any]] = []
+        """Take what the guard has sent, if its descriptor is ready; returns the messages for the manager."""
+        for_manager: list[dict[str, Any]] = []
         if self._control.fileno() not in ready:
-            return about_client
+            return for_manager
         while (message := self._control.receive()) is not None:
-            if message["op"] == "client-exited":
-                about_client.append(message)
+            if message["op"] in ("client-exited", "notice"):
+                for_manager.append(message)
             elif message["op"] == "template":
                 sock = socket.socket(fileno=message["fd"])
                 if worker is None or worker.stopped:
@@ -248,7 +280,7 @@ class RankProcess:
                     worker.replace_template(self._begin(Template(sock), worker.state.rank))
             elif message["op"] == "gone":
                 raise StartError("the guard is gone")
-        return about_client
+        return for_manager
 
     def _alone(self) -> int:
         """Be manager and worker in one loop."""
@@ -292,12 +324,6 @@ def _raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _shared_memory() -> list[str]:
-    """Files of this process in /dev/shm: those of the MPI library, which nobody removes after a crash."""
-    with open("/proc/self/maps") as file:
-        return sorted({line.split(None, 5)[5].rstrip("\n") for line in file if " /dev/shm/" in line})
 
 
 def _new_run_dir(parent: str) -> str:

@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         is_first=not expected.rank,
         start_timeout_s=config.start_timeout_s,
         stop_timeout_s=config.stop_timeout_s,
+        notice_s=config.notice_s,
     ).split()
     if isinstance(role, GuardRole):
         if role.others_wait:

@@ -11,7 +11,7 @@ from typing import Any
 
 from exex.client import session
 from exex.config import Config
-from exex.errors import ExexError
+from exex.errors import ExexError, ManagerLost
 from exex.transport.stream import StreamLink
 
 INTERRUPTED = 130
@@ -91,7 +91,13 @@ def _exit_status(code: object) -> int:
 
 
 def _show(error: BaseException) -> None:
-    """Print the traceback, from the script's first line on: what calls the script is no business of its author."""
+    """Print the traceback, from the script's first line on: what calls the script is no business of its author.
+
+    Of a job that has ended only the message, which says why: the script has no part in it.
+    """
+    if isinstance(error, ManagerLost):
+        print(f"exex: the script ends: {error}", file=sys.stderr, flush=True)
+        return
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next

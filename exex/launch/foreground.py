@@ -25,10 +25,12 @@ import termios
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from exex.errors import StartError
+from exex.launch.leftovers import remove_shared_memory
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -37,7 +39,9 @@ _LOOK_S = 0.5  # between looks for what sends no signal
 _LEFT_BEHIND_S = 2.0
 _KILLED_S = 5.0
 _SOCKET_PATH_BYTES = 100  # sun_path holds 108
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_NOTICES = (signal.SIGUSR1, signal.SIGUSR2)  # "the end is near", for the manager
+_SIGNALS = (*_ENDING, *_NOTICES)
 
 _held: list[socket.socket] = []  # open for as long as this process, the client, lives
 
@@ -69,6 +73,8 @@ def run_world(argv: Sequence[str], env: Mapping[str, str], stop_timeout_s: float
             job.clear()
             return job.status(argv[0])
     finally:
+        for note in Path(directory).glob("shared.*"):
+            remove_shared_memory(note.read_text().splitlines())
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -223,6 +229,10 @@ class _Foreground:
                 self._on_signal(number)
 
     def _on_signal(self, number: int) -> None:
+        if number in _NOTICES:
+            if self._client and (guard := _parent(self._client[0])):
+                _send(guard, number)
+            return
         self._first_signal = self._first_signal or number
         if number == signal.SIGINT and self._stage is _Stage.RUNNING and self._client:
             self._stage = _Stage.INTERRUPTED
@@ -295,6 +305,12 @@ def descendants(pid: int) -> set[int]:
                 found.add(child)
                 todo.append(child)
     return found
+
+
+def _parent(pid: int) -> int | None:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+    return None
 
 
 def _children(pid: int) -> list[int]:

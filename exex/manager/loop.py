@@ -40,6 +40,12 @@ from exex.transport.base import GONE, Link
 
 _MESSAGES_A_TURN = 256
 
+OUT_OF_TIME = 75
+"""Exit status of a job whose allocation ended first: EX_TEMPFAIL of sysexits.h, so that a job script submits itself again."""
+
+QUIET_S = 2.0
+"""How long nothing has run, because nothing fits any more, before the job ends early."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -74,6 +80,7 @@ class ManagerLoop:
     Attributes:
         error: why the job cannot go on; "" while it can.
         lost: ranks that died or fell silent, and how.
+        out_of_time: the allocation ends before all tasks are done.
         finished: every worker has left.
         unsent: messages wait to be sent.
     """
@@ -89,6 +96,7 @@ class ManagerLoop:
         self.state = ManagerState(prefetch_s=settings.prefetch_s)
         self.error = ""
         self.lost: dict[Rank, str] = {}
+        self.out_of_time = False
         self.finished = False
         self.unsent = False
         self._clock = clock
@@ -108,6 +116,7 @@ class ManagerLoop:
         self._left: set[Rank] = set()
         self._began_s = self._now_s
         self._stop_by_s: float | None = None
+        self._quiet_since_s = self._now_s
         self._handlers: dict[type, Callable[[ManagerState, ClientRecord, Any], None]] = {
             Submit: transitions.on_submit,
             Promise: transitions.on_promise,
@@ -127,7 +136,7 @@ class ManagerLoop:
 
     def turn(self) -> bool:
         """Drain, decide, flush. True if there was anything to do."""
-        now_s = self._now_s = self._clock()
+        now_s = self._now_s = self.state.now_s = self._clock()
         traffic = self._drain_workers()
         for rank in self._liveness.silent(now_s):
             self.lose_worker(rank, f"was not heard of for {self._settings.heartbeat_limit_s:g} s")
@@ -143,9 +152,46 @@ class ManagerLoop:
             print(f"exex: ranks {left} did not stop within {self._settings.stop_timeout_s:g} s", file=sys.stderr, flush=True)
             self.error = self.error or "ranks did not stop"
             self._finish()
+        if self.state.ends_s is not None and self._stop_by_s is None:
+            self._mind_the_end(now_s)
         if self._progress is not None:
             self._show(now_s)
         return traffic
+
+    # ---- the end of the allocation ----
+
+    def set_end(self, left_s: float) -> None:
+        """Attempts must have ended in `left_s` seconds from now."""
+        self.state.ends_s = self._clock() + left_s
+
+    def notice(self, left_s: float, by: str, sooner: bool) -> None:
+        """The job was told that it must end: in `left_s` seconds if that is not known, or if it comes `sooner`."""
+        ends_s = self.state.ends_s
+        if sooner and self.state.noticed:
+            left_s = 0.0  # said again: at once
+        if ends_s is None or (sooner and ends_s > self._clock() + left_s):
+            self.set_end(left_s)
+        if not self.state.noticed:
+            self.state.noticed = True
+            assert self.state.ends_s is not None
+            left_s = max(0.0, self.state.ends_s - self._clock())
+            print(f"exex: {by}: what does not end within {left_s:.0f} s is not begun any more", file=sys.stderr, flush=True)
+
+    def _mind_the_end(self, now_s: float) -> None:
+        """End the job when time is up, or once nothing that is left fits."""
+        state = self.state
+        assert state.ends_s is not None
+        if not state.shelved or state.assigned or state.ready.count:
+            self._quiet_since_s = now_s
+        if now_s < state.ends_s and now_s - self._quiet_since_s < QUIET_S:
+            return
+        self.out_of_time = True
+        left = len(state.tasks)
+        reason = f"the allocation ends: {_count(left, 'task')} not done ({state.assigned} of them begun)"
+        print(f"exex: {reason}; exit status {OUT_OF_TIME}, run it again for the rest", file=sys.stderr, flush=True)
+        for number in self._records:
+            self._to_client(number, JobEnds(reason=reason))
+        self.stop(reason)
 
     def _drain_workers(self) -> bool:
         for count in range(_MESSAGES_A_TURN):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exex.manager.state import ManagerState, WorkerRecord
-from exex.manager.task import Status
+from exex.manager.task import Status, Task
 
 LEAST_TASK_S = 20e-6
 """What the shortest task costs a slot, overhead included. Measured; only the size of the prefetch depends on it."""
@@ -58,14 +58,13 @@ def _prefetch_room(state: ManagerState, worker: WorkerRecord) -> int:
 
 def _give(state: ManagerState, worker: WorkerRecord, most: int) -> None:
     """Move up to `most` ready tasks into a worker's next Assign."""
-    if most <= 0:
-        return
-    if not worker.outgoing:
-        state.refilled.append(worker)
+    had_some = bool(worker.outgoing)
     while most > 0:
         taken = state.ready.take(most)
         if not taken:
             break
+        if state.ends_s is not None:
+            taken = _shelve_what_does_not_fit(state, taken)
         most -= len(taken)
         guess_s = 0.0
         for task in taken:
@@ -78,3 +77,26 @@ def _give(state: ManagerState, worker: WorkerRecord, most: int) -> None:
         worker.held += len(taken)
         state.assigned += len(taken)
         worker.outgoing.extend(taken)
+    if worker.outgoing and not had_some:
+        state.refilled.append(worker)
+
+
+def _shelve_what_does_not_fit(state: ManagerState, taken: list[Task]) -> list[Task]:
+    """Set aside, for good, tasks that would not end in time; return the others. Time only grows short."""
+    assert state.ends_s is not None
+    left_s = state.ends_s - state.now_s
+    fits: dict[int, bool] = {}
+    fitting = []
+    for task in taken:
+        app = task.app
+        assert app is not None
+        fit = fits.get(app.number)
+        if fit is None:
+            needs_s = app.needs_s()
+            fit = fits[app.number] = left_s > 0 and (not state.noticed if needs_s is None else needs_s <= left_s)
+        if fit:
+            fitting.append(task)
+        else:
+            task.status = Status.SHELVED
+            state.shelved += 1
+    return fitting

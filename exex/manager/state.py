@@ -123,6 +123,10 @@ class ManagerState:
         dropped: attempts whose task is cancelled but which their worker has not reported yet.
         free: workers that may have a free slot, the last busy one last; `busy`: those that may take prefetch. Each stands
             there once at the most; whether it fits is checked when it is taken out.
+        ends_s: when the last attempt must have ended, on the loop's clock; None if nobody knows.
+        now_s: the loop's clock at the beginning of this turn.
+        noticed: the end was announced, so what is of unknown length is not begun any more.
+        shelved: how many tasks are SHELVED.
         refilled: workers with a non-empty `outgoing`.
         drops: per rank, tasks for its next Drop.
     """
@@ -136,6 +140,10 @@ class ManagerState:
     free: deque[WorkerRecord] = field(default_factory=deque)
     busy: deque[WorkerRecord] = field(default_factory=deque)
     refilled: list[WorkerRecord] = field(default_factory=list)
+    ends_s: float | None = None
+    now_s: float = 0.0
+    noticed: bool = False
+    shelved: int = 0
     drops: dict[Rank, list[TaskId]] = field(default_factory=dict)
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     apps: dict[int, App] = field(default_factory=dict)
@@ -222,11 +230,12 @@ class ManagerState:
     def check(self) -> None:
         """Assert every invariant. O(everything): for tests and the simulation."""
         held: dict[Rank, int] = dict.fromkeys(self.workers, 0)
-        ready = unfinished = assigned = 0
+        ready = unfinished = assigned = shelved = 0
         for task_id, task in self.tasks.items():
             assert task.id == task_id
             unfinished += 1
             ready += task.status == Status.READY
+            shelved += task.status == Status.SHELVED
             if task.status == Status.ASSIGNED:
                 assigned += 1
                 held[task.rank] += 1
@@ -241,6 +250,7 @@ class ManagerState:
         for rank in self.dropped.values():
             held[rank] += 1
         assert ready == self.ready.count, (ready, self.ready.count)
+        assert shelved == self.shelved, (shelved, self.shelved)
         assert assigned == self.assigned, (assigned, self.assigned)
         assert unfinished == sum(client.unfinished for client in self.clients.values())
         for worker in self.workers.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from enum import IntEnum
 
 from exex.protocol.messages import AppSpec, Rank, TaskId
@@ -15,6 +16,7 @@ class Status(IntEnum):
     READY = 1  # to be placed
     ASSIGNED = 2  # at a worker, queued or running
     ASKING = 3  # its client's retry handler is deciding
+    SHELVED = 4  # it does not fit into what is left of the allocation
 
 
 TRANSITIONS: tuple[tuple[str, str, str], ...] = (
@@ -26,6 +28,8 @@ TRANSITIONS: tuple[tuple[str, str, str], ...] = (
     ("waiting", "cancelled", "client cancels"),
     ("ready", "assigned", "placed"),
     ("ready", "cancelled", "client cancels"),
+    ("ready", "shelved", "longer than the allocation lasts"),
+    ("shelved", "cancelled", "client cancels"),
     ("assigned", "done", "attempt succeeded"),
     ("assigned", "failed", "attempt failed, no retries left"),
     ("assigned", "ready", "attempt failed or lost, tried again"),
@@ -38,6 +42,13 @@ TRANSITIONS: tuple[tuple[str, str, str], ...] = (
 """(from, to, when); the state diagram in docs/architecture.md is printed from this."""
 
 
+RECENT = 100
+"""Attempts of which an app remembers the running time."""
+
+SHORT_S = 0.001
+"""Attempts no longer than this are not worth remembering: they fit anywhere."""
+
+
 class App:
     """One app with one set of options, and what its tasks have taught about their length.
 
@@ -45,15 +56,25 @@ class App:
         spec: as the workers get it, with the manager's own number.
         function: the pickled function that `spec.function` names.
         mean_s: moving average of an attempt's running time in seconds; negative until one has ended.
+        recent_s: running times of the last attempts, but for short ones.
     """
 
-    __slots__ = ("function", "mean_s", "number", "spec")
+    __slots__ = ("function", "mean_s", "number", "recent_s", "spec")
 
     def __init__(self, spec: AppSpec, function: Payload) -> None:
         self.spec = spec
         self.number = spec.app
         self.function = function
         self.mean_s = -1.0
+        self.recent_s: deque[float] = deque(maxlen=RECENT)
+
+    def needs_s(self) -> float | None:
+        """How long an attempt will take at the most: its walltime, or the 95th percentile of the last ones. None: unknown."""
+        if self.spec.walltime_s is not None:
+            return self.spec.walltime_s
+        if not self.recent_s:
+            return SHORT_S if self.mean_s >= 0 else None
+        return sorted(self.recent_s)[min(len(self.recent_s) - 1, int(0.95 * len(self.recent_s)))]
 
 
 class Task:

@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError
 
 from exex.errors import ProtocolError, WorkerLost
 from exex.manager.state import ClientRecord, ManagerState, WorkerRecord
-from exex.manager.task import App, Status, Task
+from exex.manager.task import SHORT_S, App, Status, Task
 from exex.protocol import payload as payloads
 from exex.protocol.messages import (
     CLIENT_SHIFT,
@@ -212,6 +212,8 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
         worker.held_s -= task.guess_s
         if outcome == Outcome.DONE:
             mean = app.mean_s
+            if seconds > SHORT_S:
+                app.recent_s.append(seconds)
             app.mean_s = seconds if mean < 0 else mean + (min(seconds, 10 * mean + OUTLIER_S) - mean) * 0.05
             succeed(state, task, value)
         else:
@@ -320,6 +322,9 @@ def cancel(state: ManagerState, task: Task) -> None:
     """End a task in whatever state it is; its dependents fail with CancelledError."""
     if task.status == Status.READY:
         state.ready.forget()
+        task.status = Status.WAITING
+    elif task.status == Status.SHELVED:
+        state.shelved -= 1
         task.status = Status.WAITING
     elif task.status == Status.ASSIGNED:
         state.assigned -= 1

@@ -1,0 +1,75 @@
+"""The end of the allocation: nothing is begun that does not fit, and the job ends in time with status 75."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch import Launch
+
+WORKFLOW = """
+from exex import python_app
+
+@python_app
+def second(i):
+    import time
+    time.sleep(0.5)
+    return i
+
+@python_app(walltime=3600)
+def long():
+    return "long"
+
+@python_app
+def quick(i):
+    return i
+
+assert [f.result() for f in [quick(i) for i in range(100)]] == list(range(100))
+futures = [second(i) for i in range(200)]
+waiting = [long() for _ in range(3)]
+for future in futures:
+    print("done", future.result(), flush=True)
+"""
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Path:
+    path = tmp_path / "workflow.py"
+    path.write_text(WORKFLOW)
+    return path
+
+
+def exex_run(*words: str) -> list[str]:
+    return [sys.executable, "-m", "exex", "run", "-n", "2", *words]
+
+
+def check(status: int, out: str, err: str) -> None:
+    assert status == 75, err
+    done = out.count("done ")
+    assert 0 < done < 200, out
+    assert re.search(rf"the allocation ends: (20[0-3]|1\d\d) tasks not done \({0} of them begun\); exit status 75", err), err
+    assert "Traceback" not in err
+
+
+def test_a_job_ends_within_its_walltime(launch: Launch, workflow: Path) -> None:
+    ended = launch.finish(launch.start(exex_run("--walltime", "8", str(workflow))), 30)
+    check(ended.status, ended.out, ended.err)
+    assert ended.seconds < 8, ended.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_gives_notice(launch: Launch, workflow: Path, number: int) -> None:
+    if launch.family == "mpich" and number == signal.SIGUSR1:
+        pytest.skip("Hydra sends SIGUSR1 when a process dies, so it is no notice there")
+    process = launch.start(exex_run("--notice-s", "2", str(workflow)))
+    assert process.stdout is not None
+    while "done 0" not in process.stdout.readline():
+        pass
+    process.send_signal(number)
+    ended = launch.finish(process, 30)
+    check(ended.status, "done 0\n" + ended.out, ended.err)
+    assert "SIGUSR" in ended.err
