@@ -21,6 +21,7 @@ PREFIX = "EXEX_"
 
 INTERNAL_VARIABLES = {
     "EXEX_CONFIG": "the TOML file, as --config",
+    "EXEX_GUARD": "set in all processes of a job: whose they are, so that none outlives it",
     "EXEX_JOB_DIR": "set by `exex run` for its job: the directory of the job's socket and status",
     "EXEX_TTY": "set by `exex run` for its job: the terminal for the progress line",
     "EXEX_TASK_ID": "set for a bash app: the number of the task",

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exex.launch.leftovers import note_shared_memory, remove_shared_memory
+from exex.reaper import Reaper
 from exex.transport.alarm import Address, Death, raise_alarm
 
 _PR_SET_PDEATHSIG = 1
@@ -130,6 +131,7 @@ class Guard:
         start_timeout_s: for everything up to the rank's `ready`.
         stop_timeout_s: for the rank's end when all is over.
         notice_s: how long the job may go on after SIGTERM.
+        reaper: of this guard.
     """
 
     def __init__(
@@ -141,8 +143,10 @@ class Guard:
         start_timeout_s: float,
         stop_timeout_s: float,
         notice_s: float,
+        reaper: Reaper,
     ) -> None:
         self._notice_s = notice_s
+        self._reaper = reaper
         self._template_main = template_main
         self._where = where
         self._is_first = is_first
@@ -298,6 +302,7 @@ class Guard:
             self._limit_s = float(message["limit_s"])
             self._shared = message["shared"]
             note_shared_memory(os.environ, self._shared)
+            self._reaper.note_shared_memory(self._shared)
             if message["alarm"]:
                 address = message["alarm"]
                 self._alarm = Address(address["host"], address["port"], bytes.fromhex(address["key"]))
@@ -383,6 +388,7 @@ class Guard:
         if self._alarm and self._death:
             raise_alarm(self._alarm, self._death)
         remove_shared_memory(self._shared)
+        self._reaper.dismiss()
         return 1 if self._status is None else self._status
 
 

@@ -11,11 +11,11 @@ import sys
 import time
 from typing import Any
 
-from exex.config import Config
+from exex.config import Config, parse_duration
 from exex.errors import ExexError, StartError
 from exex.guard import RankRole, how_it_ended, write_status
 from exex.launch import allocation
-from exex.launch.deadline import find_end_s, parse_duration, reserve_s
+from exex.launch.deadline import find_end_s, reserve_s
 from exex.launch.leftovers import shared_memory
 from exex.launch.world import ExpectedWorld, singletons_message
 from exex.manager.loop import OUT_OF_TIME, ManagerLoop, Settings

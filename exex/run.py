@@ -17,10 +17,12 @@ def main(argv: list[str] | None = None) -> int:
     from exex import cli
     from exex.guard import ClientRole, Guard, GuardRole, end_the_world, status_is_written
     from exex.launch.world import expected_world, inherited_fds_to_close, task_environment
+    from exex.reaper import TAG, Reaper
 
     config, script, args = cli.parse_run_args(sys.argv[1:] if argv is None else argv)
     expected = expected_world(os.environ)
-    environment = task_environment(os.environ)
+    reaper = Reaper()
+    environment = {**task_environment(os.environ), TAG: reaper.tag}
     launcher_fds = inherited_fds_to_close(os.environ)
 
     def template_main(sock: socket.socket) -> None:
@@ -37,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         start_timeout_s=config.start_timeout_s,
         stop_timeout_s=config.stop_timeout_s,
         notice_s=config.notice_s,
+        reaper=reaper,
     ).split()
     if isinstance(role, GuardRole):
         if role.others_wait:

@@ -207,6 +207,20 @@ def test_a_signal_to_the_launcher_ends_the_job(launch: Launch, mark: str, number
         assert done.status != 0
 
 
+def test_killed_guards_leave_nobody_behind(launch: Launch, mark: str) -> None:
+    """As launchers end a job: SIGKILL to what they started, while tasks have started programs in sessions of their own."""
+    path = launch.cwd / "workflow.py"
+    path.write_text("import exex\nprint(exex.manager_pid(), flush=True)\n" + LONG.format(wait=True))
+    process = launch.start(launch.argv(3, "-m", "exex.run", "--slots", "3", str(path)), **{MARK: mark})
+    assert process.stdout is not None
+    guard = psutil.Process(int(process.stdout.readline())).parent()
+    assert guard is not None and guard.parent() is not None
+    assert process.stdout.readline() == "started\n"
+    for other in guard.parent().children():
+        other.kill()
+    assert launch.finish(process, 30).status != 0
+
+
 def exex_run(launch: Launch, *words: str) -> list[str]:
     return [sys.executable, "-c", "from exex.cli import main; main()", "run", *words]
 

@@ -91,6 +91,7 @@ def run(launch: Launch, mark: str, rng: random.Random, hit: Callable[[psutil.Pro
     words = ["run", "-n", "3", "--heartbeat-s", "0.2", "--heartbeat-limit-s", "2", str(path)]
     process = launch.start([sys.executable, "-m", "exex", *words], **{MARK: mark})
     manager = int(process.stdout.readline().split()[1])
+    segments = [m.path for m in psutil.Process(manager).memory_maps() if m.path.startswith("/dev/shm/")]
     victims = rng.sample(guards(manager), rng.choice([1, 2]))
     for victim in victims:
         time.sleep(rng.uniform(0, 0.7))
@@ -98,7 +99,11 @@ def run(launch: Launch, mark: str, rng: random.Random, hit: Callable[[psutil.Pro
             hit(victim)
         except (psutil.Error, StopIteration):
             pass  # the job was faster
-    return launch.finish(process, 60), len(victims)
+    done = launch.finish(process, 60)
+    nobody_left(mark)
+    left = [path for path in segments if os.path.exists(path)]
+    assert not left, f"left behind: {left}"
+    return done, len(victims)
 
 
 def survives(launch: Launch, mark: str, rng: random.Random, hit: Callable[[psutil.Process], None]) -> Ended:
@@ -133,13 +138,7 @@ SCENARIOS = {"one-dies": one_dies, "one-hangs": one_hangs, "guard-dies": guard_d
 
 def run_once(scenario: str, seed: int, directory: Path) -> Ended:
     """One run, and nobody left behind."""
-    mark = uuid.uuid4().hex
-    before = set(os.listdir("/dev/shm"))
-    done = SCENARIOS[scenario](Launch(directory), mark, random.Random(seed))
-    nobody_left(mark)
-    left = set(os.listdir("/dev/shm")) - before
-    assert not left, f"left in /dev/shm: {left}"
-    return done
+    return SCENARIOS[scenario](Launch(directory), uuid.uuid4().hex, random.Random(seed))
 
 
 def main() -> None:

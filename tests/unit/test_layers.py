@@ -14,7 +14,8 @@ LAYERS = [
     {"config"},
     {"protocol"},
     {"transport", "store", "launch"},
-    {"manager", "worker", "client", "guard"},
+    {"manager", "worker", "client", "reaper"},
+    {"guard"},
     {"rank", "run", "cli", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

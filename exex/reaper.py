@@ -1,0 +1,110 @@
+"""Kills what a killed guard leaves behind.
+
+Launchers end a job by SIGKILL to the processes that they started, and the kernel passes that on from guard to rank,
+template, client and task processes (PR_SET_PDEATHSIG). What tasks have started would live on. So each guard has a reaper:
+in a session of its own, where no launcher finds it, it waits for the end of a pipe that closes with the guard, and then
+kills every process that carries the guard's tag in its environment. After an orderly end it has nothing to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from exex.launch.leftovers import remove_shared_memory
+
+TAG = "EXEX_GUARD"
+"""The variable that all which a task starts inherits."""
+
+_QUIET_SCANS = 3
+_MOST_S = 5.0
+_PAUSE_S = 0.02
+_ORDERLY = b"\0"
+
+
+class Reaper:
+    """The guard's side. To be made before anything else is forked.
+
+    Attributes:
+        tag: value of the variable TAG for all that belongs to this guard.
+    """
+
+    def __init__(self) -> None:
+        self.tag = f"{os.getpid()}-{time.time_ns():x}"
+        read_end, self._pipe = os.pipe2(os.O_CLOEXEC)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            try:
+                if os.fork() == 0:  # an orphan, so that nobody waits for it or counts it
+                    os.close(self._pipe)
+                    _wait_and_reap(read_end, self.tag)
+            finally:
+                os._exit(0)
+        os.close(read_end)
+        os.waitpid(child, 0)
+
+    def note_shared_memory(self, paths: Sequence[str]) -> None:
+        """Files in /dev/shm to remove, too."""
+        self._write(json.dumps(list(paths)).encode())
+
+    def dismiss(self) -> None:
+        """The guard has left nothing behind."""
+        self._write(_ORDERLY)
+        os.close(self._pipe)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            os.write(self._pipe, data)
+        except BrokenPipeError:
+            pass  # somebody killed it
+
+
+def _wait_and_reap(read_end: int, tag: str) -> None:
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)  # a launcher waits until its pipes are closed
+    os.dup2(read_end, 3)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    told = b""
+    while data := os.read(3, 65536):
+        told += data
+    if told.endswith(_ORDERLY):
+        return
+    kill_tagged(tag)
+    if told:
+        remove_shared_memory(json.loads(told))
+
+
+def kill_tagged(tag: str) -> None:
+    """SIGKILL every process with this tag, until none has been found for a while."""
+    wanted = f"{TAG}={tag}".encode()
+    until = time.monotonic() + _MOST_S
+    quiet = 0
+    while quiet < _QUIET_SCANS and time.monotonic() < until:
+        quiet += 1
+        for name in os.listdir("/proc"):
+            if name.isdecimal() and int(name) != os.getpid() and wanted in _environment(name):
+                quiet = 0
+                try:
+                    os.kill(int(name), signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        time.sleep(_PAUSE_S)
+
+
+def _environment(pid: str) -> list[bytes]:
+    """The variables that a process began with; none if it is not ours, or has just ended."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
