@@ -211,8 +211,16 @@ class RankProcess:
         template = self._begin(Template(self._template_socket), rank)
         inline = config.isolation == "none"
         place = Place(rank, self._node)
-        return worker_loop.WorkerLoop(place, slots, link, template, self._waiter, grace_s=config.grace_s, inline=inline)
-
+        return worker_loop.WorkerLoop(
+            place,
+            slots,
+            link,
+            template,
+            self._waiter,
+            grace_s=config.grace_s,
+            inline=inline,
+            tasks_per_process=config.tasks_per_process if isinstance(config.tasks_per_process, int) else 0,
+        )
 
     def _begin(self, template: Template, rank: int) -> Template:
         template.begin(
@@ -222,6 +230,7 @@ class RankProcess:
             preload=self._config.preload,
             rank=rank,
             node=self._node,
+            script=self._script,
         )
         return template
 
