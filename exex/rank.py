@@ -61,7 +61,7 @@ class RankProcess:
             return self._main()
         except ExexError as error:
             if not (self._expected.rank and isinstance(error, SingletonsError)):  # one of them says it for all
-                print(f"exex: rank {self._expected.rank or 0} on {self._node}: {error}", file=sys.stderr, flush=True)
+                print(f"exex: rank {self._expected.rank or 0} at {self._node}: {error}", file=sys.stderr, flush=True)
             if not self._expected.rank:
                 write_status(os.environ, 1)
             self._control.send("status", status=1, others_wait=not isinstance(error, SingletonsError))

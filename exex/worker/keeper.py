@@ -43,24 +43,39 @@ def keep(task_process: Callable[[], object], fds: Iterable[int]) -> NoReturn:
         finally:
             os._exit(os.EX_SOFTWARE)
 
+    stopped = False
+
     def stop(number: int, frame: object) -> None:
         """Gently: SIGTERM to what the task has started, and an exception in the task. SIGKILL follows in time."""
-        families.send(families.family({child}) - {child}, signal.SIGTERM)
+        nonlocal stopped
+        stopped = True
+        families.send(families.family({me}) - {me, child}, signal.SIGTERM)
         families.send({child}, STOP_SIGNAL)
 
     signal.signal(STOP_SIGNAL, stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (STOP_SIGNAL,))
     for fd in fds:
         os.close(fd)
-    while True:  # the task process itself is left to the template to reap, so that its number stays its own
+    while True:  # the task process is reaped when `stop` cannot come any more: until then its number is its own
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-        if ended is not None and ended.si_pid == child:
+        assert ended is not None
+        if ended.si_pid == child:
             break
-        if ended is not None:
-            os.waitpid(ended.si_pid, 0)
+        os.waitpid(ended.si_pid, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, (STOP_SIGNAL,))
+    if stopped:
+        _await_all()
     families.kill_family(families.children(me))
     _end_as(ended.si_code, ended.si_status)
+
+
+def _await_all() -> None:
+    """What was told to end may take its time: if it is too long, the rank has all of us killed."""
+    try:
+        while True:
+            os.wait()
+    except ChildProcessError:
+        pass
 
 
 def _fork() -> int:

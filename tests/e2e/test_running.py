@@ -266,7 +266,7 @@ def test_a_rank_that_runs_another_version_is_named(launch: Launch, mark: str) ->
     )
     done = launch.workflow(3, "print('must not run')", **{MARK: mark, "PYTHONPATH": f"{launch.cwd}:{ROOT}"})
     assert done.status != 0 and "must not run" not in done.out
-    assert "rank 2 on " in done.err and "9.9" in done.err, done.err
+    assert "rank 2 at " in done.err and "9.9" in done.err, done.err
 
 
 def test_a_rank_that_cannot_preload_is_named(launch: Launch, mark: str) -> None:
@@ -281,7 +281,7 @@ def test_a_rank_that_cannot_import_is_named(launch: Launch, mark: str) -> None:
     )
     done = launch.workflow(3, "print('must not run')", **{MARK: mark, "PYTHONPATH": f"{launch.cwd}:{ROOT}"})
     assert done.status != 0 and "must not run" not in done.out
-    assert "rank 1 on " in done.err and "msgspec" in done.err, done.err
+    assert "rank 1 at " in done.err and "msgspec" in done.err, done.err
 
 
 def test_a_rank_that_never_arrives_is_given_up(launch: Launch, mark: str) -> None:
