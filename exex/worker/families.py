@@ -23,21 +23,21 @@ def kill_family(ancestors: Iterable[int]) -> None:
     send(family(ancestors, freeze=True), signal.SIGKILL)
 
 
-def family(ancestors: Iterable[int], freeze: bool = False) -> set[int]:
-    """Processes and their descendants.
+def family(ancestors: Iterable[int], freeze: bool = False) -> list[int]:
+    """Processes and their descendants, parents first: a shell that is told to end must not first hear of its child's end.
 
     Args:
         ancestors: not reaped yet, so that their numbers are still theirs.
         freeze: SIGSTOP each as soon as it is found, so that none can start another unseen.
     """
-    found: set[int] = set()
+    found: dict[int, None] = {}
     fresh = set(ancestors)
     while fresh:
         if freeze:
             send(fresh, signal.SIGSTOP)
-        found |= fresh
-        fresh = {child for pid in found for child in children(pid)} - found
-    return found
+        found.update(dict.fromkeys(fresh))
+        fresh = {child for pid in found for child in children(pid)} - found.keys()
+    return list(found)
 
 
 def children(pid: int) -> set[int]:

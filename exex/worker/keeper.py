@@ -49,7 +49,7 @@ def keep(task_process: Callable[[], object], fds: Iterable[int]) -> NoReturn:
         """Gently: SIGTERM to what the task has started, and an exception in the task. SIGKILL follows in time."""
         nonlocal stopped
         stopped = True
-        families.send(families.family({me}) - {me, child}, signal.SIGTERM)
+        families.send((pid for pid in families.family({me}) if pid not in (me, child)), signal.SIGTERM)
         families.send({child}, STOP_SIGNAL)
 
     signal.signal(STOP_SIGNAL, stop)

@@ -202,7 +202,7 @@ class _Template:
         if pid is None or message.pid not in (0, pid):
             return
         began_s = time.monotonic()
-        used_bytes = families.used_bytes(families.family({pid}) - {pid}, message.limit_bytes, os.getpid())
+        used_bytes = families.used_bytes(families.family(families.children(pid)), message.limit_bytes, os.getpid())
         self._say(Measured(message.slot, pid, used_bytes, time.monotonic() - began_s))
 
     def _reap(self) -> bool:

@@ -95,7 +95,7 @@ def tree(path):
     def note(name):
         with open(path, "a") as file:
             file.write(f"{name} {os.getpid()}\\n")
-    subprocess.Popen(["bash", "-c", f"trap 'echo term >> {path}.term; exit' TERM; echo bash $$ >> {path}; while :; do sleep 0.01; done"])
+    subprocess.Popen(["bash", "-c", f"trap 'sleep 0.2; echo term >> {path}.term; exit' TERM; echo bash $$ >> {path}; while :; do sleep 0.01; done"])
     subprocess.Popen(["setsid", "bash", "-c", f"trap '' TERM; echo stubborn $$ >> {path}; while :; do sleep 0.01; done"])
     if os.fork() == 0:
         os.setsid()
