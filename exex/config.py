@@ -112,6 +112,9 @@ class Config:
         120.0, "float", "Seconds of silence after which a rank is given up, and the job goes on without it; 0: never.", 0
     )
     progress: bool = _setting(False, "bool", "Show a line of progress on the terminal.")
+    tasks_per_process: int | Literal["unlimited"] = _setting(
+        "unlimited", "int", "Tasks after which a task process is replaced by a new one.", 1, ("unlimited",)
+    )
     run_dir: str = _setting("runinfo", "text", "Directory for the files of a run, in numbered directories 000, 001, ...")
     max_waiting: int = _setting(250_000, "int", "Unfinished tasks that a client may have before submitting blocks.", 1)
     max_waiting_bytes: int = _setting(

@@ -19,6 +19,7 @@ ExexError
 └── AppException
     ├── BashExitFailure         non-zero exit code of a bash app
     ├── AppTimeout              longer than its `walltime`
+    ├── MemoryLimitExceeded     more memory than its `memory`
     ├── BashAppNoReturn         a bash app's function returned no command line
     ├── AppBadFormatting        its command line could not be formatted
     ├── MissingOutputs          declared outputs that do not exist afterwards
@@ -196,6 +197,20 @@ class BashExitFailure(AppException):
 
 class AppTimeout(AppException):
     """The task ran longer than its `walltime` and was stopped, with everything it had started."""
+
+
+class MemoryLimitExceeded(AppException):
+    """The task used more memory than its `memory` allows and was stopped, with everything it had started.
+
+    Attributes:
+        used_bytes: of the task process and all that it had started, when it was measured.
+        limit_bytes: what was allowed.
+    """
+
+    def __init__(self, message: str, used_bytes: int, limit_bytes: int) -> None:
+        super().__init__(message)
+        self.used_bytes = used_bytes
+        self.limit_bytes = limit_bytes
 
 
 class BashAppNoReturn(AppException):

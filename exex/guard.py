@@ -126,7 +126,7 @@ class Guard:
 
     Args:
         template_main: what a template runs, on its socket; does not return.
-        where: "rank 3 on nid00012", as far as the launcher has told.
+        where: "rank 3 at nid00012", as far as the launcher has told.
         is_first: of all guards, as far as the launcher has told.
         start_timeout_s: for everything up to the rank's `ready`.
         stop_timeout_s: for the rank's end when all is over.

@@ -71,7 +71,7 @@ class RankProcess:
             return self._main()
         except ExexError as error:
             if not (self._expected.rank and isinstance(error, SingletonsError)):  # one of them says it for all
-                print(f"exex: rank {self._expected.rank or 0} on {self._node}: {error}", file=sys.stderr, flush=True)
+                print(f"exex: rank {self._expected.rank or 0} at {self._node}: {error}", file=sys.stderr, flush=True)
             if not self._expected.rank:
                 write_status(os.environ, 1)
             self._control.send("status", status=1, others_wait=not isinstance(error, SingletonsError))
@@ -304,7 +304,16 @@ class RankProcess:
         place = Place(rank, self._node)
         beat_s, limit_s = (self._beat_s(), self._heartbeat_limit_s()) if rank else (0.0, 0.0)
         return worker_loop.WorkerLoop(
-            place, slots, link, template, self._waiter, grace_s=config.grace_s, inline=inline, beat_s=beat_s, limit_s=limit_s
+            place,
+            slots,
+            link,
+            template,
+            self._waiter,
+            grace_s=config.grace_s,
+            inline=inline,
+            tasks_per_process=config.tasks_per_process if isinstance(config.tasks_per_process, int) else 0,
+            beat_s=beat_s,
+            limit_s=limit_s,
         )
 
     def _begin(self, template: Template, rank: int) -> Template:
@@ -315,6 +324,7 @@ class RankProcess:
             preload=self._config.preload,
             rank=rank,
             node=self._node,
+            script=self._script,
         )
         return template
 

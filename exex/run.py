@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         template.template_main(sock, environment)
 
     name = "this process" if expected.rank is None else f"rank {expected.rank}"
-    where = f"{name} on {socket.gethostname()}"
+    where = f"{name} at {socket.gethostname()}"
     role = Guard(
         template_main,
         where,

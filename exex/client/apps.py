@@ -17,7 +17,7 @@ from exex.client import session
 from exex.client.files import File
 from exex.client.futures import AppFuture, DataFuture
 from exex.client.joins import Arguments, Join
-from exex.client.options import NO_OPTIONS, SPECIAL, AppOptions, Parameters, Request, auto_log_path, check_decorator
+from exex.client.options import NO_OPTIONS, SPECIAL, AppOptions, Parameters, Request, Rules, auto_log_path, check_decorator
 from exex.client.outcomes import Call
 from exex.client.promises import dump_call, promise
 from exex.client.retries import RetryHandler
@@ -42,7 +42,7 @@ class App:
         functools.update_wrapper(self, function)
         self._function = function
         self._options = options
-        self._default_rules = (options.retries, options.priority, options.walltime)
+        self._default_rules: Rules = (options.retries, options.priority, options.walltime, options.memory)
         self._call: Call | None = None  # set when calls without special arguments need no second look
         self._calls: dict[tuple[Any, ...], Call] = {}
         self._pickled: tuple[bytes, Payload] | None = None
@@ -100,8 +100,8 @@ class App:
         request = self._parameters.read(args, kwargs, self._options, self.kind == Kind.BASH, log_path)
         return tid, request
 
-    def _bind(self, current: Session, rules: tuple[int | None, int, float | None]) -> Call:
-        """What calls with these retries, priority and walltime share; announced to the manager once."""
+    def _bind(self, current: Session, rules: Rules) -> Call:
+        """What calls with the same rules share; announced to the manager once."""
         if self._session is not current:
             self._calls, self._pickled = {}, None
             self._session = current
@@ -113,11 +113,11 @@ class App:
             self._calls[rules] = call
         return call
 
-    def _register(self, current: Session, rules: tuple[int, int, float | None]) -> int:
+    def _register(self, current: Session, rules: tuple[int, int, float | None, int | None]) -> int:
         if self._pickled is None:
             self._pickled = payloads.dump_function(self._function)
         digest, payload = self._pickled
-        retries, priority, walltime_s = rules
+        retries, priority, walltime_s, memory_bytes = rules
         spec = AppSpec(
             app=0,
             name=self.__name__,
@@ -127,6 +127,7 @@ class App:
             retries=retries,
             asks=(self._options.retry_handler or current.settings.retry_handler) is not None,
             walltime_s=walltime_s,
+            memory_bytes=memory_bytes,
         )
         return current.proxy.outbox.register(spec, payload)
 
@@ -167,8 +168,9 @@ class JoinApp(App):
     def _call_carefully(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AppFuture:
         current = session.current(f"join_app {self.__name__}")
         _, request = self._read(current, args, kwargs)
-        if request.options or request.rules[2] is not None:
-            names = sorted(request.options or {}) or ["walltime"]
+        limits = [name for name, limit in zip(("walltime", "memory"), request.rules[2:]) if limit is not None]
+        if request.options or limits:
+            names = sorted(request.options or {}) or limits
             raise TypeError(f"join_app {self.__name__} runs in the client, so it cannot have {', '.join(names)}")
         call = self._bind(current, request.rules)
         arguments = Arguments(request.args, request.kwargs)
@@ -178,7 +180,7 @@ class JoinApp(App):
         Join(future, self._function, current.run_join).start(arguments, hidden)
         return future
 
-    def _register(self, current: Session, rules: tuple[int, int, float | None]) -> int:
+    def _register(self, current: Session, rules: tuple[int, int, float | None, int | None]) -> int:
         return -1  # the manager never hears of the function
 
 
@@ -235,6 +237,7 @@ def python_app(
     walltime: float | None = None,
     cwd: str | None = None,
     env: dict[str, str] | None = None,
+    memory: int | None = None,
 ) -> Any:
     """Decorator, with or without arguments: calls of the function become tasks.
 
@@ -252,11 +255,12 @@ def python_app(
         walltime: limit of one attempt in seconds; the attempt is stopped then, with all that it has started.
         cwd: working directory of the task.
         env: environment variables for the task, beside those it has.
+        memory: limit of one attempt in bytes, for the task and all that it has started together.
 
     Raises:
         ConfigError, TypeError, ValueError: arguments that cannot be used.
     """
-    options = AppOptions(retries, retry_handler, priority, walltime, cwd, env)
+    options = AppOptions(retries, retry_handler, priority, walltime, cwd, env, memory)
     return _decorate(PythonApp, function, options, data_flow_kernel, cache, ignore_for_cache)
 
 
@@ -273,9 +277,10 @@ def bash_app(
     walltime: float | None = None,
     cwd: str | None = None,
     env: dict[str, str] | None = None,
+    memory: int | None = None,
 ) -> Any:
     """Decorator as `python_app`, for functions that return a command line, which the task then runs under bash."""
-    options = AppOptions(retries, retry_handler, priority, walltime, cwd, env)
+    options = AppOptions(retries, retry_handler, priority, walltime, cwd, env, memory)
     return _decorate(BashApp, function, options, data_flow_kernel, cache, ignore_for_cache)
 
 

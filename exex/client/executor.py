@@ -11,7 +11,7 @@ from exex.client import session
 from exex.client.apps import App, BashApp, JoinApp
 from exex.client.futures import AppFuture
 from exex.client.mapping import Mapping
-from exex.client.options import check_retries, check_walltime
+from exex.client.options import check_memory, check_retries, check_walltime
 from exex.client.outcomes import Call
 from exex.client.session import Session
 from exex.protocol import payload as payloads
@@ -34,16 +34,20 @@ class Executor(concurrent.futures.Executor):
         retries: further attempts of a task that fails; None for what the configuration says.
         priority: lower runs first.
         walltime: limit of one attempt in seconds.
+        memory: limit of one attempt in bytes.
 
     Raises:
         NoManagerError: outside an exex job.
     """
 
-    def __init__(self, *, retries: int | None = None, priority: int = 0, walltime: float | None = None) -> None:
+    def __init__(
+        self, *, retries: int | None = None, priority: int = 0, walltime: float | None = None, memory: int | None = None
+    ) -> None:
         self._session = session.current("Executor")
         self._retries = check_retries(retries)
         self._priority = priority
         self._walltime_s = check_walltime(walltime)
+        self._memory_bytes = check_memory(memory)
         self._calls: dict[Any, Call | None] = {}  # None: seen once
         self._shut = False
 
@@ -106,6 +110,7 @@ class Executor(concurrent.futures.Executor):
             retries=retries,
             asks=handler is not None and kind != Kind.MAP,  # of rows, the mapping asks by itself
             walltime_s=self._walltime_s,
+            memory_bytes=self._memory_bytes,
         )
         number = self._session.proxy.outbox.register(spec, payload)
         return Call(self._session.proxy, number, name, retries, handler, self)

@@ -2,7 +2,7 @@
 
 `inputs`, `outputs`, `stdout`, `stderr`, `walltime` and `parsl_resource_specification` mean what they mean in Parsl: a
 default in the function's signature counts as if it were passed, and the function gets the argument if it accepts it.
-`cwd`, `env`, `retries` and `priority` are ours; a function that has a parameter of such a name keeps it for itself.
+`cwd`, `env`, `retries`, `priority` and `memory` are ours; a function that has a parameter of such a name keeps it for itself.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ AUTO_LOGNAME = -1
 """As `stdout` or `stderr`: a file of the task's own in the run directory."""
 
 _OF_PARSL = frozenset(("inputs", "outputs", "stdout", "stderr", "walltime", "parsl_resource_specification"))
-_OURS = frozenset(("cwd", "env", "retries", "priority"))
+_OURS = frozenset(("cwd", "env", "retries", "priority", "memory"))
 SPECIAL = _OF_PARSL | _OURS
 
 _STREAM_MODE = "a+"
 _STAGED_MODE = "w"
+_MEGABYTE = 1024**2
+"""What Parsl's resource specifications count memory in."""
+
+Rules = tuple[int | None, int, float | None, int | None]
+"""Retries (None: as the app), priority, walltime in seconds, memory in bytes."""
 
 
 class AppOptions(NamedTuple):
@@ -35,6 +40,7 @@ class AppOptions(NamedTuple):
     walltime: float | None = None
     cwd: str | None = None
     env: dict[str, str] | None = None
+    memory: int | None = None
 
 
 NO_OPTIONS = AppOptions()
@@ -49,7 +55,7 @@ class Request(NamedTuple):
         hidden: arguments that the function does not get, but whose futures the call waits for.
         files: outputs.
         streams: stdout and stderr as the future shows them; a File for those that become a DataFuture.
-        rules: retries (None: as the app), priority and walltime in seconds.
+        rules: see `Rules`.
     """
 
     args: tuple[Any, ...]
@@ -58,7 +64,7 @@ class Request(NamedTuple):
     hidden: tuple[Any, ...]
     files: list[File]
     streams: tuple[Any, Any]
-    rules: tuple[int | None, int, float | None]
+    rules: Rules
 
 
 class Parameters:
@@ -181,7 +187,7 @@ def _files(outputs: Any) -> list[File]:
 def _directory(cwd: Any) -> str | None:
     if cwd is None:
         return None
-    path = os.fspath(cwd)
+    path = os.fspath(cwd) if isinstance(cwd, os.PathLike) else cwd
     if not isinstance(path, str):
         raise TypeError(f"cwd must be a path, not {cwd!r}")
     return os.path.abspath(path)
@@ -195,19 +201,34 @@ def _environment(env: Any) -> dict[str, str] | None:
     return dict(env)
 
 
-def _rules(given: Mapping[str, Any], app: AppOptions) -> tuple[int | None, int, float | None]:
+def _rules(given: Mapping[str, Any], app: AppOptions) -> Rules:
     specification = given.get("parsl_resource_specification") or {}
     if not isinstance(specification, Mapping):
         raise TypeError(f"parsl_resource_specification must be a dict, not {specification!r}")
-    unknown = set(specification) - {"priority"}
+    unknown = set(specification) - {"priority", "memory"}
     if unknown:
-        raise InvalidResourceSpecification(unknown, "exex knows only 'priority'")
+        raise InvalidResourceSpecification(unknown, "exex knows only 'priority' and 'memory'")
     priority = given.get("priority", specification.get("priority", app.priority))
     if type(priority) is not int:
         if "priority" in specification and "priority" not in given:
             raise InvalidResourceSpecification({"priority"}, f"it must be an int, not {priority!r}")
         raise TypeError(f"priority must be an int, not {priority!r}")
-    return check_retries(given.get("retries", app.retries)), priority, check_walltime(given.get("walltime", app.walltime))
+    return (
+        check_retries(given.get("retries", app.retries)),
+        priority,
+        check_walltime(given.get("walltime", app.walltime)),
+        _memory(given, specification, app),
+    )
+
+
+def _memory(given: Mapping[str, Any], specification: Mapping[str, Any], app: AppOptions) -> int | None:
+    """The limit in bytes. The argument goes before the resource specification, and that before the decorator."""
+    if "memory" in given or "memory" not in specification:
+        return check_memory(given.get("memory", app.memory))
+    megabytes = specification["memory"]
+    if type(megabytes) is not int or megabytes <= 0:
+        raise InvalidResourceSpecification({"memory"}, f"it must be a positive int, in MB, not {megabytes!r}")
+    return megabytes * _MEGABYTE
 
 
 def check_retries(retries: Any) -> int | None:
@@ -240,6 +261,22 @@ def check_walltime(walltime: Any) -> float | None:
     return float(walltime)
 
 
+def check_memory(memory: Any) -> int | None:
+    """`memory` in bytes if it can be used; None means no limit.
+
+    Raises:
+        TypeError: no int.
+        ValueError: not positive.
+    """
+    if memory is None:
+        return None
+    if type(memory) is not int:
+        raise TypeError(f"memory must be an int, in bytes, not {memory!r}")
+    if memory <= 0:
+        raise ValueError(f"memory must be a positive number of bytes, but it is {memory}")
+    return memory
+
+
 def check_decorator(
     options: AppOptions, data_flow_kernel: object, cache: bool, ignore_for_cache: Sequence[str] | None
 ) -> AppOptions:
@@ -257,6 +294,8 @@ def check_decorator(
         raise TypeError(f"priority must be an int, not {options.priority!r}")
     check_retries(options.retries)
     check_walltime(options.walltime)
+    check_memory(options.memory)
+    _directory(options.cwd)
     return options._replace(env=_environment(options.env), cwd=None if options.cwd is None else os.fspath(options.cwd))
 
 

@@ -280,7 +280,7 @@ class ManagerLoop:
     # ---- workers ----
 
     def _on_hello(self, rank: Rank, message: Hello) -> None:
-        at = f"rank {rank} on {message.node}"
+        at = f"rank {rank} at {message.node}"
         if message.error:
             self.fail(f"{at} cannot work: {message.error}")
         elif message.version != self._settings.version:

@@ -52,6 +52,7 @@ class AppSpec(Struct, frozen=True, array_like=True, kw_only=True):
         retries: further attempts after a failed one.
         asks: whether the client's retry handler decides about each failure.
         walltime_s: limit of one attempt in seconds; None for none.
+        memory_bytes: limit of one attempt and all that it starts, together; None for none.
     """
 
     app: int
@@ -62,6 +63,7 @@ class AppSpec(Struct, frozen=True, array_like=True, kw_only=True):
     retries: int = 0
     asks: bool = False
     walltime_s: float | None = None
+    memory_bytes: int | None = None
 
 
 class Message(Struct, frozen=True, array_like=True):

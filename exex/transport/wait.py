@@ -46,6 +46,10 @@ class Waiter:
         """Wake when `fd` is readable."""
         self._epoll.register(fd, select.EPOLLIN)
 
+    def watch_writable(self, fd: int) -> None:
+        """Wake when `fd` is writable."""
+        self._epoll.register(fd, select.EPOLLOUT)
+
     def watch_link(self, link: Link) -> None:
         """Wake when something may have arrived at `link`; poll while it must be polled."""
         if link.fileno() >= 0:

@@ -15,7 +15,15 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
-from exex.errors import BadStdStreamFile, ConfigError, DeserializationError, MissingOutputs, SerializationError, TaskProcessDied
+from exex.errors import (
+    AppException,
+    BadStdStreamFile,
+    ConfigError,
+    DeserializationError,
+    MissingOutputs,
+    SerializationError,
+    TaskProcessDied,
+)
 from exex.protocol import context
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Kind, Outcome, TaskId
@@ -195,6 +203,8 @@ def _failure(error: BaseException, at: str, current: TaskContext) -> Payload:
         named = DeserializationError(f"{at}: {error}")
         named.__cause__ = error.__cause__
         return dump_error(named.with_traceback(error.__traceback__), at, skip)
+    if isinstance(error, AppException) and error.__cause__ is None and skip == _depth(error.__traceback__):
+        return dump_error(error.with_traceback(None), at)  # its text says it all; our own frames would only repeat it
     return dump_error(error, at, skip)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +17,15 @@ from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
 from exex.worker import execute, state
 from exex.worker.context import Place
-from exex.worker.processes import Died, Failed, Ready, TaskProcess, Template
+from exex.worker.output import Outlet
+from exex.worker.processes import Died, Failed, Measured, Ready, TaskProcess, Template
 
 TICK_S = 0.02
 INLINE_S = 0.001
 _MESSAGES_A_TURN = 256
 _TAIL_BYTES = 4096
 _MOST_READS = 64
+_DRAIN_S = 3.0
 
 FORK_AGAIN_S = 1.0
 """Pause after a task process could not be forked."""
@@ -70,6 +73,11 @@ class ProcessPort:
         if self.process:
             self._loop.template.kill(self.process, signal.SIGTERM if gently else signal.SIGKILL)
 
+    def measure(self, limit_bytes: int) -> None:
+        """See `SlotPort.measure`."""
+        if self.process:
+            self._loop.template.measure(self.process, limit_bytes)
+
     def _start(self) -> TaskProcess:
         self.process = self._loop.template.fork(self.number)
         self._loop.watch(self, self.process)
@@ -93,6 +101,7 @@ class WorkerLoop:
         link: to the manager, whose number there is 0.
         template: not yet begun.
         inline: run Python tasks in this process (`--isolation none`).
+        tasks_per_process: after so many a task process is replaced; 0: never.
         beat_s: after so long without a message to the manager, send a Beat; 0 for never.
         limit_s: silence of the manager after which this rank gives up; 0 for never.
 
@@ -115,6 +124,7 @@ class WorkerLoop:
         inline: bool,
         beat_s: float = 0.0,
         limit_s: float = 0.0,
+        tasks_per_process: int = 0,
     ) -> None:
         self.encoder = codec.Encoder()
         self.template = template
@@ -131,8 +141,10 @@ class WorkerLoop:
         self._calls = codec.to_worker()
         self._results = codec.from_worker()
         self._ports = [ProcessPort(number, self) for number in range(slots)]
-        self.state = state.WorkerState(place.rank, place.node, list(self._ports), grace_s, inline)
+        self.state = state.WorkerState(place.rank, place.node, list(self._ports), grace_s, inline, tasks_per_process)
         self._owners: dict[int, tuple[ProcessPort, str]] = {}
+        self._outlets = {"stdout": Outlet(1), "stderr": Outlet(2)}
+        self._paused: set[int] = set()  # pipes that are not read, because our own stdout or stderr is full
         self._inline_functions: dict[bytes, Any] = {}
         self._place = place
         self._next_tick = 0.0
@@ -192,7 +204,13 @@ class WorkerLoop:
             self._unwatch(fd)
 
     def _unwatch(self, fd: int) -> None:
-        if self._owners.pop(fd, None):
+        owner = self._owners.pop(fd, None)
+        if owner is None:
+            return
+        if fd in self._paused:
+            self._paused.discard(fd)
+            self._outlets[owner[1]].ended(fd)
+        else:
             self._waiter.forget(fd)
 
     # ---- one turn ----
@@ -242,6 +260,10 @@ class WorkerLoop:
         if fd == self.template.fileno():
             self._from_template(now_s)
             return True
+        for outlet in self._outlets.values():
+            if outlet.full and fd == outlet.fileno():
+                self._resume(outlet)
+                return False
         port, what = self._owners.get(fd, (None, ""))
         if port is None:
             return False
@@ -328,15 +350,30 @@ class WorkerLoop:
             return False
         if what == "stderr":
             port.tail = (port.tail + data)[-_TAIL_BYTES:]
-        view, target = memoryview(data), 1 if what == "stdout" else 2
-        while view:
-            view = view[os.write(target, view) :]
+        outlet = self._outlets[what]
+        was_full = outlet.full
+        if not outlet.pass_on(fd, data):
+            if not was_full:
+                self._waiter.watch_writable(outlet.fileno())
+            if fd not in self._paused:
+                self._paused.add(fd)
+                self._waiter.forget(fd)
         return True
+
+    def _resume(self, outlet: Outlet) -> None:
+        """Somebody reads our stdout or stderr again."""
+        for fd in outlet.resume():
+            self._paused.discard(fd)
+            self._waiter.watch(fd)
+        if not outlet.full:
+            self._waiter.forget(outlet.fileno())
 
     def _from_template(self, now_s: float) -> None:
         for event in self.template.events():
             if isinstance(event, Died):
                 self._on_died(event, now_s)
+            elif isinstance(event, Measured):
+                self._on_measured(event, now_s)
             elif isinstance(event, Ready):
                 self._prepared = True
             elif isinstance(event, Failed):
@@ -355,12 +392,19 @@ class WorkerLoop:
         self._pass_on_all(port)
         if not event.pid:
             self._resume_s = now_s + FORK_AGAIN_S
-        tail = event.error or port.tail.decode(errors="replace")
-        state.on_slot_died(self.state, self.state.slots[event.slot], event.status, tail, now_s)
+        tail = port.tail.decode(errors="replace")
+        blameless = event.error if event.blameless else ""
+        state.on_slot_died(self.state, self.state.slots[event.slot], event.status, tail, now_s, blameless)
         port.stop()
 
+    def _on_measured(self, event: Measured, now_s: float) -> None:
+        process = self._ports[event.slot].process
+        if process is not None and process.pid == event.pid:
+            self._from_slot(self._ports[event.slot], now_s)  # it may have ended meanwhile
+            state.on_measured(self.state, self.state.slots[event.slot], event.used_bytes, event.seconds, now_s)
+
     def _run_inline(self, until_s: float) -> bool:
-        """Run queued Python calls here until the time is up. Bash, and what has a walltime, goes to task processes."""
+        """Run queued Python calls here until the time is up. Bash, and what has a limit, goes to task processes."""
         queue, ran = self.state.queue, False
         while queue and state.may_run_inline(queue[0].spec):
             call = queue.popleft()
@@ -389,6 +433,15 @@ class WorkerLoop:
             if port.process is not None:
                 self._pass_on_all(port)
             port.stop()
+        for name, outlet in self._outlets.items():
+            outlet.drain(_DRAIN_S)
+            if outlet.dropped_bytes:
+                print(
+                    f"exex: {self._place} lost {outlet.dropped_bytes} bytes that tasks wrote to {name}: nobody read them in time",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            outlet.close()
         self._send(Bye(tasks_run=self.state.tasks_run))
         self.stopped = True
 

@@ -50,6 +50,7 @@ class Prepare(Struct, frozen=True, tag=True):
     preload: list[str]  # modules to import before any fork
     rank: int
     node: str
+    script: str  # as the user named it: what tasks find as sys.argv[0]
 
 
 class Fork(Struct, frozen=True, tag=True):
@@ -64,6 +65,14 @@ class Kill(Struct, frozen=True, tag=True):
     slot: int
     pid: int  # 0: whichever it is
     signal: int
+
+
+class Measure(Struct, frozen=True, tag=True):
+    """Rank -> template: how much memory do a slot's task process and all that it has started use? `Measured` answers."""
+
+    slot: int
+    pid: int  # 0: whichever it is
+    limit_bytes: int  # what matters is whether it is more than this
 
 
 class End(Struct, frozen=True, tag=True):
@@ -89,20 +98,30 @@ class Forked(Struct, frozen=True, tag=True):
     """Template -> rank: a task process has been started."""
 
     slot: int
-    pid: int
+    pid: int  # of its keeper, here and in the other messages
 
 
 class Died(Struct, frozen=True, tag=True):
-    """Template -> rank: a task process has ended, and all of its session with it; or it could not be forked."""
+    """Template -> rank: a task process has ended, and all that it had started with it; or it could not be forked."""
 
     slot: int
     pid: int  # 0 if it could not be forked
     status: int  # exit code, or minus the signal's number
     error: str = ""  # why it could not be forked
+    blameless: bool = False  # no task of this slot did it: the template has ended
 
 
-ToTemplate: TypeAlias = Union[Prepare, Fork, Kill, End]
-Event: TypeAlias = Union[Ready, Failed, Forked, Died]
+class Measured(Struct, frozen=True, tag=True):
+    """Template -> rank: answer to Measure; none comes if the task process has ended."""
+
+    slot: int
+    pid: int
+    used_bytes: int  # exact if it is more than the limit, else an upper bound
+    seconds: float  # that it took to measure
+
+
+ToTemplate: TypeAlias = Union[Prepare, Fork, Kill, Measure, End]
+Event: TypeAlias = Union[Ready, Failed, Forked, Died, Measured]
 
 encode = msgspec.msgpack.Encoder().encode
 decode_for_template = msgspec.msgpack.Decoder(ToTemplate).decode
@@ -200,10 +219,10 @@ class Template:
         return self._socket.fileno()
 
     def begin(  # noqa: PLR0917
-        self, script_dir: str, cwd: str, run_dir: str, preload: Sequence[str], rank: int, node: str
+        self, script_dir: str, cwd: str, run_dir: str, preload: Sequence[str], rank: int, node: str, script: str = ""
     ) -> None:
         """Prepare the template; `Ready` or `Failed` answers. To be called once, before anything else."""
-        self._send(Prepare(script_dir, cwd, run_dir, list(preload), rank, node))
+        self._send(Prepare(script_dir, cwd, run_dir, list(preload), rank, node, script))
 
     def fork(self, slot: int) -> TaskProcess:
         """Start a task process, which can be given calls at once. `Forked` follows, and `Died` in the end.
@@ -242,6 +261,11 @@ class Template:
         """Send signal `number` to a task process and to all that it has started; nothing if it has died."""
         if self._processes.get(process.slot) is process:
             self._send(Kill(process.slot, process.pid or 0, number))
+
+    def measure(self, process: TaskProcess, limit_bytes: int) -> None:
+        """Ask for the memory of a task process and all that it has started; `Measured` follows unless it has died."""
+        if self._processes.get(process.slot) is process:
+            self._send(Measure(process.slot, process.pid or 0, limit_bytes))
 
     def events(self) -> list[Event]:
         """What has happened since the last call. Never blocks."""
@@ -311,4 +335,4 @@ class Template:
         told = {event.slot for event in self._arrived if isinstance(event, Died)}
         for slot, process in self._processes.items():
             if slot not in told:
-                self._arrived.append(Died(slot, process.pid or 0, -9, "its template has ended"))
+                self._arrived.append(Died(slot, process.pid or 0, -9, "its template has ended", blameless=True))

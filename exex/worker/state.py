@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from exex.errors import AppTimeout, ProtocolError, TaskProcessDied
+from exex.errors import AppTimeout, MemoryLimitExceeded, ProtocolError, TaskProcessDied
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Assign, Done, Drop, Kind, Outcome, Rank, TaskId
 from exex.protocol.payload import Payload
@@ -30,6 +30,15 @@ must not slow down the next hundred. What is stuck behind a task that really is 
 STARTED_S = 0.05
 """A task that runs longer than this is reported as started."""
 
+MEASURE_S = 0.05
+"""Pause between two looks at the memory of a task that has a limit; it is longer where looking takes long."""
+
+MEASURE_SHARE = 0.05
+"""Share of its time that the template may spend on one slot's measurements."""
+
+LOSSES_TOLERATED = 3
+"""How often a call may lose its task process through no fault of its slot before that counts as a failed attempt."""
+
 CONDEMNED_S = 1.0
 """Patience with a slot that holds unreported results before the task that must be killed."""
 
@@ -37,7 +46,7 @@ CONDEMNED_S = 1.0
 class Call:
     """One attempt at this worker."""
 
-    __slots__ = ("announced", "attempt", "payload", "spec", "task", "values")
+    __slots__ = ("announced", "attempt", "losses", "payload", "spec", "task", "values")
 
     def __init__(self, task: TaskId, attempt: int, spec: AppSpec, payload: Payload, values: list[Payload] | None) -> None:
         self.task = task
@@ -46,6 +55,7 @@ class Call:
         self.payload = payload
         self.values = values
         self.announced = False
+        self.losses = 0
 
     def title(self) -> str:
         """For messages to people: number, app, attempt."""
@@ -64,6 +74,9 @@ class SlotPort(Protocol):
     def kill(self, gently: bool) -> None:
         """SIGTERM (gently) or SIGKILL to the task process and all that it has started. `on_slot_died` follows."""
 
+    def measure(self, limit_bytes: int) -> None:
+        """Ask for the memory of the task process and all that it has started. `on_measured` follows, or `on_slot_died`."""
+
 
 class Slot:
     """One slot: what its task process holds, in order; the first unreported ones have run or run now.
@@ -73,20 +86,52 @@ class Slot:
         condemned: the task that must be killed as soon as no other can be hit; the outcome that it then gets; since when.
         ending_s: since when the task process has been told to end; negative if it has not.
         killed: it has also got SIGKILL.
+        given: calls that the task process has been given since it was started, without those taken back.
+        app: of all calls that it was given; `_NO_APP` before the first, `_SEVERAL_APPS` where there were several.
+        measured: the call whose memory is being looked at.
+        measure_s: no look at its memory before.
+        used_bytes: memory of the condemned task, if that is why.
     """
 
-    __slots__ = ("condemned", "condemned_s", "ending_s", "held", "killed", "moved_s", "number", "port", "sentence")
+    __slots__ = (
+        "app",
+        "condemned",
+        "condemned_s",
+        "ending_s",
+        "given",
+        "held",
+        "killed",
+        "measure_s",
+        "measured",
+        "moved_s",
+        "number",
+        "port",
+        "sentence",
+        "used_bytes",
+    )
 
     def __init__(self, number: int, port: SlotPort) -> None:
         self.number = number
         self.port = port
         self.held: deque[Call] = deque()
         self.moved_s = 0.0
-        self.condemned: TaskId | None = None
         self.sentence = -1
         self.condemned_s = 0.0
+        self.measure_s = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        """For a new task process."""
+        self.condemned: TaskId | None = None
         self.ending_s = -1.0
         self.killed = False
+        self.given = 0
+        self.app = _NO_APP
+        self.measured: Call | None = None
+        self.used_bytes = 0
+
+
+_NO_APP, _SEVERAL_APPS = -1, -2
 
 
 @dataclass
@@ -97,6 +142,7 @@ class WorkerState:
         inline: calls that need no process of their own are left in the queue, for the loop to run.
         queue: calls that no slot holds yet, in order.
         paces: per app, a moving average of the running time, in seconds.
+        tasks_per_process: after so many a task process is replaced; 0: never.
     """
 
     rank: Rank
@@ -104,6 +150,7 @@ class WorkerState:
     ports: list[SlotPort]
     grace_s: float = 2.0
     inline: bool = False
+    tasks_per_process: int = 0
     slots: list[Slot] = field(init=False)
     queue: deque[Call] = field(default_factory=deque)
     apps: dict[int, AppSpec] = field(default_factory=dict)
@@ -211,12 +258,32 @@ def on_slot_done(state: WorkerState, slot: Slot, msg: Done, now_s: float) -> Non
             slot.condemned = None
     slot.moved_s = now_s
     _execute_sentence(slot, now_s)
+    if not held and slot.ending_s < 0 and 0 < state.tasks_per_process <= slot.given:
+        _retire(slot, now_s)
 
 
-def on_slot_died(state: WorkerState, slot: Slot, exitcode: int, stderr_tail: str, now_s: float) -> None:
+def on_measured(state: WorkerState, slot: Slot, used_bytes: int, seconds: float, now_s: float) -> None:
+    """What a slot's task process and all that it has started use, and how long it took to find out."""
+    call, slot.measured = slot.measured, None
+    slot.measure_s = now_s + max(MEASURE_S, seconds / MEASURE_SHARE)
+    if call is None or not slot.held or slot.held[0] is not call or slot.condemned is not None or slot.ending_s >= 0:
+        return
+    if call.spec.memory_bytes is not None and used_bytes > call.spec.memory_bytes:
+        slot.used_bytes = used_bytes
+        _recover(state, slot)
+        _condemn(slot, call.task, Outcome.FAILED, now_s)
+
+
+def on_slot_died(  # noqa: PLR0917
+    state: WorkerState, slot: Slot, exitcode: int, stderr_tail: str, now_s: float, blameless: str = ""
+) -> None:
     """The task process is gone. All that it reported must have been handled before.
 
-    What it had not started goes back to the front of the queue, and so does what it had run but not reported.
+    What it had not started goes back to the front of the queue, and so does what it had run but not reported, and what it
+    was running if nobody here is to blame.
+
+    Args:
+        blameless: "its template has ended", or the like, if that was not for anything that this slot ran.
     """
     _recover(state, slot)
     running = slot.held.pop() if slot.held else None
@@ -228,22 +295,41 @@ def on_slot_died(state: WorkerState, slot: Slot, exitcode: int, stderr_tail: str
         if sentence == Outcome.CANCELLED:
             state.report(running, Outcome.CANCELLED, b"", seconds)
         elif sentence == Outcome.FAILED:
-            error: Exception = AppTimeout(
-                f"{running.title()} was stopped on {state.place()}: it ran longer than its walltime, {running.spec.walltime_s} s"
-            )
+            error = _exceeded(state, slot, running)
             state.report(running, Outcome.FAILED, payloads.dump_error(error, ""), seconds)
+        elif blameless and running.losses < LOSSES_TOLERATED:
+            running.losses += 1
+            state.queue.appendleft(running)
         else:
-            state.report(running, Outcome.LOST, payloads.dump_error(_died(state, running, exitcode, stderr_tail), ""), seconds)
-    slot.condemned = None
-    slot.ending_s = -1.0
-    slot.killed = False
+            died = _died(state, running, exitcode, stderr_tail, blameless)
+            state.report(running, Outcome.LOST, payloads.dump_error(died, ""), seconds)
+    slot.reset()
     slot.moved_s = now_s
 
 
-def _died(state: WorkerState, call: Call, exitcode: int, stderr_tail: str) -> TaskProcessDied:
+def _exceeded(state: WorkerState, slot: Slot, call: Call) -> Exception:
+    """The error of a task that was stopped at one of its limits."""
+    title, limit_bytes = f"{call.title()} was stopped on {state.place()}", call.spec.memory_bytes
+    if not slot.used_bytes or limit_bytes is None:
+        return AppTimeout(f"{title}: it ran longer than its walltime, {call.spec.walltime_s} s")
+    used, limit = _megabytes(slot.used_bytes), _megabytes(limit_bytes)
+    return MemoryLimitExceeded(
+        f"{title}: it and what it had started used {used} of memory, more than its limit of {limit} (memory={limit_bytes})",
+        slot.used_bytes,
+        limit_bytes,
+    )
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1024**2:.1f} MiB"
+
+
+def _died(state: WorkerState, call: Call, exitcode: int, stderr_tail: str, blameless: str) -> TaskProcessDied:
     import signal
 
-    if exitcode < 0:
+    if blameless:
+        how = f"ended {call.losses + 1} times through no fault of its own: {blameless}"
+    elif exitcode < 0:
         try:
             how = f"was killed by {signal.Signals(-exitcode).name}"
         except ValueError:
@@ -260,6 +346,7 @@ def _recover(state: WorkerState, slot: Slot) -> None:
     """Move what a slot has not started back to the front of the queue."""
     for _ in range(min(slot.port.take_back(), len(slot.held))):
         state.queue.appendleft(slot.held.pop())
+        slot.given -= 1
 
 
 def _condemn(slot: Slot, task: TaskId, outcome: int, now_s: float) -> None:
@@ -277,7 +364,15 @@ def _execute_sentence(slot: Slot, now_s: float) -> None:
         return
     if len(slot.held) == 1 or now_s - slot.condemned_s > CONDEMNED_S:
         slot.ending_s = now_s
-        slot.port.kill(gently=True)
+        slot.killed = slot.used_bytes > 0  # in a grace time it could use up what its neighbours have
+        slot.port.kill(gently=not slot.killed)
+
+
+def _retire(slot: Slot, now_s: float) -> None:
+    """End a task process that holds nothing, so that the next call starts a new one."""
+    slot.ending_s = now_s
+    slot.killed = True
+    slot.port.kill(gently=False)
 
 
 # ---- time and filling -----------------------------------------------------------------------------------------
@@ -299,7 +394,11 @@ def on_tick(state: WorkerState, now_s: float) -> None:
         if head.spec.walltime_s is not None and running_s >= head.spec.walltime_s:
             _recover(state, slot)
             _condemn(slot, head.task, Outcome.FAILED, now_s)
-        elif running_s >= STARTED_S and not head.announced:
+            continue
+        if head.spec.memory_bytes is not None and slot.measured is None and now_s >= slot.measure_s:
+            slot.measured = head
+            slot.port.measure(head.spec.memory_bytes)
+        if running_s >= STARTED_S and not head.announced:
             head.announced = True
             state.started.append(head.task)
 
@@ -346,8 +445,16 @@ def _give(state: WorkerState, slot: Slot, now_s: float) -> None:
     queue = state.queue
     if state.inline and may_run_inline(queue[0].spec):
         return
-    app = queue[0].spec.app
+    spec = queue[0].spec
+    app = spec.app
+    if held and slot.held[-1].spec.memory_bytes is not None:
+        return  # its memory is measured, and nothing may be queued that could run before its result is here
+    if not held and spec.memory_bytes is not None and slot.app not in (_NO_APP, app):
+        _retire(slot, now_s)  # what calls of other apps have left in the process is not to be charged to this one
+        return
     most = min(_room(state, queue[0].spec, held), -(-len(queue) // len(state.slots)))
+    if state.tasks_per_process:
+        most = min(most, state.tasks_per_process - slot.given)
     if most <= 0:
         return
     calls: list[Call] = []
@@ -356,24 +463,31 @@ def _give(state: WorkerState, slot: Slot, now_s: float) -> None:
     if not held:
         slot.moved_s = now_s
     slot.held.extend(calls)
+    slot.given += len(calls)
+    slot.app = app if slot.app in (_NO_APP, app) else _SEVERAL_APPS
     slot.port.give(calls)
 
 
 def may_run_inline(spec: AppSpec) -> bool:
     """Whether a call can do without a task process: nobody can stop it, and bash is started from task processes."""
-    return spec.kind != Kind.BASH and spec.walltime_s is None
+    return spec.kind != Kind.BASH and not has_limits(spec)
+
+
+def has_limits(spec: AppSpec) -> bool:
+    """Whether a task process must not hold a call like this behind another."""
+    return spec.walltime_s is not None or spec.memory_bytes is not None
 
 
 def _room(state: WorkerState, spec: AppSpec, held: int) -> int:
     """How many calls like this a slot that holds `held` may get now."""
     if not held:
         least = 1
-    elif spec.walltime_s is not None:
+    elif has_limits(spec):
         return 0
     else:
         least = 0
     pace = state.paces.get(spec.app)
-    if pace is None or spec.walltime_s is not None:
+    if pace is None or has_limits(spec):
         return least
     most = min(AHEAD_MOST, int(AHEAD_S / (pace + 1e-9)))
     if pace < NEXT_S:

@@ -24,7 +24,7 @@ from exex.protocol.messages import AppSpec, Assign, Done
 from exex.protocol.payload import Large, Payload
 from exex.transport.base import GONE
 from exex.transport.stream import BlockingStream
-from exex.worker import context
+from exex.worker import condition, context
 from exex.worker.context import STOP_SIGNAL, Place
 from exex.worker.execute import execute, flush_output, open_function
 from exex.worker.processes import dropped
@@ -34,6 +34,10 @@ FAST_S = 1e-3
 
 HOLD_S = 1e-3
 """How long results are held back while calls are fast."""
+
+SUSPICIOUS_S = 5e-5
+"""After a call this long, or one that failed, the condition of the process is looked at before the next call; after a shorter
+one only if it is the first of its app here, or one of its app has been found to change something; and after each Assign."""
 
 _PR_SET_PDEATHSIG = 1
 _FORGET = 0.9
@@ -55,14 +59,16 @@ class App:
     Attributes:
         function: None until it is first called: unpickling runs code, so it belongs to a task.
         slowest_s: maximum of the running times so far, slowly forgotten; infinite before the first.
+        suspect: its calls change the condition of the process, as far as is known.
     """
 
-    __slots__ = ("function", "slowest_s", "spec")
+    __slots__ = ("function", "slowest_s", "spec", "suspect")
 
     def __init__(self, spec: AppSpec) -> None:
         self.spec = spec
         self.function: Callable[..., Any] | None = None
         self.slowest_s = math.inf
+        self.suspect = True
 
 
 class TaskLoop:
@@ -72,8 +78,9 @@ class TaskLoop:
     call runs that may be slow.
     """
 
-    def __init__(self, stream: BlockingStream, tokens: int, place: Place) -> None:
+    def __init__(self, stream: BlockingStream, tokens: int, place: Place, home: condition.Condition) -> None:
         self._stream = stream
+        self._home = home
         self._tokens = tokens
         self._place = place
         self._decoder = codec.to_worker()
@@ -85,7 +92,7 @@ class TaskLoop:
         self._clear()
 
     def run(self) -> None:
-        """Run what arrives until the stream ends."""
+        """Run what arrives until the stream ends, or until this process is not fit for another task."""
         while (frames := self._stream.receive()) is not GONE:
             message = self._decoder.decode(frames)
             if type(message) is not Assign:
@@ -93,15 +100,21 @@ class TaskLoop:
             self._pickled.update(message.functions)
             for spec in message.apps:
                 self._apps[spec.app] = App(spec)
-            self._run_batch(message)
+            if not self._run_batch(message):
+                return  # the rank takes back what was not started
 
-    def _run_batch(self, batch: Assign) -> None:
+    def _run_batch(self, batch: Assign) -> bool:
+        """Run the calls of an Assign; False if this process must not run another."""
         tasks, payloads, values, attempts = batch.tasks, batch.payloads, batch.values, batch.attempts
         apps, tokens, place = self._apps, self._tokens, self._place
         numbers = batch.calls if len(batch.calls) == len(tasks) else repeat(batch.calls[0], len(tasks))
         ended_s = perf_counter()
+        look_after: App | None = None
         for i, number in enumerate(numbers):
             app = apps[number]
+            if look_after is not None and not self._look(look_after):
+                self._send()
+                return False
             if self._tasks and (app.slowest_s >= FAST_S or ended_s - self._sent_s > HOLD_S):
                 self._send()
             try:
@@ -109,12 +122,13 @@ class TaskLoop:
             except BlockingIOError:  # the rank has taken back this call, and so all after it
                 self._send()
                 self._stream.send(dropped(len(tasks) - i))
-                return
+                return True
             function = app.function or self._open(app)
             outcome, result, seconds = execute(
                 app.spec, function, payloads[i], values.get(i), tasks[i], attempts.get(i, 1), place
             )
             ended_s = perf_counter()
+            look_after = app if seconds > SUSPICIOUS_S or app.suspect or outcome else None
             payloads[i] = b""  # large arguments are freed now, not at the end of the batch
             slowest_s = app.slowest_s * _FORGET
             app.slowest_s = seconds if seconds > slowest_s or slowest_s == math.inf else slowest_s
@@ -126,6 +140,13 @@ class TaskLoop:
                 self._sent_s = -math.inf
         flush_output()
         self._send()
+        return self._look(app)
+
+    def _look(self, app: App) -> bool:
+        """See what the last call has changed about this process, and undo it; False if that cannot be done."""
+        found = self._home.restore()
+        app.suspect = found != condition.FIT
+        return found != condition.UNFIT
 
     def _open(self, app: App) -> Callable[..., Any]:
         """Unpickle an app's function, once for all apps that share it."""
@@ -168,8 +189,8 @@ def run_task_process(fds: Descriptors, place: Place, run_dir: str) -> None:
         _take_over_output(fds)
         _reseed()
         context.run_dir = run_dir
-        stream = BlockingStream(socket.socket(fileno=fds.stream))
-        TaskLoop(stream, fds.tokens, place).run()
+        stream = BlockingStream(socket.socket(fileno=condition.out_of_reach(fds.stream)))
+        TaskLoop(stream, condition.out_of_reach(fds.tokens), place, condition.Condition()).run()
         status = 0
     except (BrokenPipeError, ConnectionResetError):
         status = 0  # the rank is gone, and nobody waits for results

@@ -4,9 +4,8 @@ It is forked from the guard before anything touches MPI, does nothing on its own
 kernel kills it with its guard, and its task processes with it. It ends when its rank says so or is gone, and then
 leaves no descendant behind.
 
-It is the reaper of all orphans below it, so it is also the parent, in the end, of what a dead task process leaves
-behind, and knows it by its session. A descendant that has made a session of its own and has lost its parent has been
-detached on purpose: it outlives its task, but not the template.
+Each task process has a keeper of its own between itself and the template. Orphans come to the template only from below
+a keeper that was killed, so whatever is its child and no keeper has lost its task and is killed.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from exex.worker import processes
+from exex.worker import families, keeper, processes
 from exex.worker.context import STOP_SIGNAL, Place
-from exex.worker.processes import Died, End, Failed, Fork, Forked, Kill, Prepare, Ready
+from exex.worker.processes import Died, End, Failed, Fork, Forked, Kill, Measure, Measured, Prepare, Ready
 from exex.worker.task_process import Descriptors, die_with_parent, run_task_process
 
 END_S = 5.0
@@ -33,7 +32,6 @@ END_S = 5.0
 
 _PR_SET_CHILD_SUBREAPER = 36
 _OFTEN_NEEDED = ("cloudpickle",)
-_KERNEL_LISTS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -77,21 +75,11 @@ def _close_others(keep: int) -> None:
                 pass  # the one that listed the directory
 
 
-class _Slot:
-    """A live task process."""
-
-    __slots__ = ("killed", "pid")
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.killed: set[int] = set()  # what got SIGKILL together with it: perhaps leaders of sessions
-
-
 class _Template:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
         self._socket = sock
-        self._slots: dict[int, _Slot] = {}
+        self._keepers: dict[int, int] = {}  # of each slot
         self._place = Place(-1, "")
         self._run_dir = ""
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -132,6 +120,8 @@ class _Template:
             self._fork(message.slot, fds)
         elif isinstance(message, Kill):
             self._kill(message)
+        elif isinstance(message, Measure):
+            self._measure(message)
         elif isinstance(message, Prepare):
             self._prepare(message)
         return not isinstance(message, End)
@@ -147,10 +137,11 @@ class _Template:
     def _prepare(self, message: Prepare) -> None:
         self._place = Place(message.rank, message.node)
         self._run_dir = message.run_dir
+        sys.argv = [message.script]
         try:
             os.chdir(message.cwd)
         except OSError as error:
-            self._say(Failed(f"{self._place}: cannot enter the job's directory {message.cwd}: {error.strerror}"))
+            self._say(Failed(f"cannot enter the job's directory {message.cwd}: {error.strerror}"))
             return
         if message.script_dir not in sys.path[:1]:
             sys.path.insert(0, message.script_dir)
@@ -158,7 +149,7 @@ class _Template:
             try:
                 importlib.import_module(name)
             except BaseException as error:  # also a sys.exit() at import
-                text = f"{self._place}: cannot import {name} (a module to preload): {type(error).__name__}: {error}"
+                text = f"cannot import {name} (a module to preload): {type(error).__name__}: {error}"
                 self._say(Failed(text[: processes.MESSAGE_BYTES // 8]))
                 return
         gc.collect()
@@ -169,24 +160,26 @@ class _Template:
 
     def _fork(self, slot: int, fds: list[int]) -> None:
         parent = os.getpid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, (STOP_SIGNAL,))  # the keeper lets it through when it can pass it on
         try:
             pid = os.fork()
         except OSError as error:
-            self._say(Died(slot, 0, os.EX_OSERR, f"{self._place}: cannot fork a task process: {error.strerror}"))
+            self._say(Died(slot, 0, os.EX_OSERR, f"cannot fork a task process: {error.strerror}"))
         else:
             if pid == 0:
                 try:
                     self._become_child(parent)
-                    run_task_process(Descriptors(*fds), self._place, self._run_dir)
+                    keeper.keep(lambda: run_task_process(Descriptors(*fds), self._place, self._run_dir), fds)
                 finally:
                     os._exit(os.EX_SOFTWARE)
-            self._slots[slot] = _Slot(pid)
+            self._keepers[slot] = pid
             self._say(Forked(slot, pid))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (STOP_SIGNAL,))
         for fd in fds:
             os.close(fd)
 
     def _become_child(self, parent: int) -> None:
-        """Undo, in a new task process, what makes this process the template."""
+        """Undo, in a new keeper, what makes this process the template."""
         die_with_parent(parent)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -195,16 +188,22 @@ class _Template:
         os.close(self._wake_write)
 
     def _kill(self, message: Kill) -> None:
-        """Signal a task process, unless it has been reaped: until then its pid cannot be another process's."""
-        slot = self._slots.get(message.slot)
-        if slot is None or message.pid not in (0, slot.pid):
+        """Signal a task process, unless its keeper has been reaped: until then its pid cannot be another process's."""
+        pid = self._keepers.get(message.slot)
+        if pid is None or message.pid not in (0, pid):
             return
         if message.signal == signal.SIGKILL:
-            slot.killed |= _kill_family({slot.pid})
+            families.kill_family({pid})
+        else:
+            families.send({pid}, STOP_SIGNAL)
+
+    def _measure(self, message: Measure) -> None:
+        pid = self._keepers.get(message.slot)
+        if pid is None or message.pid not in (0, pid):
             return
-        _signal(_family({slot.pid}) - {slot.pid}, message.signal)
-        own = STOP_SIGNAL if message.signal == signal.SIGTERM else message.signal
-        _signal({slot.pid}, own)
+        began_s = time.monotonic()
+        used_bytes = families.used_bytes(families.family(families.children(pid)), message.limit_bytes, os.getpid())
+        self._say(Measured(message.slot, pid, used_bytes, time.monotonic() - began_s))
 
     def _reap(self) -> bool:
         """Reap all children that have ended; False if there are no children at all."""
@@ -215,12 +214,12 @@ class _Template:
                 return False
             if ended is None:
                 return True
-            for number, slot in self._slots.items():
-                if slot.pid == ended.si_pid:
-                    del self._slots[number]
-                    _kill_family({slot.pid}, slot.killed)
-                    status = os.waitstatus_to_exitcode(os.waitpid(slot.pid, 0)[1])
-                    self._say(Died(number, slot.pid, status))
+            for slot, pid in self._keepers.items():
+                if pid == ended.si_pid:
+                    del self._keepers[slot]
+                    families.kill_family(families.children(os.getpid()) - set(self._keepers.values()) - {pid})
+                    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                    self._say(Died(slot, pid, status))
                     break
             else:
                 os.waitpid(ended.si_pid, 0)
@@ -231,81 +230,6 @@ class _Template:
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
         while self._reap() and time.monotonic() < until_s:
-            _kill_family(_children(os.getpid()))
+            families.kill_family(families.children(os.getpid()))
             poll.poll(50)  # as subreaper this process gets all orphans, so no children means no descendants
             self._clear_wakeup()
-
-
-# ---- families -------------------------------------------------------------------------------------------------
-
-
-def _kill_family(ancestors: Iterable[int], sessions: Iterable[int] = ()) -> set[int]:
-    """SIGKILL processes and all that they have started; who they were."""
-    family = _family(ancestors, sessions, freeze=True)
-    _signal(family, signal.SIGKILL)
-    return family
-
-
-def _family(ancestors: Iterable[int], sessions: Iterable[int] = (), freeze: bool = False) -> set[int]:
-    """Processes, their descendants, and orphans of any session that one of them leads.
-
-    Args:
-        ancestors: not reaped yet, so that their numbers are still theirs.
-        sessions: further ones whose orphans belong to the family; their leaders may be gone.
-        freeze: SIGSTOP each as soon as it is found, so that none can start another unseen.
-    """
-    me = os.getpid()
-    family: set[int] = set()
-    fresh = set(ancestors)
-    while fresh:
-        if freeze:
-            _signal(fresh, signal.SIGSTOP)
-        family |= fresh
-        found = {child for pid in family for child in _children(pid)}
-        found.update(orphan for orphan in _children(me) if _session(orphan) in family.union(sessions))
-        fresh = found - family
-    return family
-
-
-def _children(pid: int) -> set[int]:
-    """Direct children, those of threads included; none of a process that has ended."""
-    if not _KERNEL_LISTS_CHILDREN:
-        return _children_by_parent(pid)
-    found: set[int] = set()
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children") as file:
-                found.update(map(int, file.read().split()))
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    return found
-
-
-def _children_by_parent(pid: int) -> set[int]:
-    """As `_children`, on kernels without CONFIG_PROC_CHILDREN: looks at every process there is."""
-    found: set[int] = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    parent = int(file.read().rpartition(b")")[2].split()[1])  # after the name, which may hold anything
-            except OSError:
-                continue
-            if parent == pid:
-                found.add(int(name))
-    return found
-
-
-def _session(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except OSError:
-        return -1
-
-
-def _signal(pids: Iterable[int], number: int) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass

@@ -38,6 +38,7 @@ from exex.worker import state as worker
 MANAGER = 0
 CLIENT_BASE = 1000
 FUNCTION = b"f" * 16
+MEMORY_BYTES = 1000
 
 
 class PlayedProcess:
@@ -47,6 +48,7 @@ class PlayedProcess:
         self.given: list[worker.Call] = []
         self.started = 0  # calls begun; the last begun one may not be reported yet
         self.killed: int | None = None
+        self.measured = False
 
     def give(self, calls: list[worker.Call]) -> None:
         self.given.extend(calls)
@@ -59,6 +61,9 @@ class PlayedProcess:
     def kill(self, gently: bool) -> None:
         self.killed = 15 if gently else 9
 
+    def measure(self, limit_bytes: int) -> None:
+        self.measured = True
+
 
 class SimWorker:
     """A worker rank: the real state, played processes, one message handled per step."""
@@ -67,7 +72,8 @@ class SimWorker:
         self.sim = sim
         self.rank = rank
         self.processes = [PlayedProcess() for _ in range(slots)]
-        self.state = worker.WorkerState(rank, f"node{rank}", list(self.processes))
+        per_process = sim.rng.choice([0, 0, 1, 5])
+        self.state = worker.WorkerState(rank, f"node{rank}", list(self.processes), tasks_per_process=per_process)
         self.link: Link = sim.network.end(rank)
         self.encoder, self.decoder = codec.Encoder(), codec.to_worker()
         self.stopped = False
@@ -87,7 +93,12 @@ class SimWorker:
                 self.link.send(MANAGER, self.encoder.encode(Bye(tasks_run=self.state.tasks_run)))
                 return
         worker.on_tick(self.state, now)
+        for process, slot in zip(self.processes, self.state.slots):
+            if process.measured and self.sim.rng.random() < 0.5:
+                process.measured = False
+                worker.on_measured(self.state, slot, self.sim.rng.choice([MEMORY_BYTES, MEMORY_BYTES + 1]), 1e-4, now)
         worker.fill(self.state, now)
+        assert all(call.spec.memory_bytes is None for slot in self.state.slots for call in list(slot.held)[1:])
         done = self.state.take_done()
         if done is not None:
             self.link.send(MANAGER, self.encoder.encode(done))
@@ -101,7 +112,7 @@ class SimWorker:
         elif unreported:
             call = process.given[process.started - 1]
             if rng.random() < self.sim.death_rate:
-                self._die(number, -11)
+                self._die(number, -11, rng.choice(["", "its template has ended"]))
                 return
             self.sim.ran[call.task, call.attempt] += 1
             outcome, value = self.sim.compute(call)
@@ -113,9 +124,9 @@ class SimWorker:
             del process.given[: process.started - (1 if process.started else 0)]
             process.started = min(process.started, 1)
 
-    def _die(self, number: int, code: int) -> None:
+    def _die(self, number: int, code: int, blameless: str = "") -> None:
         slot = self.state.slots[number]
-        worker.on_slot_died(self.state, slot, code, "", self.sim.now)
+        worker.on_slot_died(self.state, slot, code, "", self.sim.now, blameless)
         self.processes[number].__init__()  # type: ignore[misc]
 
 
@@ -195,8 +206,9 @@ class SimClient:
                 AppSpec(app=0, name="plain", function=FUNCTION, retries=0),
                 AppSpec(app=1, name="retried", function=FUNCTION, retries=2, priority=-1),
                 AppSpec(app=2, name="asked", function=FUNCTION, asks=True),
+                AppSpec(app=3, name="limited", function=FUNCTION, retries=1, memory_bytes=MEMORY_BYTES),
             ]
-        calls = [rng.randrange(3)] if rng.random() < 0.5 else [rng.randrange(3) for _ in range(count)]
+        calls = [rng.randrange(4)] if rng.random() < 0.5 else [rng.randrange(4) for _ in range(count)]
         functions = {FUNCTION: b"code"} if apps else {}
         self.send(
             Submit(

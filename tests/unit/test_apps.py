@@ -107,6 +107,12 @@ def test_an_app_is_told_once(manager):
         ({"priority": "high"}, TypeError, "int"),
         ({"walltime": 0}, ValueError, "positive"),
         ({"walltime": "1:00"}, TypeError, "seconds"),
+        ({"memory": 0}, ValueError, "positive"),
+        ({"memory": -5}, ValueError, "positive"),
+        ({"memory": True}, TypeError, "int, in bytes, not True"),
+        ({"memory": 1e9}, TypeError, "int, in bytes"),
+        ({"memory": "1G"}, TypeError, "int, in bytes, not '1G'"),
+        ({"cwd": 3}, TypeError, "cwd must be a path, not 3"),
         ({"env": {"A": 1}}, TypeError, "str"),
         ({"function": 3}, TypeError, "function"),
         ({"speed": 9}, TypeError, "speed"),
@@ -115,6 +121,35 @@ def test_an_app_is_told_once(manager):
 def test_wrong_arguments_of_decorators(arguments, error, text):
     with pytest.raises(error, match=text):
         python_app(**arguments)
+
+
+@python_app(memory=5000)
+def frugal(x):
+    return x
+
+
+@python_app
+def remembers(memory):
+    return memory
+
+
+def test_memory(manager):
+    """At the call, in the resource specification (in MB, as Parsl has it), at the decorator: the first that is there."""
+    assert frugal(1).result() == echo(1).result() == 1
+    assert frugal(2, memory=7000, parsl_resource_specification={"memory": 3}).result() == 2
+    assert frugal(3, parsl_resource_specification={"memory": 3, "priority": 1}).result() == 3
+    assert remembers(memory="own").result() == "own"
+    limits = {(spec.name, spec.memory_bytes) for spec in specs(manager)}
+    assert limits == {("frugal", 5000), ("echo", None), ("frugal", 7000), ("frugal", 3 * 1024**2), ("remembers", None)}
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, 1.5, "2G"])
+def test_wrong_memory(manager, wrong):
+    with pytest.raises((TypeError, ValueError), match="memory must be"):
+        echo(1, memory=wrong)
+    with pytest.raises(InvalidResourceSpecification, match="must be a positive int, in MB") as caught:
+        echo(1, parsl_resource_specification={"memory": wrong})
+    assert caught.value.invalid_keys == {"memory"}
 
 
 def test_other_callables_can_be_apps(manager):
@@ -696,6 +731,8 @@ def test_joins_take_no_options_of_task_processes(manager):
         joined(echo, 1, cwd="/x")
     with pytest.raises(TypeError, match="cannot have walltime"):
         joined(echo, 1, walltime=3)
+    with pytest.raises(TypeError, match="cannot have memory"):
+        joined(echo, 1, memory=3)
 
 
 def test_more_blocked_joins_than_threads_make_no_deadlock_when_they_return_futures():

@@ -22,6 +22,8 @@ VALUES = [
     ("grace_s", "0", "0", 0.0),
     ("progress", "yes", "true", True),
     ("progress", "0", "false", False),
+    ("tasks_per_process", "100", "100", 100),
+    ("tasks_per_process", "unlimited", '"unlimited"', "unlimited"),
     ("run_dir", "/scratch/run", '"/scratch/run"', "/scratch/run"),
     ("max_waiting", "10", "10", 10),
     ("max_waiting_bytes", "1048576", "1048576", 1 << 20),
@@ -43,6 +45,7 @@ WRONG = [
     ("grace_s", "nan", "nan", "a number, at least 0"),
     ("progress", "maybe", '"maybe"', "true or false"),
     ("progress", "2", "1", "true or false"),
+    ("tasks_per_process", "0", "0", "an integer, at least 1, or unlimited"),
     ("run_dir", "", '""', "text"),
     ("max_waiting", "0", "0", "an integer, at least 1"),
 ]
@@ -71,6 +74,7 @@ def test_defaults():
         stop_timeout_s=10.0,
         grace_s=2.0,
         progress=False,
+        tasks_per_process="unlimited",
         run_dir="runinfo",
         max_waiting=250_000,
         max_waiting_bytes=2 << 30,
@@ -177,7 +181,7 @@ def test_help_covers_every_field_and_names_its_default():
         assert row.variable == "EXEX_" + row.name.upper()
         assert row.variable not in INTERNAL_VARIABLES
         assert (row.metavar == "") == (row.kind == "bool")
-    defaults = "auto process none 0 60 10 auto 20 2 10 120 no runinfo 250000 2147483648 0.005".split()
+    defaults = "auto process none 0 60 10 auto 20 2 10 120 no unlimited runinfo 250000 2147483648 0.005".split()
     assert [row.help.rpartition(" Default: ")[2] for row in rows] == [f"{default}." for default in defaults]
 
 
@@ -185,6 +189,7 @@ def test_help_shows_choices_in_place_of_a_type():
     assert {row.name: row.metavar for row in Config.fields_help() if "|" in row.metavar} == {
         "slots": "N|auto",
         "isolation": "process|none",
+        "tasks_per_process": "N|unlimited",
     }
 
 

@@ -155,12 +155,12 @@ def test_apps_are_taken_for_their_functions(manager, executor):
 
 
 def test_options(manager):
-    executor = Executor(retries=2, priority=-1, walltime=9)
+    executor = Executor(retries=2, priority=-1, walltime=9, memory=5000)
     executor.submit(double, 1).result()
     assert list(executor.map(double, [1])) == [2]
     specs = [spec for message in manager.told(Submit) for spec in message.apps]
-    assert {(spec.retries, spec.priority, spec.walltime_s) for spec in specs} == {(2, -1, 9.0)}
-    for wrong in ({"retries": -1}, {"walltime": 0}):
+    assert {(spec.retries, spec.priority, spec.walltime_s, spec.memory_bytes) for spec in specs} == {(2, -1, 9.0, 5000)}
+    for wrong in ({"retries": -1}, {"walltime": 0}, {"memory": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Executor(**wrong)
 

@@ -18,10 +18,10 @@ from exex import errors
 from exex.protocol import codec, context, payload
 from exex.protocol.messages import AppSpec, Assign, Kind, Outcome, Stop
 from exex.transport.base import GONE
+from exex.worker import condition, families, template
 from exex.worker import context as worker_context
-from exex.worker import template
 from exex.worker.context import TaskContext
-from exex.worker.processes import Died, Failed, Forked, Kill, Ready, Template
+from exex.worker.processes import Died, Failed, Forked, Kill, Measured, Ready, Template
 
 PATIENCE_S = 30.0
 """For what takes milliseconds on an idle machine."""
@@ -30,7 +30,7 @@ PATIENCE_S = 30.0
 class World:
     """A template and its task processes, as a rank has them."""
 
-    def __init__(self, directory, preload=(), environment=None):
+    def __init__(self, directory, preload=(), environment=None, script=""):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.template_pid = os.fork()
         if self.template_pid == 0:
@@ -47,7 +47,7 @@ class World:
         self._decoder = codec.from_worker()
         self._known = set()
         self._next = 0
-        self.template.begin(str(directory), str(directory), str(directory / "run"), preload, 3, "nid00012")
+        self.template.begin(str(directory), str(directory), str(directory / "run"), preload, 3, "nid00012", script)
 
     def fork(self, slot=0):
         process = self.template.fork(slot)
@@ -282,7 +282,7 @@ def test_a_module_that_cannot_be_preloaded_is_named(tmp_path, source, said):
         (tmp_path / "preloaded.py").write_text(source)
     world = World(tmp_path, preload=["json", "preloaded"])
     error = world.told(Failed).error
-    assert error.startswith("rank 3 at nid00012: cannot import preloaded ")
+    assert error.startswith("cannot import preloaded ")
     assert said in error
     world.close()
 
@@ -351,7 +351,7 @@ def test_a_fork_that_fails(tmp_path, monkeypatch):
     world.give(process, (number, 1), (number, 2))
     died = world.told(Died, slot=1)
     assert (died.pid, died.status) == (0, os.EX_OSERR)
-    assert died.error == "rank 3 at nid00012: cannot fork a task process: Resource temporarily unavailable"
+    assert died.error == "cannot fork a task process: Resource temporarily unavailable"
     assert process.take_back() == 2
     world.close()
 
@@ -587,7 +587,7 @@ def test_every_call_runs_once_whatever_is_taken_back(world, seed):
 
 
 def start_family(path):
-    """Children in our session and in ones of their own, with and without a parent that lives."""
+    """Children in our session and in ones of their own, with and without a parent that lives, and a daemon."""
     script = f"""
     sleep 1000 & echo $! >> {path}
     setsid sleep 1000 & echo $! >> {path}
@@ -597,9 +597,25 @@ def start_family(path):
     wait
     """
     subprocess.Popen(["bash", "-c", script])
-    while not os.path.exists(path) or len(open(path).read().split()) < 6:
+    daemonise(path)
+    while not os.path.exists(path) or len(open(path).read().split()) < 8:
         time.sleep(0.005)
     print("family complete")
+
+
+def daemonise(path):
+    """Two processes in a session of their own that hold no descriptor of ours and have lost their parent."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            forked = os.fork()
+            with open(path, "a") as file:
+                file.write(f"{os.getpid()}\n")
+            del forked
+            os.closerange(0, 1 << 16)
+            time.sleep(1000)
+        os._exit(0)
+    os.wait()
 
 
 def start_family_and_stay(path, fifo):
@@ -614,7 +630,7 @@ def family_of(path):
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize("known", [True, False])
 def test_kill_reaches_all_that_a_task_has_started(tmp_path, fifo, listed, known, monkeypatch):
-    monkeypatch.setattr(template, "_KERNEL_LISTS_CHILDREN", listed)
+    monkeypatch.setattr(families, "_KERNEL_LISTS_CHILDREN", listed)
     world = World(tmp_path)
     world.told(Ready)
     process = world.fork()
@@ -622,6 +638,7 @@ def test_kill_reaches_all_that_a_task_has_started(tmp_path, fifo, listed, known,
     world.give(process, (start_family_and_stay, str(tmp_path / "pids"), fifo), (number, 1))
     world.printed(process, "family complete")
     pids = family_of(tmp_path / "pids")
+    assert len(pids) == 8
     if not known:
         process.pid = None
     world.template.kill(process, signal.SIGKILL)
@@ -634,7 +651,7 @@ def test_kill_reaches_all_that_a_task_has_started(tmp_path, fifo, listed, known,
 
 
 def test_death_takes_along_what_is_left_of_the_session(world, tmp_path):
-    """The children in the session of the task process, and those in other sessions whose parents are in it."""
+    """Children in the session of the task process, in other sessions, and daemons."""
     process = world.fork()
     world.values(world.give(process, (start_family, str(tmp_path / "pids"))))
     pids = family_of(tmp_path / "pids")
@@ -642,6 +659,58 @@ def test_death_takes_along_what_is_left_of_the_session(world, tmp_path):
     world.give(process, (crash, 7))
     assert world.told(Died, slot=0).status == 7
     assert all_ended(pids)
+
+
+def leave_note_on_sigterm(path):
+    """Daemonised, so that nobody but its keeper knows of it."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, lambda *_: (open(path, "w").close(), os._exit(0)))
+            print("holding", flush=True)
+            time.sleep(1000)
+        os._exit(0)
+    os.wait()
+
+
+def leave_note_on_sigterm_and_stay(path, fifo):
+    leave_note_on_sigterm(path)
+    hold(fifo)
+
+
+def test_a_gentle_end_reaches_daemons(world, tmp_path, fifo):
+    process = world.fork()
+    world.give(process, (leave_note_on_sigterm_and_stay, str(tmp_path / "note"), fifo))
+    world.printed(process, "holding\nholding\n")
+    world.template.kill(process, signal.SIGTERM)
+    assert world.told(Died, slot=0).status == 128 + signal.SIGTERM
+    world.until((tmp_path / "note").exists)
+
+
+def signal_parent(number, group):
+    parent = os.getppid()
+    assert os.getpgid(parent) == parent
+    os.killpg(parent, number) if group else os.kill(parent, number)
+    if number == signal.SIGKILL:
+        time.sleep(1000)
+    return "alive"
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_a_signal_to_the_parent_costs_its_own_slot_at_the_most(world, fifo, tmp_path, group):
+    process, other = world.fork(), world.fork(1)
+    world.give(other, (hold, fifo))
+    world.printed(other, "holding")
+    for number_of_signal in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        assert world.values(world.give(process, (signal_parent, number_of_signal, group))) == ["alive"]
+    world.values(world.give(process, (start_family, str(tmp_path / "pids"))))
+    pids = family_of(tmp_path / "pids")
+    world.give(process, (signal_parent, signal.SIGKILL, group), (number, 1))
+    assert world.told(Died, slot=0).status == -signal.SIGKILL
+    assert all_ended(pids)
+    assert process.take_back() == 1
+    release(fifo)
+    world.until(lambda: (Outcome.DONE, "released") in world.done.values())
 
 
 def test_a_kill_that_comes_too_late_hits_nobody(world):
@@ -740,11 +809,134 @@ def test_a_task_that_will_not_stop_is_killed(world, fifo):
     assert world.told(Died, slot=0).status == -signal.SIGKILL
 
 
+# ---- what a task leaves changed -------------------------------------------------------------------------------
+
+
+def fds_of_ours():
+    links = {fd: link_of(fd) for fd in map(int, os.listdir("/proc/self/fd"))}
+    return sorted(fd for fd, link in links.items() if link and link.startswith(("socket:", "anon_inode:")))
+
+
+def test_descriptors_of_ours_are_out_of_reach(world):
+    [fds] = world.values(world.give(world.fork(), (fds_of_ours,)))
+    assert len(fds) == 2 and fds[0] >= condition.LOWEST_FD
+
+
+def surroundings():
+    umask = os.umask(0)
+    os.umask(umask)
+    return os.getcwd(), umask, dict(os.environ), signal.getitimer(signal.ITIMER_REAL)[0], sys.stdout.name, os.getpid()
+
+
+def change(what):
+    if what == "cwd":
+        os.chdir("/")
+    elif what == "umask":
+        os.umask(0o77)
+    elif what == "environ":
+        os.environ["CHANGED"] = "1"
+        del os.environ["EXEX_TEST"]
+    elif what == "another environ":
+        os.environ = {"CHANGED": "1"}
+    elif what == "timer":
+        signal.setitimer(signal.ITIMER_REAL, 1000)
+    elif what == "stdout":
+        sys.stdout = sys.stderr
+    elif what == "handler":
+        signal.signal(worker_context.STOP_SIGNAL, signal.SIG_IGN)
+    elif what == "mask":
+        signal.pthread_sigmask(signal.SIG_BLOCK, (worker_context.STOP_SIGNAL,))
+    elif what == "fd 1":
+        os.close(1)
+    elif what == "fd 2":
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    elif what == "closed stream":
+        sys.stdout.close()
+
+
+@pytest.mark.parametrize("what", ["cwd", "umask", "environ", "another environ", "timer", "stdout"])
+def test_the_next_task_finds_what_the_first_one_found(world, what):
+    process = world.fork()
+    first, _, then, *_ = world.values(world.give(process, (surroundings,), (change, what), (surroundings,), (number, 1)))
+    assert then == first
+    assert world.values(world.give(process, (change, what), (number, 1), (surroundings,)))[2] == first
+    assert world.values(world.give(process, (change, what)))
+    assert world.values(world.give(process, (surroundings,))) == [first]
+
+
+@pytest.mark.parametrize("what", ["handler", "mask", "fd 1", "fd 2", "closed stream"])
+def test_a_process_that_is_not_fit_for_another_task_ends(world, what):
+    """Its results are there, and the calls behind are left to be taken back."""
+    process = world.fork()
+    tasks = world.give(process, (number, 1), (change, what), (number, 3), (number, 4))
+    assert world.told(Died, slot=0).status == 0
+    world.take()
+    assert list(world.done) == tasks[:2]
+    assert process.take_back() == 2
+    process.close()
+    again = world.fork(0)
+    assert world.values(world.give(again, (change, what))) == [None]
+    assert world.told(Died, slot=0).status == 0
+    assert again.take_back() == 0
+
+
+def change_seldom(n):
+    if n == 30:
+        os.chdir("/")
+    return os.getcwd()
+
+
+def test_short_calls_are_looked_at_after_each_batch(world):
+    process = world.fork()
+    values = world.values(world.give(process, *((change_seldom, n) for n in range(60))))
+    assert values[0] == str(world.directory) and values[30] == "/"
+    assert world.values(world.give(process, (change_seldom, 0))) == [str(world.directory)]
+
+
+def test_tasks_see_the_script_as_argv(tmp_path):
+    world = World(tmp_path, script="dir/workflow.py")
+    world.told(Ready)
+    assert world.values(world.give(world.fork(), (argv,))) == [["dir/workflow.py"]]
+    world.close()
+
+
+def argv():
+    return sys.argv
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------
+
+
+def grow(size, fifo):
+    kept = b"x" * size
+    child = subprocess.Popen([sys.executable, "-c", f"x = b'x' * {size}; print('holding', flush=True); import time; time.sleep(1000)"])
+    hold(fifo)
+    return len(kept), child.pid
+
+
+def test_memory_of_the_whole_tree_is_measured(world, fifo):
+    process, other = world.fork(), world.fork(1)
+    world.pid(process), world.pid(other)
+    size = 50 * 1024**2
+    world.give(process, (grow, size, fifo))
+    world.until(lambda: world.output[process]["stdout"].count(b"holding") == 2)
+    world.template.measure(process, 1)
+    measured = world.told(Measured, slot=0)
+    assert 2 * size < measured.used_bytes < 2.4 * size and measured.pid == process.pid and measured.seconds > 0
+    world.template.measure(other, 1)
+    assert world.told(Measured, slot=1).used_bytes < size / 2
+    world.template.kill(process, signal.SIGKILL)
+    world.told(Died, slot=0)
+    world.template.measure(process, 1)  # of a dead one: no answer
+    assert world.values(world.give(other, (number, 1))) == [1]
+    assert not [event for event in world.events if isinstance(event, Measured)]
+
+
 # ---- the end --------------------------------------------------------------------------------------------------
 
 
 def daemon(path):
-    """A process that nobody can trace to its task: of its own session, and its parent has ended."""
+    """A process of its own session, whose parent has ended."""
     subprocess.run(["bash", "-c", f"setsid bash -c 'sleep 1000 & echo $! > {path}.new; mv {path}.new {path}'"], check=True)
     while not os.path.exists(path):
         time.sleep(0.005)

@@ -1,0 +1,106 @@
+"""Memory of real processes that share pages, as /proc tells it."""
+
+import os
+import signal
+import sys
+
+import pytest
+
+from exex.worker import families
+
+MiB = 1024**2
+PARENT = bytearray(b"x") * (60 * MiB)  # as what a template has preloaded
+
+
+@pytest.fixture
+def forked():
+    """Start children that prepare something and wait; their pids."""
+    pids = []
+
+    def start(prepare):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                kept = prepare()
+                os.write(write, b"x")
+                os.close(write)
+                signal.pause()
+                del kept
+            finally:
+                os._exit(1)
+        os.close(write)
+        pids.append(pid)
+        assert os.read(read, 1) == b"x"
+        os.close(read)
+        return pid
+
+    yield start
+    for pid in families.family(pids):
+        if pid in pids:
+            families.kill_family({pid})
+            os.waitpid(pid, 0)
+
+
+def used(pids, limit=0):
+    return families.used_bytes(pids, limit, os.getpid()) / MiB
+
+
+def test_what_is_still_the_parents_is_not_charged(forked):
+    assert used([forked(lambda: None)]) < 15
+
+
+def test_own_memory_is(forked):
+    assert 80 <= used([forked(lambda: b"x" * (80 * MiB))]) < 100
+
+
+def test_pages_of_the_parent_that_were_written_are(forked):
+    def write():
+        for i in range(0, 50 * MiB, 4096):
+            PARENT[i] = 1
+
+    assert 30 <= used([forked(write)]) < 70
+
+
+def test_pages_that_a_family_shares_are_charged_once(forked):
+    def family():
+        data = b"x" * (80 * MiB)
+        for _ in range(3):
+            if os.fork() == 0:
+                signal.pause()
+        return data
+
+    pid = forked(family)
+    assert len(families.family({pid})) == 4
+    assert 75 <= used(families.family({pid})) < 120
+    assert used(families.family({pid}), limit=1000 * MiB) > 240  # an upper bound will do below the limit
+
+
+def test_programs_are_counted_with_their_own_memory(forked):
+    def start():
+        read, write = os.pipe()
+        os.set_inheritable(write, True)
+        code = f"import os, signal; kept = b'x' * {50 * MiB}; os.write({write}, b'x'); signal.pause()"
+        for _ in range(2):
+            os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-c", code])
+            os.read(read, 1)
+
+    pid = forked(start)
+    assert 100 <= used(families.family({pid})) < 130
+
+
+def test_of_what_has_ended_nothing_is_counted():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert used([pid]) == 0
+    os.waitpid(pid, 0)
+    assert used([pid]) == 0
+
+
+def test_kernels_without_smaps_rollup_have_an_upper_bound(forked, monkeypatch):
+    pid = forked(lambda: None)
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: exists(path) and "smaps_rollup" not in str(path))
+    assert used([pid]) > 50

@@ -1,0 +1,243 @@
+"""What a worker decides about limits, replacement and lost templates. Pure: ports only remember what they were told."""
+
+import pytest
+
+from exex import errors
+from exex.protocol import payload
+from exex.protocol.messages import AppSpec, Assign, Done, Drop, Kind, Outcome
+from exex.worker import state as worker
+
+LIMIT = 1000
+
+
+class Port:
+    """Remembers; `left` is what take_back finds."""
+
+    def __init__(self):
+        self.given, self.kills, self.measured, self.left = [], [], [], 0
+
+    def give(self, calls):
+        self.given += [call.task for call in calls]
+
+    def take_back(self):
+        left, self.left = self.left, 0
+        return left
+
+    def kill(self, gently):
+        self.kills.append("SIGTERM" if gently else "SIGKILL")
+
+    def measure(self, limit_bytes):
+        self.measured.append(limit_bytes)
+
+
+def make(slots=1, **settings):
+    ports = [Port() for _ in range(slots)]
+    state = worker.WorkerState(3, "nid00012", ports, **settings)
+    specs = [
+        AppSpec(app=0, name="plain", function=b"d"),
+        AppSpec(app=1, name="limited", function=b"d", memory_bytes=LIMIT),
+        AppSpec(app=2, name="other", function=b"d", memory_bytes=LIMIT),
+    ]
+    worker.on_assign(
+        state, Assign(apps=specs, functions={b"d": b""}, tasks=[], calls=[0], payloads=[], values={}, attempts={})
+    )
+    return state, ports
+
+
+def assign(state, app, *tasks, now=0.0):
+    message = Assign(
+        apps=[], functions={}, tasks=list(tasks), calls=[app], payloads=[b""] * len(tasks), values={}, attempts={}
+    )
+    worker.on_assign(state, message)
+    worker.fill(state, now)
+
+
+def done(state, *tasks, now=0.0, seconds=1e-6, slot=0):
+    message = Done(
+        tasks=list(tasks), outcomes=bytes(len(tasks)), payloads=[b""] * len(tasks), seconds=[seconds] * len(tasks), started=[]
+    )
+    worker.on_slot_done(state, state.slots[slot], message, now)
+    worker.fill(state, now)
+
+
+def died(state, now=0.0, code=-9, blameless="", slot=0):
+    worker.on_slot_died(state, state.slots[slot], code, "", now, blameless)
+    worker.fill(state, now)
+
+
+def reported(state):
+    """(task, outcome, error or None) of all that is to be reported."""
+    message = state.take_done()
+    if message is None:
+        return []
+    values = [payload.load(each) if each else None for each in message.payloads]
+    return list(zip(message.tasks, message.outcomes, values, strict=True))
+
+
+def measured(state, used_bytes, now, seconds=1e-4):
+    worker.on_measured(state, state.slots[0], used_bytes, seconds, now)
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------
+
+
+def test_only_tasks_with_a_limit_are_measured():
+    state, [port] = make()
+    assign(state, 0, 7)
+    worker.on_tick(state, 1.0)
+    assert not port.measured
+
+
+def test_a_task_that_uses_too_much_is_killed_at_once_and_says_so():
+    state, [port] = make()
+    assign(state, 1, 7)
+    worker.on_tick(state, 1.0)
+    assert port.measured == [LIMIT]
+    measured(state, LIMIT + 1, 1.0)
+    assert port.kills == ["SIGKILL"]
+    died(state, now=1.5)
+    [(task, outcome, error)] = reported(state)
+    assert (task, outcome, type(error)) == (7, Outcome.FAILED, errors.MemoryLimitExceeded)
+    assert (error.used_bytes, error.limit_bytes) == (LIMIT + 1, LIMIT)
+    assert str(error).startswith("task 7 (limited), attempt 1, was stopped on rank 3 at nid00012: it and what it had started used ")
+
+
+def test_a_task_within_its_limit_is_measured_again_and_left_alone():
+    state, [port] = make()
+    assign(state, 1, 7)
+    worker.on_tick(state, 1.0)
+    worker.on_tick(state, 1.1)
+    assert len(port.measured) == 1  # one question at a time
+    measured(state, LIMIT, 1.1)
+    worker.on_tick(state, 1.1 + worker.MEASURE_S / 2)
+    assert len(port.measured) == 1
+    worker.on_tick(state, 1.1 + worker.MEASURE_S)
+    assert len(port.measured) == 2 and not port.kills
+
+
+def test_what_takes_long_to_measure_is_measured_seldom():
+    state, [port] = make()
+    assign(state, 1, 7)
+    worker.on_tick(state, 1.0)
+    measured(state, LIMIT, 1.0, seconds=0.1)
+    worker.on_tick(state, 1.0 + 0.99 * 0.1 / worker.MEASURE_SHARE)
+    assert len(port.measured) == 1
+    worker.on_tick(state, 1.0 + 1.01 * 0.1 / worker.MEASURE_SHARE)
+    assert len(port.measured) == 2
+
+
+def test_a_measurement_of_a_task_that_has_ended_does_not_hit_the_next():
+    state, [port] = make()
+    assign(state, 1, 7, 8)
+    worker.on_tick(state, 1.0)
+    done(state, 7, now=1.0)
+    assert port.given == [7, 8]
+    measured(state, LIMIT + 1, 1.0)
+    assert not port.kills
+    worker.on_tick(state, 2.0)
+    measured(state, LIMIT + 1, 2.0)
+    assert port.kills == ["SIGKILL"]
+
+
+def test_a_measurement_of_a_task_that_is_being_cancelled_changes_nothing():
+    state, [port] = make()
+    assign(state, 1, 7)
+    worker.on_tick(state, 1.0)
+    worker.on_drop(state, Drop(tasks=[7]), 1.0)
+    measured(state, LIMIT + 1, 1.0)
+    assert port.kills == ["SIGTERM"]
+    died(state)
+    assert [(task, outcome) for task, outcome, _ in reported(state)] == [(7, Outcome.CANCELLED)]
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+def test_nothing_is_queued_behind_a_task_with_a_limit(behind):
+    state, [port] = make()
+    state.paces = {0: 1e-6, 1: 1e-6}
+    assign(state, 1, 7)
+    assign(state, behind, 8)
+    assert port.given == [7]
+
+
+def test_a_task_with_a_limit_is_not_queued_behind_another():
+    state, [port] = make()
+    state.paces = {0: 1e-6, 1: 1e-6}
+    assign(state, 0, 7)
+    assign(state, 1, 8)
+    assert port.given == [7]
+
+
+def test_a_task_with_a_limit_does_not_pay_for_what_other_apps_have_left():
+    state, [port] = make()
+    assign(state, 0, 1)
+    done(state, 1)
+    assign(state, 1, 7)
+    assert port.given == [1] and port.kills == ["SIGKILL"]
+    died(state)
+    assert port.given == [1, 7]
+    done(state, 7)
+    assign(state, 1, 8)
+    assert port.given == [1, 7, 8]  # its own leftovers are its own
+    done(state, 8)
+    assign(state, 2, 9)
+    assert port.kills == ["SIGKILL"] * 2
+    assert [outcome for _, outcome, _ in reported(state)] == [Outcome.DONE] * 3
+
+
+def test_limits_need_a_task_process_of_their_own():
+    assert worker.may_run_inline(AppSpec(app=0, name="f", function=b""))
+    assert not worker.may_run_inline(AppSpec(app=0, name="f", function=b"", memory_bytes=1))
+    assert not worker.may_run_inline(AppSpec(app=0, name="f", function=b"", walltime_s=1.0))
+    assert not worker.may_run_inline(AppSpec(app=0, name="f", function=b"", kind=Kind.BASH))
+
+
+# ---- replacement ----------------------------------------------------------------------------------------------
+
+
+def test_a_process_is_replaced_after_so_many_tasks():
+    state, [port] = make(tasks_per_process=2)
+    state.paces = {0: 1e-6}
+    assign(state, 0, 1, 2, 3)
+    assert port.given == [1, 2]
+    done(state, 1)
+    assert not port.kills
+    done(state, 2)
+    assert port.kills == ["SIGKILL"] and port.given == [1, 2]
+    died(state)
+    assert port.given == [1, 2, 3]
+    assert [task for task, outcome, _ in reported(state) if outcome == Outcome.DONE] == [1, 2]
+
+
+def test_what_was_taken_back_does_not_count():
+    state, [port, _] = make(slots=2, tasks_per_process=3)
+    slot = state.slots[0]
+    state.paces = {0: 1e-6}
+    assign(state, 0, 1, 2, 3, 4)
+    held = len(slot.held)
+    port.left = held - 1
+    worker.on_drop(state, Drop(tasks=[slot.held[0].task]), 0.0)
+    assert (len(slot.held), slot.given) == (1, 1)
+
+
+# ---- nobody's fault -------------------------------------------------------------------------------------------
+
+
+def test_what_a_dead_template_took_along_is_run_again_without_a_failure():
+    state, [port] = make()
+    assign(state, 0, 7)
+    for time in range(1, worker.LOSSES_TOLERATED + 1):
+        died(state, blameless="its template has ended")
+        assert port.given == [7] * (time + 1) and not reported(state)
+    died(state, blameless="its template has ended")
+    [(task, outcome, error)] = reported(state)
+    assert (task, outcome) == (7, Outcome.LOST)
+    assert "on rank 3 at nid00012 ended 4 times through no fault of its own: its template has ended" in str(error)
+
+
+def test_a_cancelled_task_stays_cancelled_though_its_template_died():
+    state, [port] = make()
+    assign(state, 0, 7)
+    worker.on_drop(state, Drop(tasks=[7]), 0.0)
+    died(state, blameless="its template has ended")
+    assert port.given == [7]
+    assert [(task, outcome) for task, outcome, _ in reported(state)] == [(7, Outcome.CANCELLED)]
