@@ -124,7 +124,7 @@ class RankProcess:
         write_status(os.environ, status)
         return status
 
-    def _start_client(self) -> Link:
+    def _start_client(self) -> StreamLink:
         """Have the guard start the client at the other end of a new stream."""
         ours, theirs = socket.socketpair()
         self._control.send("client", fd=theirs.fileno())

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from exex.errors import ProtocolError
+from exex.manager.ranges import Ranges
 from exex.manager.ready import ReadyQueue
 from exex.manager.task import App, Status, Task
+from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, Answer, AppSpec, Assign, Outcome, Rank, TaskId
 from exex.protocol.payload import Payload
 
@@ -55,6 +57,7 @@ class ClientRecord:
         unapplied: (sequence, tasks) of those Answers.
         unfinished: tasks without an outcome.
         finished: it has sent Finish, or it is gone.
+        used: every task number it has ever used.
     """
 
     def __init__(self, number: int) -> None:
@@ -65,6 +68,7 @@ class ClientRecord:
         self.unapplied: deque[tuple[int, list[TaskId]]] = deque()
         self.unfinished = 0
         self.finished = False
+        self.used = Ranges()
         self.sequence = 0
         self.clear_answer()
 
@@ -94,6 +98,13 @@ class ClientRecord:
         self.unapplied.append((self.sequence, kept))
         self.clear_answer()
         return answer
+
+    def check_answered(self, sequence: int) -> None:
+        """Raises:
+        ProtocolError: the client has applied an Answer that it was never sent.
+        """
+        if not 0 <= sequence <= self.sequence:
+            raise ProtocolError(f"client {self.number}: has applied answer {sequence}, but {self.sequence} were sent")
 
     def applied(self, sequence: int) -> None:
         """Let go of the values of all Answers up to `sequence`."""
@@ -161,14 +172,24 @@ class ManagerState:
             worker.in_busy = True
             self.busy.append(worker)
 
-    def new_app(self, client: ClientRecord, spec: AppSpec) -> None:
-        """Register an app of a client under a number of our own.
-
-        Raises:
-            ProtocolError: its function was never sent.
+    def check_apps(self, client: ClientRecord, apps: list[AppSpec], functions: dict[bytes, Payload]) -> None:
+        """Raises:
+        ProtocolError: an app that was named before, or whose function was never sent; a digest that names two functions.
         """
-        if spec.function not in self.functions:
-            raise ProtocolError(f"client {client.number}: app {spec.app} ({spec.name}) names a function that was never sent")
+        named: set[int] = set()
+        for spec in apps:
+            if spec.app in client.apps or spec.app in named:
+                raise ProtocolError(f"client {client.number}: names app {spec.app} twice")
+            if spec.function not in self.functions and spec.function not in functions:
+                raise ProtocolError(f"client {client.number}: app {spec.app} ({spec.name}) names a function that was never sent")
+            named.add(spec.app)
+        for digest, function in functions.items():
+            known = self.functions.get(digest, function)
+            if known is not function and not payloads.same(known, function):
+                raise ProtocolError(f"client {client.number}: two functions have the digest {digest.hex()}")
+
+    def new_app(self, client: ClientRecord, spec: AppSpec) -> None:
+        """Register an app of a client under a number of our own. Its function is there already."""
         number = len(self.apps)
         own = msgspec.structs.replace(spec, app=number)
         self.apps[number] = client.apps[spec.app] = App(own, self.functions[spec.function])

@@ -82,6 +82,7 @@ class MemoryLink:
         self.arrived: deque[tuple[int, list[Buffer]]] = deque()
         self.known: set[int] = set()
         self.closed = False
+        self.dropped: set[int] = set()
 
     def send(self, peer: int, frames: list[Buffer]) -> None:
         """See `Link.send`."""
@@ -92,7 +93,17 @@ class MemoryLink:
 
     def receive(self) -> tuple[int, list[Buffer]] | None:
         """See `Link.receive`."""
-        return self.arrived.popleft() if self.arrived else None
+        while self.arrived:
+            arrived = self.arrived.popleft()
+            if arrived[0] not in self.dropped or arrived[1] is GONE:
+                return arrived
+        return None
+
+    def drop(self, peer: int) -> None:
+        """See `Server.drop`."""
+        if peer not in self.dropped:
+            self.dropped.add(peer)
+            self._network.carry(self.number, peer, GONE)
 
     def progress(self) -> bool:
         """See `Link.progress`: nothing is ever left unsent."""

@@ -342,6 +342,9 @@ class _Part:
         mine = self.queues[self.workers]
         return mine.pop(0) if mine else None
 
+    def drop(self, peer: int) -> None:
+        self.end.drop(peer)  # type: ignore[attr-defined]
+
     def progress(self) -> bool:
         return False
 
