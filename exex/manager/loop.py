@@ -153,8 +153,10 @@ class ManagerLoop:
             client = self._records.get(number)
             if frames is GONE:
                 self._waiting = [(other, attach) for other, attach in self._waiting if other != number]
-                if client is not None and not client.finished:
-                    transitions.on_finish(self.state, client, Finish(cancel=True))
+                if client is not None:
+                    del self._records[number]
+                    if not client.finished:
+                        transitions.on_finish(self.state, client, Finish(cancel=True))
                 continue
             if number in self._refused:
                 continue
@@ -199,8 +201,10 @@ class ManagerLoop:
         self._clients.drop(number)
         self._waiting = [(other, attach) for other, attach in self._waiting if other != number]
         client = self._records.get(number)
-        if client is not None and not client.finished:
-            transitions.on_finish(self.state, client, Finish(cancel=True))
+        if client is not None:
+            del self._records[number]
+            if not client.finished:
+                transitions.on_finish(self.state, client, Finish(cancel=True))
 
     def _to_client(self, number: int, message: object) -> None:
         assert self._clients is not None

@@ -58,6 +58,7 @@ class ClientRecord:
         unfinished: tasks without an outcome.
         finished: it has sent Finish, or it is gone.
         used: every task number it has ever used.
+        functions: digests of those that it has sent.
     """
 
     def __init__(self, number: int) -> None:
@@ -69,6 +70,7 @@ class ClientRecord:
         self.unfinished = 0
         self.finished = False
         self.used = Ranges()
+        self.functions: set[bytes] = set()
         self.sequence = 0
         self.clear_answer()
 
@@ -151,6 +153,8 @@ class ManagerState:
     functions: dict[bytes, Payload] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     assigned: int = 0
+    next_client: int = 0
+    next_app: int = 0
 
     def client_of(self, task: TaskId) -> ClientRecord:
         """The client whose task this is."""
@@ -190,9 +194,18 @@ class ManagerState:
 
     def new_app(self, client: ClientRecord, spec: AppSpec) -> None:
         """Register an app of a client under a number of our own. Its function is there already."""
-        number = len(self.apps)
+        number = self.next_app
+        self.next_app += 1
         own = msgspec.structs.replace(spec, app=number)
         self.apps[number] = client.apps[spec.app] = App(own, self.functions[spec.function])
+
+    def forget_client(self, client: ClientRecord) -> None:
+        """Nothing of a client is left: its record goes, and so do apps and functions that only it has used."""
+        del self.clients[client.number]
+        for app in client.apps.values():
+            del self.apps[app.number]
+        for digest in client.functions.difference(*(other.functions for other in self.clients.values())):
+            del self.functions[digest]
 
     def finish_task(self, task: Task, outcome: int, payload: Payload, causes: list[TaskId] | None = None) -> None:
         """Take the record of a task away and answer its client. Its dependents are the caller's business."""
@@ -203,11 +216,14 @@ class ManagerState:
             self.counts.done += 1
         elif outcome == Outcome.CANCELLED:
             self.counts.cancelled += 1
-            return  # the client knows: it asked for it
         else:
             self.counts.failed += 1
         if client.finished:
+            if not client.unfinished:
+                self.forget_client(client)
             return
+        if outcome == Outcome.CANCELLED:
+            return  # the client knows: it asked for it
         client.kept[task.id] = (outcome, payload)
         if causes:
             client.causes[len(client.tasks)] = causes

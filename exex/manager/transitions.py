@@ -35,7 +35,8 @@ from exex.protocol.payload import Payload
 
 def on_attach(state: ManagerState, msg: Attach) -> ClientRecord:
     """A new client. Its number is the next free one."""
-    client = ClientRecord(len(state.clients))
+    client = ClientRecord(state.next_client)
+    state.next_client += 1
     state.clients[client.number] = client
     return client
 
@@ -58,6 +59,7 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
     _check_needs(state, client, msg)
     client.applied(msg.answered)
     state.functions.update(msg.functions)
+    client.functions.update(msg.functions)
     for spec in msg.apps:
         state.new_app(client, spec)
     client.used.add(first, count)
@@ -185,15 +187,21 @@ def on_applied(state: ManagerState, client: ClientRecord, msg: Applied) -> None:
 
 
 def on_finish(state: ManagerState, client: ClientRecord, msg: Finish) -> None:
-    """The script has ended: answers are no longer wanted; with `cancel`, neither are its tasks."""
+    """The script has ended: answers are no longer wanted; with `cancel`, neither are its tasks.
+
+    What waits for the client itself (promises, retry handlers) would wait for ever, so it is cancelled in any case.
+    """
     client.finished = True
     client.clear_answer()
     client.kept.clear()
     client.unapplied.clear()
-    if msg.cancel:
-        for task in [task for task in state.tasks.values() if task.id >> CLIENT_SHIFT == client.number]:
-            if state.tasks.get(task.id) is task:
-                cancel(state, task)
+    if not client.unfinished:
+        state.forget_client(client)
+        return
+    for task in [task for task in state.tasks.values() if task.id >> CLIENT_SHIFT == client.number]:
+        waits_for_client = task.app is None or task.status == Status.ASKING
+        if (msg.cancel or waits_for_client) and state.tasks.get(task.id) is task:
+            cancel(state, task)
 
 
 # ---- workers --------------------------------------------------------------------------------------------------
