@@ -255,6 +255,7 @@ class ManagerState:
     def check(self) -> None:
         """Assert every invariant. O(everything): for tests and the simulation."""
         held: dict[Rank, int] = dict.fromkeys(self.workers, 0)
+        held_s: dict[Rank, float] = dict.fromkeys(self.workers, 0.0)
         ready = unfinished = assigned = 0
         for task_id, task in self.tasks.items():
             assert task.id == task_id
@@ -263,6 +264,7 @@ class ManagerState:
             if task.status == Status.ASSIGNED:
                 assigned += 1
                 held[task.rank] += 1
+                held_s[task.rank] += task.guess_s
             if task.values is not None:
                 assert task.open_needs == sum(value is None for value in task.values), task
             assert task.open_needs == 0 or task.status == Status.WAITING, task
@@ -272,11 +274,14 @@ class ManagerState:
                     assert dependent.values is not None and dependent.values[place] is None, (task, dependent)
         for rank in self.dropped.values():
             held[rank] += 1
+        assert all(self.workers.get(worker.rank) is worker for worker in (*self.free, *self.busy, *self.refilled))
+        assert self.drops.keys() <= self.workers.keys()
         assert ready == self.ready.count, (ready, self.ready.count)
         assert assigned == self.assigned, (assigned, self.assigned)
         assert unfinished == sum(client.unfinished for client in self.clients.values())
         for worker in self.workers.values():
             assert worker.held == held[worker.rank], (worker.rank, worker.held, held[worker.rank])
+            assert abs(worker.held_s - held_s[worker.rank]) < 1e-6, (worker.rank, worker.held_s, held_s[worker.rank])
             assert self.free.count(worker) == worker.in_free, worker.rank
             assert self.busy.count(worker) == worker.in_busy, worker.rank
             if ready and not worker.leaving and worker.held < worker.slots:

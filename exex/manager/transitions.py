@@ -342,6 +342,7 @@ def cancel(state: ManagerState, task: Task) -> None:
         task.status = Status.WAITING
     elif task.status == Status.ASSIGNED:
         state.assigned -= 1
+        state.workers[task.rank].held_s -= task.guess_s
         state.dropped[task.id] = task.rank
         state.drops.setdefault(task.rank, []).append(task.id)
     state.finish_task(task, Outcome.CANCELLED, b"")
