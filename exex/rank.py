@@ -133,14 +133,18 @@ class RankProcess:
         self._waiter.watch_link(link)
         return link
 
-    def _turn(self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None, clients: Link) -> int:
+    def _turn(self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None, clients: StreamLink) -> int:
         """Turn until all is over; returns the job's status."""
         self._waiter.watch(self._control.fileno())
         client_status: int | None = None
         give_up_s: float | None = None
         ready: list[int] = []
+        watching = True
         while True:
             traffic = loop.turn()
+            if clients.gone and watching:
+                watching = False
+                self._waiter.forget(clients.fileno())
             pause_s = 1.0
             if local is not None and not local.finished:
                 traffic |= local.turn(ready)
@@ -154,7 +158,9 @@ class RankProcess:
                     return client_status or (1 if loop.error else 0)
                 if give_up_s is None:
                     give_up_s = time.monotonic() + self._config.stop_timeout_s
-                    self._waiter.forget(clients.fileno())
+                    if watching:
+                        watching = False
+                        self._waiter.forget(clients.fileno())
                     clients.close()  # the client's futures fail, if that has not been told yet
                 if time.monotonic() > give_up_s:
                     return 1

@@ -123,16 +123,19 @@ class Samples:
         return True
 
 
-def workers_of(root: psutil.Process, client: int, manager: int) -> dict[str, psutil.Process]:
-    """The largest process below each guard that is neither rank 0's nor the launcher's: rank and task processes alike."""
-    guards = [p for p in root.children(recursive=True) if "exex.run" in p.cmdline() and (p.parent() is None or "exex.run" not in p.parent().cmdline())]
+def workers_of(root: psutil.Process, manager: int) -> dict[str, psutil.Process]:
+    """The worker ranks, known by the MPI library in their memory, and their templates and task processes."""
     found: dict[str, psutil.Process] = {}
-    for guard in guards:
-        below = guard.children(recursive=True)
-        if any(p.pid in (client, manager) for p in below):
+    for guard in root.children(recursive=True):
+        below = guard.children()
+        rank = next((p for p in below if "libmpi" in Path(f"/proc/{p.pid}/maps").read_text()), None)
+        if rank is None or manager in (guard.pid, rank.pid) or "exex.run" not in rank.cmdline():
             continue
-        for number, process in enumerate(below):
-            found[f"worker {len(found)} ({'rank' if number == 0 else 'its process'})"] = process
+        number = sum(name.startswith("worker") for name in found)
+        found[f"worker {number}"] = rank
+        for other in guard.children(recursive=True):
+            if other.pid != rank.pid:
+                found[f"process {other.pid} of worker {number}"] = other
     return found
 
 
@@ -164,7 +167,7 @@ def soak(tasks: int, window: int, directory: Path) -> tuple[Samples, list[float]
                 if words[:1] == ["pids"]:
                     manager, client = int(words[1]), int(words[2])
                     processes = {"manager": psutil.Process(manager), "client": psutil.Process(client)}
-                    samples = Samples(processes | workers_of(psutil.Process(job.pid), client, manager))
+                    samples = Samples(processes | workers_of(psutil.Process(job.pid), manager))
                 elif words[:1] == ["rate"]:
                     rates.append(float(words[1]))
                     print(f"tenth {len(rates):2}: {rates[-1]:,.0f} tasks/s", flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 from exex.errors import ProtocolError
@@ -91,19 +92,28 @@ def submit(msg: Submit) -> None:
     for spec in msg.apps:
         _app(spec)
     _functions(msg.functions)
-    for i, needs in msg.needs.items():
-        _require(0 <= i < count, f"needs of call {i} of {count}")
-        if needs and not (min(needs) >= -1 and max(needs) < _END):
-            raise ProtocolError(f"call {i} needs tasks from {min(needs)} to {max(needs)}")
-        if not needs or max(needs) >= msg.first + i:
-            late = [need for need in needs if msg.first + i <= need < msg.first + count]
-            _require(not late, f"task {msg.first + i} needs task {late and late[0]}, which does not come before it")
-        if -1 in needs or i in msg.given:
-            there = {place for place, need in enumerate(needs) if need == -1}
-            _require(there == msg.given.get(i, {}).keys(), f"call {i}: the values that are given are not those that it lacks")
+    if msg.needs or msg.given:
+        _needs(msg)
+
+
+def _needs(msg: Submit) -> None:
+    first, end = msg.first, msg.first + len(msg.payloads)
+    numbers = list(chain.from_iterable(msg.needs.values()))
+    lowest, highest = min(numbers, default=0), max(numbers, default=0)
+    _require(lowest >= -1 and highest < _END, "needs with impossible numbers")
+    _require(min(msg.needs, default=0) >= 0 and max(msg.needs, default=0) < end - first, "needs of calls that are not there")
     _require(msg.given.keys() <= msg.needs.keys(), "values for calls that need none")
     for values in msg.given.values():
         _payloads(values.values())
+    if highest >= first:
+        for i, needs in msg.needs.items():
+            for need in needs:
+                if first + i <= need < end:
+                    raise ProtocolError(f"task {first + i} needs task {need}, which does not come before it")
+    if lowest < 0 or msg.given:
+        for i, needs in msg.needs.items():
+            if {place for place, need in enumerate(needs) if need < 0} != msg.given.get(i, {}).keys():
+                raise ProtocolError(f"the values that are given to task {first + i} are not those that it lacks")
 
 
 def promise(msg: Promise) -> None:

@@ -146,6 +146,7 @@ class StreamLink:
     """The non-blocking end of one stream; its only peer is number 0.
 
     Attributes:
+        gone: GONE was received. The descriptor stays readable from then on: whoever watches it should stop.
         error: what the peer did wrong, if that was its end.
     """
 
@@ -156,7 +157,7 @@ class StreamLink:
         self._unsent: deque[memoryview] = deque()
         self._broken = False
         self._ended = False  # nothing more is read
-        self._gone = False  # and that was told
+        self.gone = False
         self.error = ""
 
     def fileno(self) -> int:
@@ -223,10 +224,10 @@ class StreamLink:
         """See `Link.receive`."""
         messages = self._reader.messages
         while not messages:
-            if self._gone:
+            if self.gone:
                 return None
             if self._ended:
-                self._gone = True
+                self.gone = True
                 return 0, GONE
             try:
                 self._ended = not self._reader.fill()

@@ -102,7 +102,8 @@ class PlayedProcess:
 
     def __init__(self) -> None:
         self.given: list[worker.Call] = []
-        self.started = 0  # calls begun; the last begun one may not be reported yet
+        self.started = 0  # calls begun; the last ones may not be reported yet
+        self.results: list[tuple[int, bytes, float]] = []  # of calls that have ended and are not reported
         self.killed: int | None = None
 
     def give(self, calls: list[worker.Call]) -> None:
@@ -157,19 +158,30 @@ class SimWorker:
         """One step of a task process: begin the next call, or end the one that was begun."""
         if self.stopped or self.dead:
             return
-        process, slot, sim = self.processes[number], self.state.slots[number], self.sim
-        unreported = process.started - (len(process.given) - len(slot.held))
-        assert 0 <= unreported <= 1, f"slot {number} of rank {self.rank} reported what it never began, or took back what it had"
+        process, slot, rng = self.processes[number], self.state.slots[number], self.sim.rng
+        unreported = self._unreported(number)
         if process.killed is not None:
             self._die(number, -process.killed)
-        elif unreported:
-            self._end_call(number, process.given[process.started - 1])
+        elif len(unreported) > len(process.results):
+            self._end_call(number, unreported[-1])
+        elif process.results and (rng.random() < 0.5 or process.started == len(process.given)):
+            self._report(number)
         elif process.started < len(process.given):
             process.started += 1
-            sim.begin(process.given[process.started - 1], self.rank)
+            self.sim.begin(process.given[process.started - 1], self.rank)
         if len(process.given) > 200:
-            del process.given[: process.started - (1 if process.started else 0)]
-            process.started = min(process.started, 1)
+            reported = len(process.given) - len(slot.held)
+            del process.given[:reported]
+            process.started -= reported
+
+    def _unreported(self, number: int) -> list[worker.Call]:
+        """Calls that a process has begun and not reported, in order."""
+        process, slot = self.processes[number], self.state.slots[number]
+        reported = len(process.given) - len(slot.held)
+        assert 0 <= reported <= process.started, f"slot {number} of rank {self.rank}: what was begun was taken back"
+        calls = process.given[reported : process.started]
+        assert len(calls) - len(process.results) in (0, 1)
+        return calls
 
     def _end_call(self, number: int, call: worker.Call) -> None:
         sim, rng = self.sim, self.sim.rng
@@ -181,18 +193,29 @@ class SimWorker:
         sim.ran[call.task, call.attempt] += 1
         outcome, value = sim.compute(call)
         sim.tell(f"rank {self.rank}: task {call.task} attempt {call.attempt} ends {Outcome(outcome).name}")
-        seconds = rng.choice([1e-6, 0.01, 3.0])
-        done = Done(tasks=[call.task], outcomes=bytes([outcome]), payloads=[value], seconds=[seconds], started=[])
-        worker.on_slot_done(self.state, self.state.slots[number], done, sim.now)
+        process = self.processes[number]
+        process.results.append((outcome, value, rng.choice([1e-6, 0.01, 3.0])))
+        if rng.random() < 0.7:
+            self._report(number)
+
+    def _report(self, number: int) -> None:
+        calls = self._unreported(number)
+        results, self.processes[number].results = self.processes[number].results, []
+        outcomes, values, seconds = zip(*results)
+        tasks = [call.task for call, _ in zip(calls, results)]
+        done = Done(tasks=tasks, outcomes=bytes(outcomes), payloads=list(values), seconds=list(seconds), started=[])
+        worker.on_slot_done(self.state, self.state.slots[number], done, self.sim.now)
 
     def _die(self, number: int, code: int) -> None:
-        slot, process = self.state.slots[number], self.processes[number]
-        if process.started > len(process.given) - len(slot.held):
-            call = process.given[process.started - 1]
-            self.sim.excuses[call.task] += 1
-            self.sim.tell(f"rank {self.rank}: task {call.task} attempt {call.attempt} loses its process ({code})")
-        worker.on_slot_died(self.state, slot, code, "", self.sim.now)
-        process.__init__()  # type: ignore[misc]
+        sim, calls = self.sim, self._unreported(number)
+        if calls:
+            *ended, running = calls
+            sim.excuses[running.task] += 1
+            sim.tell(f"rank {self.rank}: task {running.task} attempt {running.attempt} loses its process ({code})")
+            for call in ended:  # nobody knows how they ended: they may begin again
+                sim.begun[call.task, call.attempt] -= 1
+        worker.on_slot_died(self.state, self.state.slots[number], code, "", sim.now)
+        self.processes[number].__init__()  # type: ignore[misc]
 
     def lose_template(self) -> None:
         """All task processes are gone at once."""
