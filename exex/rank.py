@@ -145,6 +145,8 @@ class RankProcess:
             if clients.gone and watching:
                 watching = False
                 self._waiter.forget(clients.fileno())
+                if clients.error:
+                    print(f"exex: the client is cut off: it sent {clients.error}", file=sys.stderr, flush=True)
             pause_s = 1.0
             if local is not None and not local.finished:
                 traffic |= local.turn(ready)

@@ -48,6 +48,8 @@ def main() -> int:
                 raise
             return 1
         attempts += sum(sim.begun.values())
+        if len(seeds) > 1 and (seed + 1 - args.start) % 1000 == 0:
+            print(f"{seed + 1 - args.start} seeds so far", file=sys.stderr, flush=True)
         if args.seed is not None:
             print("\n".join(sim.story))
     print(f"{len(seeds)} seeds, {attempts:,} attempts, {time.monotonic() - began_s:.0f} s: no violation")
