@@ -216,6 +216,8 @@ class ManagerLoop:
     # ---- workers ----
 
     def _on_hello(self, rank: Rank, message: Hello) -> None:
+        if rank not in self._missing:
+            raise ProtocolError("it says Hello again")
         at = f"rank {rank} on {message.node}"
         if message.error:
             self.fail(f"{at} cannot work: {message.error}")

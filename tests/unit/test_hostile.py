@@ -278,7 +278,7 @@ def test_a_client_that_breaks_the_protocol_is_told_why_and_cut_off(messages: lis
     assert not world.loop.error
 
 
-@pytest.mark.parametrize("frames", [[b"rubbish"], encode(Done([77], b"\0", [b"v"], [1.0], [])), encode(Bye(tasks_run=1))])
+@pytest.mark.parametrize("frames", [[b"rubbish"], encode(Done([77], b"\0", [b"v"], [1.0], [])), encode(Bye(tasks_run=1)), encode(Hello("1", "2.7", "n", 1, 1, "", []))])
 def test_a_worker_that_breaks_the_protocol_is_given_up_alone(frames: list[bytes]) -> None:
     world = World()
     client = world.client(1, ATTACH, WORK)
