@@ -21,7 +21,7 @@ from exex.launch.world import ExpectedWorld, singletons_message
 from exex.manager.loop import OUT_OF_TIME, ManagerLoop, Settings
 from exex.manager.progress import Progress
 from exex.transport.alarm import Address, AlarmReceiver
-from exex.transport.base import Link
+from exex.transport.base import Link, Ranks
 from exex.transport.memory import Network
 from exex.transport.stream import StreamLink
 from exex.transport.wait import Waiter
@@ -143,7 +143,7 @@ class RankProcess:
 
     def _manage(
         self,
-        workers: Link,
+        workers: Ranks,
         ranks: frozenset[int],
         local: worker_loop.WorkerLoop | None = None,
         alarms: AlarmReceiver | None = None,
@@ -179,7 +179,7 @@ class RankProcess:
         write_status(os.environ, status)
         return status
 
-    def _start_client(self) -> Link:
+    def _start_client(self) -> StreamLink:
         """Have the guard start the client at the other end of a new stream."""
         ours, theirs = socket.socketpair()
         self._control.send("client", fd=theirs.fileno())
@@ -189,20 +189,23 @@ class RankProcess:
         return link
 
     def _turn(
-        self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None, clients: Link, alarms: AlarmReceiver | None
+        self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None, clients: StreamLink, alarms: AlarmReceiver | None
     ) -> int:
         """Turn until all is over; returns the job's status."""
         self._waiter.watch(self._control.fileno())
         client_status: int | None = None
         give_up_s: float | None = None
         ready: list[int] = []
+        watching = True
         while True:
             traffic = loop.turn()
+            if clients.gone and watching:
+                watching = False
+                self._cut_off(clients)
             pause_s = 1.0
             self._reassure_guard()
-            while alarms is not None and alarms.fileno() in ready and (death := alarms.receive()):
-                loop.lose_worker(death.rank, how_it_ended(death.code))
-                traffic = True
+            if alarms is not None and alarms.fileno() in ready:
+                traffic |= _take_alarms(loop, alarms)
             if local is not None and not local.stopped:
                 traffic |= local.turn(ready)
                 pause_s = local.next_s()
@@ -218,13 +221,20 @@ class RankProcess:
                     return OUT_OF_TIME if loop.out_of_time else client_status or (1 if loop.error else 0)
                 if give_up_s is None:
                     give_up_s = time.monotonic() + self._config.stop_timeout_s
-                    self._waiter.forget(clients.fileno())
+                    if watching:
+                        watching = False
+                        self._waiter.forget(clients.fileno())
                     clients.close()  # the client's futures fail, if that has not been told yet
                 if time.monotonic() > give_up_s:
                     return OUT_OF_TIME if loop.out_of_time else 1
             at_once = local is not None and (traffic or local.at_once)
             unsent = loop.unsent or (local is not None and local.unsent)
             ready = self._waiter.wait(traffic, at_once, loop.eager(), pause_s, unsent)
+
+    def _cut_off(self, clients: StreamLink) -> None:
+        self._waiter.forget(clients.fileno())
+        if clients.error:
+            print(f"exex: the client is cut off: it sent {clients.error}", file=sys.stderr, flush=True)
 
     def _on_notice(self, loop: ManagerLoop, number: signal.Signals) -> None:
         """A signal that announces the end. Hydra sends SIGUSR1 for reasons of its own."""
@@ -327,6 +337,14 @@ class RankProcess:
             script=self._script,
         )
         return template
+
+
+def _take_alarms(loop: ManagerLoop, alarms: AlarmReceiver) -> bool:
+    heard = False
+    while death := alarms.receive():
+        loop.lose_worker(death.rank, how_it_ended(death.code))
+        heard = True
+    return heard
 
 
 def _raise_descriptor_limit() -> None:

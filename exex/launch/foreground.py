@@ -89,6 +89,9 @@ def take_stdio(env: Mapping[str, str]) -> bool:
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         link.connect(os.path.join(directory, "job.sock"))
+        if _peer(link)[1] != os.getuid():
+            link.close()  # on another node: a directory of that name, but of another user
+            return False
         _, fds, _, _ = socket.recv_fds(link, 1, 3)
     except OSError:
         link.close()
@@ -242,7 +245,7 @@ class _Foreground:
 
     def _on_client(self) -> None:
         link, _ = self._listener.accept()
-        pid, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        pid, uid = _peer(link)
         if uid != os.getuid() or self._client:
             link.close()
             return
@@ -293,6 +296,12 @@ class _Foreground:
         while self._reap() and time.monotonic() < until:
             self._kill_all()
             self._wait(min(until, time.monotonic() + 0.1))
+
+
+def _peer(link: socket.socket) -> tuple[int, int]:
+    """Pid and user of the process at the other end of a connection."""
+    pid, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
 
 
 def descendants(pid: int) -> set[int]:

@@ -36,9 +36,10 @@ from exex.protocol.messages import (
     Verdict,
     Welcome,
 )
-from exex.transport.base import GONE, Link
+from exex.transport.base import GONE, Ranks, Server
 
 _MESSAGES_A_TURN = 256
+_MOST_QUOTED = 500  # characters of what a refused client has made us say
 
 OUT_OF_TIME = 75
 """Exit status of a job whose allocation ended first: EX_TEMPFAIL of sysexits.h, so that a job script submits itself again."""
@@ -88,7 +89,7 @@ class ManagerLoop:
     def __init__(
         self,
         settings: Settings,
-        workers: Link,
+        workers: Ranks,
         progress: Progress | None,
         on_ready: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
@@ -104,7 +105,7 @@ class ManagerLoop:
         self._liveness = Liveness(settings.heartbeat_limit_s)
         self._settings = settings
         self._workers = workers
-        self._clients: Link | None = None
+        self._clients: Server | None = None
         self._progress = progress
         self._on_ready = on_ready
         self._encoder = codec.Encoder()
@@ -112,6 +113,7 @@ class ManagerLoop:
         self._from_worker = codec.from_worker()
         self._records: dict[int, ClientRecord] = {}  # by the client link's number
         self._waiting: list[tuple[int, Attach]] = []  # clients that attached before every worker was up
+        self._refused: set[int] = set()  # clients that hear and say nothing any more
         self._missing = set(settings.workers)
         self._left: set[Rank] = set()
         self._began_s = self._now_s
@@ -128,7 +130,7 @@ class ManagerLoop:
         }
         gc.disable()  # the graph has no cycles, and collections would cost O(tasks)
 
-    def listen(self, clients: Link) -> None:
+    def listen(self, clients: Server) -> None:
         """Serve clients over this link."""
         self._clients = clients
 
@@ -216,7 +218,7 @@ class ManagerLoop:
                 elif type(message) is Bye:
                     self._on_bye(rank)
             except ProtocolError as error:
-                self.fail(f"rank {rank} broke the protocol: {error}")
+                self._on_broken_worker(rank, f"rank {rank} broke the protocol: {error}")
         return True
 
     def _drain_clients(self) -> bool:
@@ -229,8 +231,13 @@ class ManagerLoop:
             number, frames = arrived
             client = self._records.get(number)
             if frames is GONE:
-                if client is not None and not client.finished:
-                    transitions.on_finish(self.state, client, Finish(cancel=True))
+                self._waiting = [(other, attach) for other, attach in self._waiting if other != number]
+                if client is not None:
+                    del self._records[number]
+                    if not client.finished:
+                        transitions.on_finish(self.state, client, Finish(cancel=True))
+                continue
+            if number in self._refused:
                 continue
             try:
                 self._on_client(number, client, self._from_client.decode(frames))
@@ -240,7 +247,9 @@ class ManagerLoop:
 
     def _on_client(self, number: int, client: ClientRecord | None, message: Any) -> None:
         if type(message) is Attach:
-            if message.version != self._settings.version:
+            if client is not None or any(number == other for other, _ in self._waiting):
+                self._refuse(number, "it has said Attach twice")
+            elif message.version != self._settings.version:
                 self._refuse(number, f"this is exex {self._settings.version}, the client is exex {message.version}")
             elif self._missing:
                 self._waiting.append((number, message))
@@ -264,11 +273,17 @@ class ManagerLoop:
         self._to_client(number, welcome)
 
     def _refuse(self, number: int, reason: str) -> None:
-        print(f"exex: client {number} is refused: {reason}", file=sys.stderr, flush=True)
+        print(f"exex: client {number} is refused: {reason[:_MOST_QUOTED]}", file=sys.stderr, flush=True)
         self._to_client(number, JobEnds(reason=reason))
+        assert self._clients is not None
+        self._refused.add(number)
+        self._clients.drop(number)
+        self._waiting = [(other, attach) for other, attach in self._waiting if other != number]
         client = self._records.get(number)
-        if client is not None and not client.finished:
-            transitions.on_finish(self.state, client, Finish(cancel=True))
+        if client is not None:
+            del self._records[number]
+            if not client.finished:
+                transitions.on_finish(self.state, client, Finish(cancel=True))
 
     def _to_client(self, number: int, message: object) -> None:
         assert self._clients is not None
@@ -280,6 +295,8 @@ class ManagerLoop:
     # ---- workers ----
 
     def _on_hello(self, rank: Rank, message: Hello) -> None:
+        if rank not in self._missing:
+            raise ProtocolError("it says Hello again")
         at = f"rank {rank} at {message.node}"
         if message.error:
             self.fail(f"{at} cannot work: {message.error}")
@@ -296,7 +313,19 @@ class ManagerLoop:
                     self._welcome(number, attach)
                 self._waiting.clear()
 
+    def _on_broken_worker(self, rank: Rank, why: str) -> None:
+        """A worker says what it may not say: go on without it, if that can be."""
+        if rank not in self.state.workers or len(self.state.workers) == 1 or self._missing or self._stop_by_s is not None:
+            self.fail(why)
+            return
+        self._to_worker(rank, Stop(reason=why))
+        self.lose_worker(rank, f"broke the protocol: {why}")
+
     def _on_bye(self, rank: Rank) -> None:
+        if rank not in self.state.workers:
+            return  # it was given up
+        if self._stop_by_s is None:
+            raise ProtocolError("it leaves before it was told to stop")
         self._left.add(rank)
         self._liveness.forget(rank)
         self._see_who_left()

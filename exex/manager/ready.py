@@ -14,7 +14,7 @@ class ReadyQueue:
     """Ready tasks: by priority (lower first), then depth (deeper first), then first come first.
 
     Equal keys share a bucket: push and pop are O(1) while the key stays the same and O(log keys) when it changes.
-    A cancelled task stays where it is and is passed over by `pop`; `count` leaves it out.
+    A cancelled task stays where it is and is passed over by `take`; `count` leaves it out.
     """
 
     __slots__ = ("_buckets", "_keys", "count")
@@ -50,6 +50,9 @@ class ReadyQueue:
     def forget(self) -> None:
         """Count one READY task less: its caller gives it another status, which takes it out of the queue."""
         self.count -= 1
+        if not self.count:
+            self._buckets.clear()
+            self._keys.clear()
 
     def first(self) -> Task | None:
         """The next task, left in place; None if there is none."""

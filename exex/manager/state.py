@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from exex.errors import ProtocolError
+from exex.manager.ranges import Ranges
 from exex.manager.ready import ReadyQueue
 from exex.manager.task import App, Status, Task
+from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, Answer, AppSpec, Assign, Outcome, Rank, TaskId
 from exex.protocol.payload import Payload
 
@@ -55,6 +57,8 @@ class ClientRecord:
         unapplied: (sequence, tasks) of those Answers.
         unfinished: tasks without an outcome.
         finished: it has sent Finish, or it is gone.
+        used: every task number it has ever used.
+        functions: digests of those that it has sent.
     """
 
     def __init__(self, number: int) -> None:
@@ -65,6 +69,8 @@ class ClientRecord:
         self.unapplied: deque[tuple[int, list[TaskId]]] = deque()
         self.unfinished = 0
         self.finished = False
+        self.used = Ranges()
+        self.functions: set[bytes] = set()
         self.sequence = 0
         self.clear_answer()
 
@@ -94,6 +100,13 @@ class ClientRecord:
         self.unapplied.append((self.sequence, kept))
         self.clear_answer()
         return answer
+
+    def check_answered(self, sequence: int) -> None:
+        """Raises:
+        ProtocolError: the client has applied an Answer that it was never sent.
+        """
+        if not 0 <= sequence <= self.sequence:
+            raise ProtocolError(f"client {self.number}: has applied answer {sequence}, but {self.sequence} were sent")
 
     def applied(self, sequence: int) -> None:
         """Let go of the values of all Answers up to `sequence`."""
@@ -150,6 +163,8 @@ class ManagerState:
     functions: dict[bytes, Payload] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     assigned: int = 0
+    next_client: int = 0
+    next_app: int = 0
 
     def client_of(self, task: TaskId) -> ClientRecord:
         """The client whose task this is."""
@@ -171,17 +186,36 @@ class ManagerState:
             worker.in_busy = True
             self.busy.append(worker)
 
-    def new_app(self, client: ClientRecord, spec: AppSpec) -> None:
-        """Register an app of a client under a number of our own.
-
-        Raises:
-            ProtocolError: its function was never sent.
+    def check_apps(self, client: ClientRecord, apps: list[AppSpec], functions: dict[bytes, Payload]) -> None:
+        """Raises:
+        ProtocolError: an app that was named before, or whose function was never sent; a digest that names two functions.
         """
-        if spec.function not in self.functions:
-            raise ProtocolError(f"client {client.number}: app {spec.app} ({spec.name}) names a function that was never sent")
-        number = len(self.apps)
+        named: set[int] = set()
+        for spec in apps:
+            if spec.app in client.apps or spec.app in named:
+                raise ProtocolError(f"client {client.number}: names app {spec.app} twice")
+            if spec.function not in self.functions and spec.function not in functions:
+                raise ProtocolError(f"client {client.number}: app {spec.app} ({spec.name}) names a function that was never sent")
+            named.add(spec.app)
+        for digest, function in functions.items():
+            known = self.functions.get(digest, function)
+            if known is not function and not payloads.same(known, function):
+                raise ProtocolError(f"client {client.number}: two functions have the digest {digest.hex()}")
+
+    def new_app(self, client: ClientRecord, spec: AppSpec) -> None:
+        """Register an app of a client under a number of our own. Its function is there already."""
+        number = self.next_app
+        self.next_app += 1
         own = msgspec.structs.replace(spec, app=number)
         self.apps[number] = client.apps[spec.app] = App(own, self.functions[spec.function])
+
+    def forget_client(self, client: ClientRecord) -> None:
+        """Nothing of a client is left: its record goes, and so do apps and functions that only it has used."""
+        del self.clients[client.number]
+        for app in client.apps.values():
+            del self.apps[app.number]
+        for digest in client.functions.difference(*(other.functions for other in self.clients.values())):
+            del self.functions[digest]
 
     def finish_task(self, task: Task, outcome: int, payload: Payload, causes: list[TaskId] | None = None) -> None:
         """Take the record of a task away and answer its client. Its dependents are the caller's business."""
@@ -194,11 +228,14 @@ class ManagerState:
             self.counts.done += 1
         elif outcome == Outcome.CANCELLED:
             self.counts.cancelled += 1
-            return  # the client knows: it asked for it
         else:
             self.counts.failed += 1
         if client.finished:
+            if not client.unfinished:
+                self.forget_client(client)
             return
+        if outcome == Outcome.CANCELLED:
+            return  # the client knows: it asked for it
         client.kept[task.id] = (outcome, payload)
         if causes:
             client.causes[len(client.tasks)] = causes
@@ -231,6 +268,7 @@ class ManagerState:
         """Assert every invariant. O(everything): for tests and the simulation."""
         held: dict[Rank, int] = dict.fromkeys(self.workers, 0)
         ready = unfinished = assigned = shelved = 0
+        held_s: dict[Rank, float] = dict.fromkeys(self.workers, 0.0)
         for task_id, task in self.tasks.items():
             assert task.id == task_id
             unfinished += 1
@@ -239,6 +277,7 @@ class ManagerState:
             if task.status == Status.ASSIGNED:
                 assigned += 1
                 held[task.rank] += 1
+                held_s[task.rank] += task.guess_s
             if task.values is not None:
                 assert task.open_needs == sum(value is None for value in task.values), task
             assert task.open_needs == 0 or task.status == Status.WAITING, task
@@ -249,12 +288,15 @@ class ManagerState:
         assert self.losses.keys() <= self.tasks.keys()
         for rank in self.dropped.values():
             held[rank] += 1
+        assert all(self.workers.get(worker.rank) is worker for worker in (*self.free, *self.busy, *self.refilled))
+        assert self.drops.keys() <= self.workers.keys()
         assert ready == self.ready.count, (ready, self.ready.count)
         assert shelved == self.shelved, (shelved, self.shelved)
         assert assigned == self.assigned, (assigned, self.assigned)
         assert unfinished == sum(client.unfinished for client in self.clients.values())
         for worker in self.workers.values():
             assert worker.held == held[worker.rank], (worker.rank, worker.held, held[worker.rank])
+            assert abs(worker.held_s - held_s[worker.rank]) < 1e-6, (worker.rank, worker.held_s, held_s[worker.rank])
             assert self.free.count(worker) == worker.in_free, worker.rank
             assert self.busy.count(worker) == worker.in_busy, worker.rank
             if ready and not worker.leaving and worker.held < worker.slots:

@@ -1,4 +1,8 @@
-"""What each message does to the manager's state. Handlers place nothing and send nothing: `turn` does, once per turn."""
+"""What each message does to the manager's state. Handlers place nothing and send nothing: `turn` does, once per turn.
+
+What a client says is checked before anything is changed, so a ProtocolError leaves the state as it was. The shape of a
+message (columns, bounds) was checked when it was decoded: see protocol/checks.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,8 @@ from exex.protocol.payload import Payload
 
 def on_attach(state: ManagerState, msg: Attach) -> ClientRecord:
     """A new client. Its number is the next free one."""
-    client = ClientRecord(len(state.clients))
+    client = ClientRecord(state.next_client)
+    state.next_client += 1
     state.clients[client.number] = client
     return client
 
@@ -40,21 +45,25 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
     """Take new tasks into the graph. Cost: O(tasks + needs).
 
     Raises:
-        ProtocolError: an app, a function or a need that the client never named; columns of unequal length.
+        ProtocolError: an app, a function or a need that the client never named; a number that was used before.
     """
+    first, count = client.base + msg.first, len(msg.payloads)
+    client.check_answered(msg.answered)
+    if client.used.meets(first, count):
+        raise ProtocolError(f"client {client.number}: task {msg.first}, or one of the {count} from there, exists already")
+    state.check_apps(client, msg.apps, msg.functions)
+    named = {spec.app for spec in msg.apps}
+    for number in set(msg.calls):
+        if number not in client.apps and number not in named:
+            raise ProtocolError(f"client {client.number}: calls an app {number} that it never named")
+    _check_needs(state, client, msg)
     client.applied(msg.answered)
-    state.functions.update((digest, function) for digest, function in msg.functions.items())
+    state.functions.update(msg.functions)
+    client.functions.update(msg.functions)
     for spec in msg.apps:
         state.new_app(client, spec)
-    first, count, calls = client.base + msg.first, len(msg.payloads), msg.calls
-    if not count or (len(calls) != count and len(calls) != 1):
-        raise ProtocolError(f"client {client.number}: {len(calls)} apps for {count} calls")
-    if first in state.tasks or first + count - 1 in state.tasks:
-        raise ProtocolError(f"client {client.number}: task {msg.first} exists already")
-    try:
-        apps = [client.apps[number] for number in calls]
-    except KeyError as error:
-        raise ProtocolError(f"client {client.number}: calls an app {error} that it never named") from None
+    client.used.add(first, count)
+    apps = [client.apps[number] for number in msg.calls]
     app_of_each = apps * count if len(apps) == 1 else apps
     new = [Task(first + i, app, call) for i, (app, call) in enumerate(zip(app_of_each, msg.payloads))]
     state.tasks.update((task.id, task) for task in new)
@@ -71,12 +80,20 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
             _link(state, client, task, needs, msg.given.get(i, {}))
 
 
-def _link(state: ManagerState, client: ClientRecord, task: Task, needs: list[TaskId], given: dict[int, Payload]) -> None:
-    """Tie a new task to its needs; ready it if all are there, fail it if one has failed.
-
-    Raises:
-        ProtocolError: a need that is neither unfinished nor kept nor given.
+def _check_needs(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
+    """Raises:
+    ProtocolError: a need that is neither unfinished nor kept nor given nor new itself.
     """
+    tasks, kept, base, first, end = state.tasks, client.kept, client.base, msg.first, msg.first + len(msg.payloads)
+    for i, needs in msg.needs.items():
+        for local in needs:
+            if local < 0 or base + local in tasks or base + local in kept or first <= local < end:
+                continue
+            raise ProtocolError(f"client {client.number}: task {first + i} needs task {local}, which is unknown")
+
+
+def _link(state: ManagerState, client: ClientRecord, task: Task, needs: list[TaskId], given: dict[int, Payload]) -> None:
+    """Tie a new task to its needs; ready it if all are there, fail it if one has failed."""
     values: list[Payload] = [None] * len(needs)
     task.values = values
     failed: tuple[TaskId, Payload] | None = None
@@ -93,9 +110,7 @@ def _link(state: ManagerState, client: ClientRecord, task: Task, needs: list[Tas
             task.open_needs += 1
             task.depth = max(task.depth, need.depth + 1)
             continue
-        outcome, value = client.kept.get(client.base + local, (-1, None))
-        if outcome < 0:
-            raise ProtocolError(f"client {client.number}: task {task.id - client.base} needs task {local}, which is unknown")
+        outcome, value = client.kept[client.base + local]
         if outcome == Outcome.DONE:
             values[place] = value
             task.depth = max(task.depth, 1)
@@ -109,12 +124,16 @@ def _link(state: ManagerState, client: ClientRecord, task: Task, needs: list[Tas
 
 
 def on_promise(state: ManagerState, client: ClientRecord, msg: Promise) -> None:
-    """Tasks that the client itself will fulfil."""
-    for local in range(msg.first, msg.first + msg.count):
-        task = Task(client.base + local, None, b"")
-        if task.id in state.tasks:
-            raise ProtocolError(f"client {client.number}: task {local} exists already")
-        state.tasks[task.id] = task
+    """Tasks that the client itself will fulfil.
+
+    Raises:
+        ProtocolError: a number that was used before.
+    """
+    first = client.base + msg.first
+    if client.used.meets(first, msg.count):
+        raise ProtocolError(f"client {client.number}: task {msg.first}, or one of the {msg.count} from there, exists already")
+    client.used.add(first, msg.count)
+    state.tasks.update((number, Task(number, None, b"")) for number in range(first, first + msg.count))
     state.counts.submitted += msg.count
     client.unfinished += msg.count
 
@@ -125,10 +144,12 @@ def on_fulfil(state: ManagerState, client: ClientRecord, msg: Fulfil) -> None:
     Raises:
         ProtocolError: not an open promise of this client.
     """
-    for local, outcome, value in zip(msg.tasks, msg.outcomes, msg.payloads, strict=True):
-        task = state.tasks.get(client.base + local)
+    promises = [state.tasks.get(client.base + local) for local in msg.tasks]
+    for local, task in zip(msg.tasks, promises):
         if task is None or task.app is not None:
             raise ProtocolError(f"client {client.number}: task {local} is not an open promise")
+    for task, outcome, value in zip(promises, msg.outcomes, msg.payloads):
+        assert task is not None
         if outcome == Outcome.DONE:
             succeed(state, task, value)
         else:
@@ -156,20 +177,31 @@ def on_verdict(state: ManagerState, client: ClientRecord, msg: Verdict) -> None:
 
 
 def on_applied(state: ManagerState, client: ClientRecord, msg: Applied) -> None:
-    """Values that the client has need not be kept."""
+    """Values that the client has need not be kept.
+
+    Raises:
+        ProtocolError: an Answer that it was never sent.
+    """
+    client.check_answered(msg.answered)
     client.applied(msg.answered)
 
 
 def on_finish(state: ManagerState, client: ClientRecord, msg: Finish) -> None:
-    """The script has ended: answers are no longer wanted; with `cancel`, neither are its tasks."""
+    """The script has ended: answers are no longer wanted; with `cancel`, neither are its tasks.
+
+    What waits for the client itself (promises, retry handlers) would wait for ever, so it is cancelled in any case.
+    """
     client.finished = True
     client.clear_answer()
     client.kept.clear()
     client.unapplied.clear()
-    if msg.cancel:
-        for task in [task for task in state.tasks.values() if task.id >> CLIENT_SHIFT == client.number]:
-            if state.tasks.get(task.id) is task:
-                cancel(state, task)
+    if not client.unfinished:
+        state.forget_client(client)
+        return
+    for task in [task for task in state.tasks.values() if task.id >> CLIENT_SHIFT == client.number]:
+        waits_for_client = task.app is None or task.status == Status.ASKING
+        if (msg.cancel or waits_for_client) and state.tasks.get(task.id) is task:
+            cancel(state, task)
 
 
 # ---- workers --------------------------------------------------------------------------------------------------
@@ -196,13 +228,14 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
     """
     worker = state.workers.get(rank)
     if worker is None:
-        return  # it was given up; its attempts are with others now
+        raise ProtocolError("it reports before its Hello")
     tasks = state.tasks
-    for task_id, outcome, value, seconds in zip(msg.tasks, msg.outcomes, msg.payloads, msg.seconds, strict=True):
+    for task_id, outcome, value, seconds in zip(msg.tasks, msg.outcomes, msg.payloads, msg.seconds):
         task = tasks.get(task_id)
         if task is None or task.rank != rank or task.status != Status.ASSIGNED:
-            if state.dropped.pop(task_id, None) != rank:
+            if state.dropped.get(task_id) != rank:
                 raise ProtocolError(f"rank {rank} reports task {task_id}, which it does not hold")
+            del state.dropped[task_id]
             worker.held -= 1
             continue
         worker.held -= 1
@@ -328,6 +361,7 @@ def cancel(state: ManagerState, task: Task) -> None:
         task.status = Status.WAITING
     elif task.status == Status.ASSIGNED:
         state.assigned -= 1
+        state.workers[task.rank].held_s -= task.guess_s
         state.dropped[task.id] = task.rank
         state.drops.setdefault(task.rank, []).append(task.id)
     state.finish_task(task, Outcome.CANCELLED, b"")

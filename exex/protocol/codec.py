@@ -2,6 +2,9 @@
 
 Frame 0 is the message; the frames of each `Large` payload in it follow in order and are never copied here. In frame 0
 a `Large` stands as an extension of type 1 that holds the number of its first frame and how many it has.
+
+Nothing is opened, and nothing is allocated that the bytes do not pay for: msgspec compares each length in frame 0 with what
+is left of it, and every further frame belongs to exactly one payload.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import msgspec
 
 from exex.errors import ProtocolError
 from exex.protocol import messages
+from exex.protocol.checks import CHECKS
 from exex.protocol.payload import Buffer, Large
 
 Frames = Sequence[Buffer]
@@ -30,7 +34,11 @@ class Encoder:
 
     def encode(self, message: object) -> list[Buffer]:
         """Frames of `message`: one, or more if it holds `Large` payloads."""
-        head = self._encoder.encode(message)
+        try:
+            head = self._encoder.encode(message)
+        except BaseException:
+            self._frames = []
+            raise
         if not self._frames:
             return [head]
         frames = [head, *self._frames]
@@ -50,6 +58,7 @@ class Decoder(Generic[M]):
 
     def __init__(self, kinds: Any) -> None:
         self._frames: Frames = ()
+        self._next = 1  # frame that no payload has yet
         self._decoder = msgspec.msgpack.Decoder(kinds, ext_hook=self._decode_large)
 
     def decode(self, frames: Frames) -> M:
@@ -59,20 +68,28 @@ class Decoder(Generic[M]):
             ProtocolError: the bytes are no message of the kinds that are allowed here.
         """
         self._frames = frames
+        self._next = 1
         try:
-            return cast(M, self._decoder.decode(frames[0]))
-        except (msgspec.MsgspecError, IndexError, UnicodeDecodeError) as error:
+            message = self._decoder.decode(frames[0])
+            if self._next != len(frames):
+                raise ProtocolError(f"{len(frames)} frames, of which {self._next} are used")
+        except (msgspec.MsgspecError, IndexError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"not a message that may arrive here: {error}") from error
         finally:
             self._frames = ()
+        check = CHECKS.get(type(message))
+        if check is not None:
+            check(message)
+        return cast(M, message)
 
     def _decode_large(self, code: int, data: memoryview) -> Large:
         if code != _LARGE or len(data) != 8:
             raise ProtocolError(f"unknown extension {code} of {len(data)} bytes")
         first = int.from_bytes(data[:4], "little")
         end = first + int.from_bytes(data[4:], "little")
-        if not 0 < first < end <= len(self._frames):
-            raise ProtocolError(f"a payload in frames {first} to {end} of {len(self._frames)}")
+        if not self._next == first < end <= len(self._frames):
+            raise ProtocolError(f"a payload in frames {first} to {end} of {len(self._frames)}, where {self._next} comes next")
+        self._next = end
         return Large(self._frames[first:end])
 
 

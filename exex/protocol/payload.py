@@ -46,6 +46,15 @@ class Large:
 Payload: TypeAlias = Any
 """`bytes | Large`. Typed Any because msgspec decodes `Large` through an extension type."""
 
+
+
+def same(one: Payload, other: Payload) -> bool:
+    """Whether two payloads are the same bytes. Nothing is opened."""
+    if type(one) is not Large or type(other) is not Large:
+        return type(one) is type(other) and bool(one == other)
+    return len(one.frames) == len(other.frames) and all(memoryview(a) == memoryview(b) for a, b in zip(one.frames, other.frames))
+
+
 _ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 _thread = threading.local()
 

@@ -25,13 +25,13 @@ class Link(Protocol):
         """
 
     def receive(self) -> tuple[int, list[Buffer]] | None:
-        """The next message that has arrived and its sender, `(sender, GONE)` once at its end, or None for now."""
+        """The next message that has arrived and its sender, `(sender, GONE)` once at its end, or None for now.
+
+        A peer that does not keep to the transport's format is at its end.
+        """
 
     def progress(self) -> bool:
         """Push queued messages on. True while some have not left yet. For a peer that is gone they are forgotten."""
-
-    def forget(self, peer: int) -> None:
-        """This peer is given up: what is queued for it is dropped, what still comes from it is not received."""
 
     def fileno(self) -> int:
         """A descriptor that turns readable when something may have arrived; -1 if there is none."""
@@ -44,3 +44,17 @@ class Link(Protocol):
 
     def close(self) -> None:
         """Release everything. Idempotent. Does not wait for queued messages; call `progress` before."""
+
+
+class Server(Link, Protocol):
+    """An end whose peers may be strangers."""
+
+    def drop(self, peer: int) -> None:
+        """Take no more messages from this peer. What is queued for it still leaves; after that it is told of its end."""
+
+
+class Ranks(Link, Protocol):
+    """The manager's end towards its workers."""
+
+    def forget(self, peer: int) -> None:
+        """This peer is given up: what is queued for it is dropped, what still comes from it is not received."""

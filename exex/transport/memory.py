@@ -83,6 +83,7 @@ class MemoryLink:
         self.known: set[int] = set()
         self.forgotten: set[int] = set()
         self.closed = False
+        self.dropped: set[int] = set()
 
     def send(self, peer: int, frames: list[Buffer]) -> None:
         """See `Link.send`."""
@@ -94,17 +95,25 @@ class MemoryLink:
     def receive(self) -> tuple[int, list[Buffer]] | None:
         """See `Link.receive`."""
         while self.arrived:
-            sender, frames = self.arrived.popleft()
-            if sender not in self.forgotten:
-                return sender, frames
+            arrived = self.arrived.popleft()
+            if arrived[0] in self.forgotten:
+                continue
+            if arrived[0] not in self.dropped or arrived[1] is GONE:
+                return arrived
         return None
+
+    def drop(self, peer: int) -> None:
+        """See `Server.drop`."""
+        if peer not in self.dropped:
+            self.dropped.add(peer)
+            self._network.carry(self.number, peer, GONE)
 
     def progress(self) -> bool:
         """See `Link.progress`: nothing is ever left unsent."""
         return False
 
     def forget(self, peer: int) -> None:
-        """See `Link.forget`."""
+        """See `Ranks.forget`."""
         self.forgotten.add(peer)
 
     def fileno(self) -> int:

@@ -216,7 +216,7 @@ class MpiLink:
         return bool(unsent)
 
     def forget(self, peer: int) -> None:
-        """See `Link.forget`."""
+        """See `Ranks.forget`."""
         self._forgotten.add(peer)
         self._kept += [sending for sending in self._unsent if sending.peer == peer]
         self._unsent = deque(sending for sending in self._unsent if sending.peer != peer)

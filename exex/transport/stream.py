@@ -14,10 +14,19 @@ from exex.protocol.payload import Buffer
 from exex.transport.base import GONE
 
 _CHUNK = 256 * 1024
-_MOST_FRAMES = 1 << 16
+_IOV_MOST = 512
+
+MOST_FRAMES = 1 << 20
+"""Frames of one message."""
+
+MOST_MESSAGE_BYTES = 1 << 40
+"""Bytes of one message."""
+
+_GROWTH = 16 * 1024**2
+"""Memory for a frame is made as its bytes arrive, beginning with so much: a header's promise alone allocates nothing more."""
+
 _ONE = struct.Struct("<IQ")
 _COUNT = struct.Struct("<I")
-_IOV_MOST = 512
 
 
 def pack(frames: list[Buffer]) -> list[Buffer]:
@@ -38,10 +47,11 @@ class Reader:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._chunk = bytearray(_CHUNK)
-        self._pending = b""  # received, not yet parsed
+        self._pending = bytearray()  # received, not yet parsed
+        self._needed = 0  # bytes that `_pending` must have before it is worth a look
         self._frames: list[Buffer] = []  # of the message that is being put together
-        self._lengths: list[int] = []  # of its frames that are still missing
-        self._large: bytearray | None = None  # a frame that is being received straight into place
+        self._lengths: list[int] = []  # of its frames that are still missing, the next one last
+        self._large: bytearray | None = None  # a frame that is being received straight into place; may have to grow
         self._filled = 0
         self.messages: deque[list[Buffer]] = deque()
 
@@ -56,9 +66,11 @@ class Reader:
             ProtocolError: the peer does not speak this format.
         """
         if self._large is not None:
+            if self._filled == len(self._large):
+                self._large += bytes(min(self._lengths[-1] - self._filled, self._filled))
             got = self._socket.recv_into(memoryview(self._large)[self._filled :])
             self._filled += got
-            if got and self._filled == len(self._large):
+            if got and self._filled == self._lengths[-1]:
                 self._frames.append(self._large)
                 self._large = None
                 self._finish_frames(b"")
@@ -67,12 +79,18 @@ class Reader:
         if not got:
             return False
         data = bytes(memoryview(self._chunk)[:got])
-        self._parse(self._pending + data if self._pending else data)
+        if self._pending:
+            self._pending += data
+            if len(self._pending) < self._needed:
+                return True
+            data = bytes(self._pending)
+        self._parse(data)
         return True
 
     def _parse(self, data: bytes) -> None:
         """Cut complete messages off the front of `data`; keep the rest."""
         at, size, messages = 0, len(data), self.messages
+        self._needed = 0
         if self._lengths:
             at = self._take(data, 0)
         while not self._lengths and size - at >= 12:
@@ -82,34 +100,38 @@ class Reader:
                 messages.append([data[at : at + length]])
                 at += length
                 continue
-            if not 0 < count <= _MOST_FRAMES:
+            if not 0 < count <= MOST_FRAMES:
                 raise ProtocolError(f"a message of {count} frames")
             header = 4 + 8 * count
             if size - at < header:
+                self._needed = header
                 break
-            self._lengths = list(struct.unpack_from(f"<{count}Q", data, at + 4))
+            lengths = list(struct.unpack_from(f"<{count}Q", data, at + 4))[::-1]
+            if sum(lengths) > MOST_MESSAGE_BYTES:
+                raise ProtocolError(f"a message of {sum(lengths)} bytes")
+            self._lengths = lengths
             at = self._take(data, at + header)
-        self._pending = data[at:]
+        self._pending = bytearray(data[at:])
 
     def _take(self, data: bytes, at: int) -> int:
         """Take frames of the current message from `data`; a frame that is not all there gets its own memory."""
         while self._lengths:
-            length = self._lengths[0]
+            length = self._lengths[-1]
             if len(data) - at >= length:
                 frame = data[at : at + length]
                 self._frames.append(bytearray(frame) if self._frames else frame)
                 at += length
-                del self._lengths[0]
+                self._lengths.pop()
                 continue
-            self._large = bytearray(length)
             self._filled = len(data) - at
+            self._large = bytearray(min(length, max(_GROWTH, self._filled)))
             self._large[: self._filled] = data[at:]
             return len(data)
         self._finish_message()
         return at
 
     def _finish_frames(self, data: bytes) -> None:
-        del self._lengths[0]
+        self._lengths.pop()
         if self._lengths:
             self._take(data, 0)
         else:
@@ -121,7 +143,12 @@ class Reader:
 
 
 class StreamLink:
-    """The non-blocking end of one stream; its only peer is number 0."""
+    """The non-blocking end of one stream; its only peer is number 0.
+
+    Attributes:
+        gone: GONE was received. The descriptor stays readable from then on: whoever watches it should stop.
+        error: what the peer did wrong, if that was its end.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -129,7 +156,9 @@ class StreamLink:
         self._reader = Reader(sock)
         self._unsent: deque[memoryview] = deque()
         self._broken = False
-        self._ended = False
+        self._ended = False  # nothing more is read
+        self.gone = False
+        self.error = ""
 
     def fileno(self) -> int:
         """The socket; -1 once closed."""
@@ -177,27 +206,38 @@ class StreamLink:
                 sent -= len(unsent.popleft())
         return False
 
-    def forget(self, peer: int) -> None:
-        """See `Link.forget`: there is only one peer, so this is the end of the link."""
-        self._unsent.clear()
+    def drop(self, peer: int) -> None:
+        """See `Server.drop`. What a peer does not take at once it never gets."""
         self._reader.messages.clear()
+        self.progress()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        self._unsent.clear()
         self._ended = True
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was quicker
 
     def receive(self) -> tuple[int, list[Buffer]] | None:
         """See `Link.receive`."""
         messages = self._reader.messages
         while not messages:
-            if self._ended:
+            if self.gone:
                 return None
+            if self._ended:
+                self.gone = True
+                return 0, GONE
             try:
-                if not self._reader.fill():
-                    self._ended = True
-                    return 0, GONE
+                self._ended = not self._reader.fill()
             except BlockingIOError:
                 return None
             except ConnectionError:
                 self._ended = True
-                return 0, GONE
+            except ProtocolError as error:
+                self.error = str(error)
+                self._hang_up()
         return 0, messages.popleft()
 
     def close(self) -> None:

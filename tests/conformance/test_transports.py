@@ -101,3 +101,15 @@ def test_zeromq_does_not_hear_a_client_with_a_wrong_token(tmp_path: Path) -> Non
     assert arrived == (0, [b"hello"])
     for link in (wrong, right, server):
         link.close()
+
+
+def test_memory_does_not_hear_a_peer_that_was_dropped() -> None:
+    network = Network()
+    one, two, three = (network.end(number) for number in (1, 2, 3))
+    two.send(1, [b"before"])
+    one.drop(2)
+    two.send(1, [b"after"])
+    three.send(1, [b"hello"])
+    assert two.receive() == (1, GONE)
+    assert one.receive() == (3, [b"hello"])
+    assert one.receive() is None

@@ -218,8 +218,66 @@ def test_a_lost_worker_gives_its_attempts_back() -> None:
     manager.done(2, *first[2].tasks)
     again = manager.turn()[2]
     assert again.tasks == [lost] and again.attempts == {0: 2}
-    manager.done(1, lost)  # late words of the lost worker change nothing
+    with pytest.raises(ProtocolError, match="before its Hello"):
+        manager.done(1, lost)  # the loop passes over late words of a lost worker
     assert manager.state.tasks[lost].status == Status.ASSIGNED
+
+
+def test_losses_are_no_failures_but_end_somewhere() -> None:
+    manager = Manager(1, 1, 1, 1, 1)
+    manager.submit(1)
+    for rank in range(transitions.LOSSES_TOLERATED):
+        (holder,) = manager.turn()
+        transitions.on_worker_lost(manager.state, holder, f"loss {rank}")
+    (holder,) = manager.turn()
+    transitions.on_worker_lost(manager.state, holder, "was killed by SIGKILL")
+    outcome, error = manager.answers()[0]
+    assert outcome == Outcome.LOST
+    assert "lost its worker 4 times" in str(payload.load(error))
+    manager.state.check()
+
+
+def test_a_loss_does_not_use_up_a_retry() -> None:
+    manager = Manager(1, 1, retries=1)
+    manager.submit(1)
+    (holder,) = manager.turn()
+    transitions.on_worker_lost(manager.state, holder, "test")
+    (holder,) = manager.turn()
+    manager.done(holder, 0, outcome=Outcome.FAILED)
+    (assign,) = manager.turn().values()
+    assert assign.attempts == {0: 3}
+    manager.done(holder, 0, outcome=Outcome.FAILED)
+    assert manager.answers()[0][0] == Outcome.FAILED
+
+
+def test_what_does_not_fit_into_the_allocation_is_set_aside() -> None:
+    manager = Manager(2, walltime_s=10.0)
+    manager.state.ends_s, manager.state.now_s = 100.0, 89.0
+    manager.submit(3)
+    assert manager.turn()[1].tasks == [0, 1]
+    manager.state.now_s = 91.0
+    manager.done(1, 0, seconds=1.0)
+    assert not manager.turn() and manager.state.shelved == 1
+    transitions.on_cancel(manager.state, manager.client, Cancel(tasks=[2]))
+    manager.state.check()
+    assert not manager.state.shelved
+
+
+def test_without_a_walltime_the_slowest_attempts_decide_what_fits() -> None:
+    manager = Manager(1)
+    manager.submit(102)
+    for task in range(100):
+        assert manager.turn()[1].tasks == [task]
+        manager.done(1, task, seconds=7.0 if task in {10, 20, 30, 40, 50, 60} else 2.0)
+    manager.state.ends_s, manager.state.now_s = 100.0, 94.0
+    assert not manager.turn() and manager.state.shelved == 2  # one in twenty takes longer than the 6 s that are left
+
+
+def test_after_a_notice_nothing_of_unknown_length_begins() -> None:
+    manager = Manager(1)
+    manager.submit(1)
+    manager.state.ends_s, manager.state.noticed = 100.0, True
+    assert not manager.turn() and manager.state.shelved == 1
 
 
 def test_finish_with_cancel_leaves_nothing() -> None:

@@ -206,7 +206,7 @@ def test_the_blocking_end_tells_the_end_too():
     b.close()
 
 
-@pytest.mark.parametrize("head", [bytes(12), (70_000).to_bytes(4, "little") + bytes(8), b"GET / HTTP/1.1\r\n"])
+@pytest.mark.parametrize("head", [bytes(12), (stream.MOST_FRAMES + 1).to_bytes(4, "little") + bytes(8), b"GET / HTTP/1.1\r\n"])
 def test_other_protocols_are_refused(head):
     with pytest.raises(ProtocolError, match=r"a message of \d+ frames"):
         read_all([head])

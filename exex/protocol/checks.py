@@ -1,0 +1,175 @@
+"""What the types of a message cannot say: bounds, lengths of columns, kinds of payloads. Pure; `codec` applies them.
+
+A message that passes here can be handled without a look at its shape. Whether what it says is true (a task that exists,
+a promise that is open) only the receiver's state can tell. Cost: some 20 ns per task, in loops of the interpreter's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any
+
+from exex.errors import ProtocolError
+from exex.protocol.messages import (
+    CLIENT_SHIFT,
+    AppSpec,
+    Assign,
+    Cancel,
+    Done,
+    Fulfil,
+    Hello,
+    Kind,
+    Outcome,
+    Promise,
+    Submit,
+    Verdict,
+)
+from exex.protocol.payload import Large
+
+MOST_PROMISED = 1 << 20
+"""Tasks of one Promise: the only number in a message that costs memory without bytes to show for it."""
+
+MOST_SLOTS = 1 << 16
+"""Slots of one worker."""
+
+MOST_NAME = 1 << 12
+"""Characters in the name of an app."""
+
+MOST_DIGEST_BYTES = 64
+
+_END = 1 << CLIENT_SHIFT  # a client's own task numbers are below
+_PAYLOADS = frozenset((bytes, Large))
+_OUTCOMES = bytes(Outcome)
+_KEPT_OR_BROKEN = bytes((Outcome.DONE, Outcome.FAILED))
+_KINDS = frozenset(Kind)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ProtocolError(message)
+
+
+def _payloads(payloads: Iterable[object]) -> None:
+    if not _PAYLOADS.issuperset(map(type, payloads)):
+        kinds = sorted(kind.__name__ for kind in set(map(type, payloads)) - _PAYLOADS)
+        raise ProtocolError(f"a payload that is no bytes: {', '.join(kinds)}")
+
+
+def _tasks(tasks: list[int]) -> None:
+    if tasks and not (min(tasks) >= 0 and max(tasks) < _END):
+        raise ProtocolError(f"task numbers from {min(tasks)} to {max(tasks)}")
+
+
+def _new_tasks(first: int, count: int) -> None:
+    if not (count > 0 and 0 <= first <= _END - count):
+        raise ProtocolError(f"{count} new tasks from number {first}")
+
+
+def _app(spec: AppSpec) -> None:
+    _require(spec.app >= 0, f"an app with the number {spec.app}")
+    _require(len(spec.name) <= MOST_NAME, f"app {spec.app} has a name of {len(spec.name)} characters")
+    _require(0 < len(spec.function) <= MOST_DIGEST_BYTES, f"app {spec.app} has a digest of {len(spec.function)} bytes")
+    _require(spec.kind in _KINDS, f"app {spec.app} is of the unknown kind {spec.kind}")
+    _require(spec.retries >= 0, f"app {spec.app} wants {spec.retries} retries")
+    limit = spec.walltime_s
+    _require(limit is None or limit >= 0, f"app {spec.app} has a walltime of {limit} s")
+
+
+def _functions(functions: dict[bytes, Any]) -> None:
+    _payloads(functions.values())
+    if functions:
+        _require(min(map(len, functions)) > 0 and max(map(len, functions)) <= MOST_DIGEST_BYTES, "a digest of wrong length")
+
+
+def submit(msg: Submit) -> None:
+    """Columns of equal length, needs on earlier tasks only (so the graph has no cycles), values where they are promised."""
+    count = len(msg.payloads)
+    _new_tasks(msg.first, count)
+    _require(len(msg.calls) in (1, count), f"{len(msg.calls)} apps for {count} calls")
+    _payloads(msg.payloads)
+    for spec in msg.apps:
+        _app(spec)
+    _functions(msg.functions)
+    if msg.needs or msg.given:
+        _needs(msg)
+
+
+def _needs(msg: Submit) -> None:
+    first, end = msg.first, msg.first + len(msg.payloads)
+    numbers = list(chain.from_iterable(msg.needs.values()))
+    lowest, highest = min(numbers, default=0), max(numbers, default=0)
+    _require(lowest >= -1 and highest < _END, "needs with impossible numbers")
+    _require(min(msg.needs, default=0) >= 0 and max(msg.needs, default=0) < end - first, "needs of calls that are not there")
+    _require(msg.given.keys() <= msg.needs.keys(), "values for calls that need none")
+    for values in msg.given.values():
+        _payloads(values.values())
+    if highest >= first:
+        for i, needs in msg.needs.items():
+            for need in needs:
+                if first + i <= need < end:
+                    raise ProtocolError(f"task {first + i} needs task {need}, which does not come before it")
+    if lowest < 0 or msg.given:
+        for i, needs in msg.needs.items():
+            if {place for place, need in enumerate(needs) if need < 0} != msg.given.get(i, {}).keys():
+                raise ProtocolError(f"the values that are given to task {first + i} are not those that it lacks")
+
+
+def promise(msg: Promise) -> None:
+    """No more tasks than a client may have meant."""
+    _new_tasks(msg.first, msg.count)
+    _require(msg.count <= MOST_PROMISED, f"{msg.count} promises in one message")
+
+
+def fulfil(msg: Fulfil) -> None:
+    """Columns of equal length; each task once."""
+    _tasks(msg.tasks)
+    _require(len(msg.tasks) == len(msg.outcomes) == len(msg.payloads), "columns of unequal length")
+    _require(len(set(msg.tasks)) == len(msg.tasks), "a task twice in one message")
+    _require(not msg.outcomes.translate(None, _KEPT_OR_BROKEN), "a promise with an unknown outcome")
+    _payloads(msg.payloads)
+
+
+def cancel(msg: Cancel) -> None:
+    """Task numbers of a client."""
+    _tasks(msg.tasks)
+
+
+def verdict(msg: Verdict) -> None:
+    """A task number of a client, and a payload."""
+    _tasks([msg.task])
+    _payloads([msg.payload])
+
+
+def hello(msg: Hello) -> None:
+    """A number of slots that can be."""
+    _require(0 < msg.slots <= MOST_SLOTS or bool(msg.error), f"{msg.slots} slots")
+
+
+def done(msg: Done) -> None:
+    """Columns of equal length; times that can be averaged."""
+    count = len(msg.tasks)
+    _require(count == len(msg.outcomes) == len(msg.payloads) == len(msg.seconds), "columns of unequal length")
+    _require(not msg.outcomes.translate(None, _OUTCOMES), "an unknown outcome")
+    _payloads(msg.payloads)
+    seconds = msg.seconds
+    _require(not seconds or (min(seconds) >= 0 and math.isfinite(sum(seconds))), "running times that are none")
+
+
+def assign(msg: Assign) -> None:
+    """Columns of equal length."""
+    _require(len(msg.tasks) == len(msg.payloads) and len(msg.calls) in (1, len(msg.tasks)), "columns of unequal length")
+
+
+CHECKS: dict[type, Callable[[Any], None]] = {
+    Submit: submit,
+    Promise: promise,
+    Fulfil: fulfil,
+    Cancel: cancel,
+    Verdict: verdict,
+    Hello: hello,
+    Done: done,
+    Assign: assign,
+}
+"""By the type of the message; a type that is not here needs none."""

@@ -1,0 +1,136 @@
+"""Is the net tight? Deliberate bugs, each of which the simulation must find: `python -m tests.sim.mutations [--seeds 1000]`.
+
+A mutation replaces a piece of a function's source. One that does not apply any more is an error: bring it up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from exex.manager import placement, transitions
+from exex.manager.loop import ManagerLoop
+from exex.manager.ready import ReadyQueue
+from exex.manager.state import ClientRecord, ManagerState
+from exex.worker import state as worker
+from tests.sim.__main__ import SeedFailed, run_seed
+
+LIMIT_S = 20
+"""For one seed, which takes some 20 ms: a bug may also show as a loop without end."""
+
+
+class Mutation(NamedTuple):
+    """A bug: in `function`, `old` becomes `new`."""
+
+    name: str
+    function: Callable[..., Any]
+    old: str
+    new: str
+
+
+MUTATIONS = [
+    Mutation("a failed attempt is not queued again", transitions._attempt_failed, "task.attempt += 1\n        state.ready.push(task)", "task.attempt += 1"),
+    Mutation("attempts of a lost rank are not queued again", transitions.on_worker_lost, "            state.ready.push(task)", "            pass"),
+    Mutation("the attempt's number stays when a rank is lost", transitions.on_worker_lost, "task.attempt += 1", "pass"),
+    Mutation("attempts of a lost rank still count as assigned", transitions.on_worker_lost, "state.assigned -= 1", "pass"),
+    Mutation("a lost rank still stands among the free", transitions.on_worker_lost, "state.free.remove(worker)", "pass"),
+    Mutation("cancelled attempts of a lost rank are awaited", transitions.on_worker_lost, "if holder != rank}", "if True}"),
+    Mutation(
+        "late words of a lost rank are heeded", ManagerLoop._drain_workers, "if rank in self.lost:", "if False:"
+    ),
+    Mutation("a slot is given back twice", transitions.on_done, "        worker.held -= 1\n        state.assigned", "        worker.held -= 2\n        state.assigned"),
+    Mutation("the slot of a cancelled attempt is not given back", transitions.on_done, "            worker.held -= 1\n            continue", "            continue"),
+    Mutation("a worker is not listed again when it has reported", transitions.on_done, "    state.list_worker(worker)", "    pass"),
+    Mutation("the guess of a task's length is never taken back", transitions.on_done, "worker.held_s -= task.guess_s", "pass"),
+    Mutation("the last dependent is forgotten", transitions.succeed, "in task.dependents:", "in task.dependents[:-1] or task.dependents[:1]:"),
+    Mutation("a dependent starts before its last need", transitions.succeed, "if not dependent.open_needs:", "if dependent.open_needs <= 1 and dependent.status == 0:"),
+    Mutation("a value lands in the wrong place", transitions.succeed, "dependent.values[place] = value", "dependent.values[0] = value"),
+    Mutation("dependents of dependents do not fail", transitions.fail, "failed.append(dependent)", "pass"),
+    Mutation("a ready task that is cancelled still counts", transitions.cancel, "state.ready.forget()", "pass"),
+    Mutation("a running task that is cancelled is not awaited", transitions.cancel, "state.dropped[task.id] = task.rank", "pass"),
+    Mutation("the worker is not told of a cancelled task", transitions.cancel, "state.drops.setdefault(task.rank, []).append(task.id)", "pass"),
+    Mutation("the guess of a cancelled task's length is not taken back", transitions.cancel, "held_s -= task.guess_s", "held_s -= 0"),
+    Mutation("what the retry handler grants is not queued", transitions.on_verdict, "        state.ready.push(task)", "        pass"),
+    Mutation("a retry handler's task may run on", transitions._attempt_failed, "task.status = Status.ASKING", "state.ready.push(task)"),
+    Mutation("tasks of a client that is gone live on", transitions.on_finish, "(msg.cancel or waits_for_client)", "waits_for_client"),
+    Mutation("an answer is lost", ManagerState.finish_task, "client.tasks.append(task.id)", "client.tasks.append(task.id) if task.id % 16 else None"),
+    Mutation("an answer is given twice", ClientRecord.take_answer, "self.clear_answer()", "self.clear_answer() if self.sequence % 9 else None"),
+    Mutation("values are let go of too early", ClientRecord.take_answer, "self.unapplied.append((self.sequence, kept))", "[self.kept.pop(t, None) for t in kept]"),
+    Mutation("values are never let go of", ClientRecord.applied, "self.kept.pop(task, None)", "pass"),
+    Mutation("a free worker's flag stays set", placement.place, "worker.in_free = False", "pass"),
+    Mutation("the ready queue counts one too few", ReadyQueue.push_all, "self.count += len(tasks) - 1", "self.count += max(len(tasks) - 2, 0)"),
+    Mutation("a dropped call is not reported", worker.on_drop, "state.report(call, Outcome.CANCELLED, b\"\")", "pass"),
+    Mutation("a started call is taken back", worker._recover, "min(slot.port.take_back(), len(slot.held))", "min(slot.port.take_back() + 1, len(slot.held))"),
+    Mutation("what a dead process had queued is lost", worker.on_slot_died, "state.queue.appendleft(slot.held.pop())", "slot.held.pop()"),
+    Mutation("the death of a task process is not reported", worker.on_slot_died, "state.report(running, Outcome.LOST,", "(running, Outcome.LOST,"),
+    Mutation("a walltime is never enforced", worker.on_tick, "running_s >= head.spec.walltime_s", "running_s >= 1e9"),
+]  # fmt: skip
+
+
+@contextmanager
+def applied(mutation: Mutation) -> Iterator[None]:
+    """The bug is there meanwhile, for everybody who holds the function.
+
+    Raises:
+        LookupError: the source has changed, and the mutation does not fit any more.
+    """
+    function = mutation.function
+    source = textwrap.dedent(inspect.getsource(function))
+    old, new = mutation.old, mutation.new
+    if source.count(old) != 1:
+        raise LookupError(f"{mutation.name}: {mutation.old!r} is {source.count(old)} times in {function.__qualname__}")
+    names: dict[str, Any] = {}
+    exec(compile("from __future__ import annotations\n" + source.replace(old, new), f"<{mutation.name}>", "exec"), function.__globals__, names)
+    before = function.__code__
+    function.__code__ = names[function.__name__].__code__
+    try:
+        yield
+    finally:
+        function.__code__ = before
+
+
+def caught(mutation: Mutation, seeds: int) -> tuple[int, str] | None:
+    """The first seed that finds the bug, and by what; None if none does."""
+    before = signal.signal(signal.SIGALRM, _hangs)
+    try:
+        with applied(mutation):
+            for seed in range(seeds):
+                signal.alarm(LIMIT_S)
+                try:
+                    run_seed(seed)
+                except SeedFailed as failed:
+                    return seed, str(failed).split("\n", 1)[0].split(": ", 1)[1]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    return None
+
+
+def _hangs(*_: object) -> None:
+    raise AssertionError(f"a seed runs for {LIMIT_S} s")
+
+
+def main() -> int:
+    """Print a table; 1 if a bug stays undetected."""
+    parser = argparse.ArgumentParser(prog="python -m tests.sim.mutations", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1000)
+    args = parser.parse_args()
+    missed = 0
+    print(f"{'bug':60} {'seed':>4}  found by")
+    for mutation in MUTATIONS:
+        found = caught(mutation, args.seeds)
+        missed += found is None
+        seed, how = found or ("-", f"NOT FOUND in {args.seeds} seeds")
+        print(f"{mutation.name:60} {seed:>4}  {how[:110]}", flush=True)
+    print(f"{len(MUTATIONS) - missed} of {len(MUTATIONS)} found")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
