@@ -8,6 +8,8 @@ runs of each (test_dead_ranks.py).
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import os
 import random
 import sys
@@ -19,8 +21,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.endurance import MARK, nobody_left
+from tests.endurance import MARK, nobody_left, processes
 from tests.launch import Ended, Launch
+from tests.slurm import Cluster, why_not
 
 WORKFLOW = """
 import sys, time
@@ -57,48 +60,55 @@ print("all right", flush=True)
 """
 
 
-def guards(manager: int) -> list[psutil.Process]:
-    """Guards of the worker ranks, in no order: they are children of the parent of rank 0's guard, or of its siblings."""
-    guard = psutil.Process(manager).parent()
-    assert guard is not None
-    launcher = guard.parent()
-    assert launcher is not None
-    return [other for other in launcher.children() if other.pid != guard.pid]
+def workers(mark: str, manager: int) -> list[psutil.Process]:
+    """The worker ranks of a job: its processes that have an MPI library, but for the manager."""
+    found = []
+    for process in processes(mark):
+        with contextlib.suppress(psutil.Error):
+            if process.pid != manager and any("/libmpi.so" in mapped.path for mapped in process.memory_maps()):
+                found.append(process)
+    return found
 
 
-def rank_of(guard: psutil.Process) -> psutil.Process:
-    """The rank below a guard: the child that has an MPI library."""
-    return next(child for child in guard.children() if any("/libmpi.so" in m.path for m in child.memory_maps()))
+def kill_rank(rank: psutil.Process) -> None:
+    rank.kill()
 
 
-def kill_rank(guard: psutil.Process) -> None:
-    rank_of(guard).kill()
+def stop_rank(rank: psutil.Process) -> None:
+    rank.suspend()
 
 
-def stop_rank(guard: psutil.Process) -> None:
-    rank_of(guard).suspend()
-
-
-def kill_guard(guard: psutil.Process) -> None:
+def kill_guard(rank: psutil.Process) -> None:
     """The guard and, by the kernel, all below it."""
+    guard = rank.parent()
+    assert guard is not None
     guard.kill()
 
 
-def run(launch: Launch, mark: str, rng: random.Random, hit: Callable[[psutil.Process], None]) -> tuple[Ended, int]:
+OPTIONS = ["--heartbeat-s", "0.2", "--heartbeat-limit-s", "2"]
+
+
+def exex_run(launch: Launch) -> list[str]:
+    return [sys.executable, "-m", "exex", "run", "-n", "3", *OPTIONS]
+
+
+def run(
+    launch: Launch, mark: str, rng: random.Random, hit: Callable[[psutil.Process], None], argv: list[str] | None = None, **extra: str
+) -> tuple[Ended, int]:
     """A job of three workers that loses one or two; how it ended, and how many."""
     path = launch.cwd / "workflow.py"
     path.write_text(WORKFLOW)
-    words = ["run", "-n", "3", "--heartbeat-s", "0.2", "--heartbeat-limit-s", "2", str(path)]
-    process = launch.start([sys.executable, "-m", "exex", *words], **{MARK: mark})
-    manager = int(process.stdout.readline().split()[1])
+    process = launch.start([*(argv or exex_run(launch)), str(path)], **{MARK: mark, **extra})
+    first = process.stdout.readline().split()
+    if first[:1] != ["manager"]:
+        raise AssertionError(launch.finish(process, 60))
+    manager = int(first[1])
     segments = [m.path for m in psutil.Process(manager).memory_maps() if m.path.startswith("/dev/shm/")]
-    victims = rng.sample(guards(manager), rng.choice([1, 2]))
+    victims = rng.sample(workers(mark, manager), rng.choice([1, 2]))
     for victim in victims:
         time.sleep(rng.uniform(0, 0.7))
-        try:
+        with contextlib.suppress(psutil.Error):  # the job was faster
             hit(victim)
-        except (psutil.Error, StopIteration):
-            pass  # the job was faster
     done = launch.finish(process, 60)
     nobody_left(mark)
     left = [path for path in segments if os.path.exists(path)]
@@ -133,7 +143,30 @@ def guard_dies(launch: Launch, mark: str, rng: random.Random) -> Ended:
     return done
 
 
+def under_slurm(launch: Launch, mark: str, rng: random.Random) -> Ended:
+    """srun on a cluster of three nodes: ranks and guards are killed, ranks hang."""
+    global cluster
+    if cluster is None:
+        cluster = Cluster(nodes=3).__enter__()
+        atexit.register(cluster.__exit__)
+    status_dir = launch.cwd / "status"
+    status_dir.mkdir()
+    srun = cluster.srun("-N3", "-n4", "--distribution=cyclic")
+    argv = [*srun, sys.executable, "-m", "exex.run", *OPTIONS]
+    network = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "lo"}
+    hit = rng.choice([kill_rank, kill_guard, stop_rank])
+    extra = {"SLURM_CONF": cluster.environment["SLURM_CONF"], "PATH": cluster.environment["PATH"]}
+    done, victims = run(launch, mark, rng, hit, argv, EXEX_JOB_DIR=str(status_dir), **network, **extra)
+    status = int((status_dir / "status").read_text())
+    assert status == 0 and "all right" in done.out, (status, done.status, done.out, done.err)
+    assert done.err.count("exex: lost rank") <= victims, done.err
+    return done
+
+
+cluster: Cluster | None = None
 SCENARIOS = {"one-dies": one_dies, "one-hangs": one_hangs, "guard-dies": guard_dies}
+if Launch(Path()).family == "mpich" and not why_not():
+    SCENARIOS["slurm"] = under_slurm
 
 
 def run_once(scenario: str, seed: int, directory: Path) -> Ended:
