@@ -145,6 +145,7 @@ class Guard:
         self._status: int | None = None
         self._ready = False
         self._others_wait = True
+        self._client_may_speak = False  # its manager died without a word
         self._in_mpi_init = False
         self._restore: Callable[[], None] = lambda: None
 
@@ -301,6 +302,7 @@ class Guard:
                     self._status = code if code > 0 else 1
                     if code < 0:
                         print(f"exex: {self._where} was killed by {_signal_name(-code)}", file=sys.stderr, flush=True)
+                    self._client_may_speak = True
             elif pid == self._client:
                 self._client = 0
                 self._restore()
@@ -318,6 +320,10 @@ class Guard:
     def _end(self) -> int:
         """Leave no process behind, then tell the status of the job."""
         signal.set_wakeup_fd(-1)
+        until = time.monotonic() + self._stop_s
+        while self._client_may_speak and self._client and time.monotonic() < until:
+            self._reap()  # its futures fail now: its script may handle that, and says where the journal is
+            time.sleep(0.01)
         self._restore()
         for pid in (self._client, self._template, self._rank):
             if pid:

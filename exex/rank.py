@@ -17,6 +17,7 @@ from exex.launch import allocation
 from exex.launch.world import ExpectedWorld, singletons_message
 from exex.manager.loop import ManagerLoop, Settings
 from exex.manager.progress import Progress
+from exex.store.journal import Journal, open_journal
 from exex.transport.base import Link
 from exex.transport.memory import Network
 from exex.transport.stream import StreamLink
@@ -102,6 +103,19 @@ class RankProcess:
 
     def _manage(self, workers: Link, ranks: frozenset[int], local: worker_loop.WorkerLoop | None = None) -> int:
         """Be the manager, with a worker in the same loop if `local` is given. Returns the job's status."""
+        journal = self._open_journal()
+        self._answered = 0
+        try:
+            status = self._manage_with(journal, workers, ranks, local)
+        finally:
+            if journal is not None:
+                _close_journal(journal, self._answered)
+        write_status(os.environ, status)
+        return status
+
+    def _manage_with(
+        self, journal: Journal | None, workers: Link, ranks: frozenset[int], local: worker_loop.WorkerLoop | None
+    ) -> int:
         run_dir = _new_run_dir(self._config.run_dir)
         progress = Progress() if self._config.progress else None
         settings = Settings(
@@ -113,16 +127,31 @@ class RankProcess:
             start_timeout_s=self._config.start_timeout_s,
             stop_timeout_s=self._config.stop_timeout_s,
             prefetch_s=self._config.prefetch_s,
+            memory_bytes=self._config.cache_bytes,
         )
-        loop = ManagerLoop(settings, workers, progress, lambda: self._control.send("ready"))
+        loop = ManagerLoop(settings, workers, progress, lambda: self._control.send("ready"), journal)
+        if journal is not None:
+            loop.state.memo.preload(journal.load(self._config.cache_bytes))
+            journal.start()
+            self._waiter.watch(journal.fileno())
         if local is None:
             self._waiter.watch_link(workers)
         clients = self._start_client()
         loop.listen(clients)
-        status = self._turn(loop, local, clients)
+        try:
+            status = self._turn(loop, local, clients)
+        finally:
+            self._answered = loop.state.memo.answered
         self._broken = bool(loop.error)
-        write_status(os.environ, status)
         return status
+
+    def _open_journal(self) -> Journal | None:
+        config = self._config
+        if not config.journal:
+            return None
+        return open_journal(
+            config.journal, resume=config.resume, mode=config.checkpoint_mode, period_s=config.checkpoint_period_s
+        )
 
     def _start_client(self) -> Link:
         """Have the guard start the client at the other end of a new stream."""
@@ -224,6 +253,18 @@ class RankProcess:
             node=self._node,
         )
         return template
+
+
+def _close_journal(journal: Journal, answered: int) -> None:
+    """Write what waits, and say what is in the file, above all if something is not."""
+    summary = journal.close()
+    text = f"journal {journal.path}: {summary.before:,} results were there, {summary.recorded:,} are new"
+    text += f"; {answered:,} calls did not run again"
+    if summary.lost:
+        text += f"; {summary.lost:,} RESULTS ARE NOT IN IT ({summary.error or 'too large, or too many at once'})"
+    if summary.damaged:
+        text += f"; {summary.damaged:,} rows are damaged"
+    print(f"exex: {text}", file=sys.stderr, flush=True)
 
 
 def _raise_descriptor_limit() -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from exex.errors import ProtocolError
 from exex.manager import transitions
+from exex.manager.memo import MEMORY_BYTES, Memo, Store
 from exex.manager.placement import place
 from exex.manager.progress import Progress
 from exex.manager.state import ClientRecord, ManagerState
@@ -20,6 +22,8 @@ from exex.protocol.messages import (
     Attach,
     Bye,
     Cancel,
+    Checkpoint,
+    Checkpointed,
     Done,
     Drop,
     Finish,
@@ -38,6 +42,19 @@ from exex.transport.base import GONE, Link
 _MESSAGES_A_TURN = 256
 
 
+class Journal(Store, Protocol):
+    """A store as the loop sees it. None of the methods waits for a disk."""
+
+    def checkpoint(self, asked_by: tuple[int, int]) -> None:
+        """Put what was recorded so far on disk, in whatever mode. The answer comes with `take`."""
+
+    def take(self) -> tuple[list[tuple[bytes, Any]], list[tuple[tuple[int, int], str]]]:
+        """What has come: (key, value or None) of fetches; (asked_by, error or "") of checkpoints."""
+
+    def is_behind(self) -> bool:
+        """Whether more waits to be written than memory should hold: then nothing new should run."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the manager's loop needs to know of the configuration.
@@ -45,6 +62,7 @@ class Settings:
     Attributes:
         workers: ranks that must say Hello.
         run_dir: told to the clients.
+        memory_bytes: for results of cached calls.
     """
 
     version: str
@@ -55,6 +73,7 @@ class Settings:
     start_timeout_s: float
     stop_timeout_s: float
     prefetch_s: float
+    memory_bytes: int = MEMORY_BYTES
 
 
 class ManagerLoop:
@@ -64,10 +83,20 @@ class ManagerLoop:
         workers: link to the workers, by rank.
         clients: link to the clients, by the link's own numbers; None until `listen`.
         on_ready: called once, when every worker is up.
+        journal: where results of cached calls are recorded; None for nowhere.
     """
 
-    def __init__(self, settings: Settings, workers: Link, progress: Progress | None, on_ready: Callable[[], None]) -> None:
-        self.state = ManagerState(prefetch_s=settings.prefetch_s)
+    def __init__(
+        self,
+        settings: Settings,
+        workers: Link,
+        progress: Progress | None,
+        on_ready: Callable[[], None],
+        journal: Journal | None = None,
+    ) -> None:
+        memo = Memo(journal, settings.memory_bytes, lambda paths: all(map(os.path.exists, paths)))
+        self.state = ManagerState(prefetch_s=settings.prefetch_s, memo=memo)
+        self._journal = journal
         self.error = ""  # why the job cannot go on
         self.finished = False
         self.at_once = False
@@ -107,7 +136,9 @@ class ManagerLoop:
         traffic = self._drain_workers()
         if self._stop_by_s is None:
             traffic |= self._drain_clients()
-        if not self._missing or self._stop_by_s is not None:
+        if self._journal is not None:
+            traffic |= self._drain_journal(self._journal)
+        if (not self._missing or self._stop_by_s is not None) and not (self._journal and self._journal.is_behind()):
             place(self.state)
         traffic |= self._flush()
         now_s = time.monotonic()
@@ -159,6 +190,20 @@ class ManagerLoop:
                 self._refuse(number, str(error))
         return True
 
+    def _drain_journal(self, journal: Journal) -> bool:
+        fetched, checkpoints = journal.take()
+        for key, value in fetched:
+            transitions.on_fetched(self.state, key, value)
+        for (number, asked), error in checkpoints:
+            self._to_client(number, Checkpointed(number=asked, error=error))
+        return bool(fetched or checkpoints)
+
+    def _on_checkpoint(self, number: int, message: Checkpoint) -> None:
+        if self._journal is None:
+            self._to_client(number, Checkpointed(number=message.number, error="the job has no journal"))
+        else:
+            self._journal.checkpoint((number, message.number))
+
     def _on_client(self, number: int, client: ClientRecord | None, message: Any) -> None:
         if type(message) is Attach:
             if message.version != self._settings.version:
@@ -169,6 +214,8 @@ class ManagerLoop:
                 self._welcome(number, message)
         elif client is None:
             self._refuse(number, "the first message must be Attach")
+        elif type(message) is Checkpoint:
+            self._on_checkpoint(number, message)
         elif not client.finished:
             self._handlers[type(message)](self.state, client, message)
 

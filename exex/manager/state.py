@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from exex.errors import ProtocolError
+from exex.manager.memo import Memo
 from exex.manager.ready import ReadyQueue
-from exex.manager.task import App, Status, Task
+from exex.manager.task import App, CachedTask, Status, Task
 from exex.protocol.messages import CLIENT_SHIFT, Answer, AppSpec, Assign, Outcome, Rank, TaskId
 from exex.protocol.payload import Payload
 
@@ -140,6 +141,7 @@ class ManagerState:
     functions: dict[bytes, Payload] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     assigned: int = 0
+    memo: Memo = field(default_factory=Memo)
 
     def client_of(self, task: TaskId) -> ClientRecord:
         """The client whose task this is."""
@@ -229,7 +231,7 @@ class ManagerState:
             if task.values is not None:
                 assert task.open_needs == sum(value is None for value in task.values), task
             assert task.open_needs == 0 or task.status == Status.WAITING, task
-            assert task.status != Status.WAITING or task.open_needs or task.app is None, task
+            assert task.status != Status.WAITING or task.open_needs or task.app is None or isinstance(task, CachedTask), task
             for dependent, place in task.dependents or ():
                 if self.tasks.get(dependent.id) is dependent:
                     assert dependent.values is not None and dependent.values[place] is None, (task, dependent)
@@ -238,6 +240,7 @@ class ManagerState:
         assert ready == self.ready.count, (ready, self.ready.count)
         assert assigned == self.assigned, (assigned, self.assigned)
         assert unfinished == sum(client.unfinished for client in self.clients.values())
+        self.memo.check(self.tasks)
         for worker in self.workers.values():
             assert worker.held == held[worker.rank], (worker.rank, worker.held, held[worker.rank])
             assert self.free.count(worker) == worker.in_free, worker.rank

@@ -19,6 +19,8 @@ from exex.protocol.messages import (
     Attach,
     Bye,
     Cancel,
+    Checkpoint,
+    Checkpointed,
     Done,
     Drop,
     Finish,
@@ -96,7 +98,7 @@ class Decoder(Generic[M]):
 
 def from_client() -> Decoder[Any]:
     """Decoder of what a client may send to the manager."""
-    return Decoder(Union[Attach, Submit, Promise, Fulfil, Cancel, Verdict, Applied, Finish])
+    return Decoder(Union[Attach, Submit, Promise, Fulfil, Cancel, Verdict, Applied, Finish, Checkpoint])
 
 
 def from_worker() -> Decoder[Any]:
@@ -106,7 +108,7 @@ def from_worker() -> Decoder[Any]:
 
 def to_client() -> Decoder[Any]:
     """Decoder of what the manager may send to a client."""
-    return Decoder(Union[Welcome, Answer, JobEnds])
+    return Decoder(Union[Welcome, Answer, JobEnds, Checkpointed])
 
 
 def to_worker() -> Decoder[Any]:

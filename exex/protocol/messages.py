@@ -64,6 +64,20 @@ class AppSpec(Struct, frozen=True, array_like=True, kw_only=True):
     walltime_s: float | None = None
 
 
+class CacheKey(Struct, frozen=True, array_like=True):
+    """What the client knows of the key of a call of a cached app; the manager adds the values of its needs.
+
+    Attributes:
+        partial: digest of everything else: function, arguments, version.
+        ignored: places of needs that do not count, in ascending order.
+        outputs: absolute paths of the files that the call makes; a recorded result counts only if they all exist.
+    """
+
+    partial: bytes
+    ignored: list[int] = []
+    outputs: list[str] = []
+
+
 class Message(Struct, frozen=True, array_like=True):
     """Base of all messages; the first element of the encoded array is the message's tag."""
 
@@ -90,6 +104,7 @@ class Submit(Message, frozen=True, tag=2):
     needs: dict[int, list[TaskId]]  # i -> tasks whose values fill the places 0, 1, ... in payload i
     given: dict[int, dict[int, Payload]]  # i -> place -> value, where the client had it; needs has -1 there
     answered: int  # sequence number of the last Answer that the client has applied
+    keys: dict[int, CacheKey] = {}  # i -> key, where call i is of a cached app
 
 
 class Promise(Message, frozen=True, tag=3):
@@ -133,6 +148,12 @@ class Finish(Message, frozen=True, tag=8):
     cancel: bool  # also end the tasks that are still under way
 
 
+class Checkpoint(Message, frozen=True, tag=9):
+    """Client -> manager: put into the journal what has been answered so far, and say when that is done."""
+
+    number: int
+
+
 # ---- manager -> client ----------------------------------------------------------------------------------------
 
 
@@ -162,6 +183,13 @@ class JobEnds(Message, frozen=True, tag=22):
     """Manager -> client: the job ends; nothing more will be answered."""
 
     reason: str
+
+
+class Checkpointed(Message, frozen=True, tag=23):
+    """Manager -> client: answer to Checkpoint."""
+
+    number: int
+    error: str  # why it is not in the journal; "" if it is
 
 
 # ---- worker -> manager ----------------------------------------------------------------------------------------
@@ -222,8 +250,8 @@ class Stop(Message, frozen=True, tag=63):
     reason: str  # "" for an orderly end
 
 
-FromClient = Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish
+FromClient = Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish | Checkpoint
 FromWorker = Hello | Done | Bye
-ToClient = Welcome | Answer | JobEnds
+ToClient = Welcome | Answer | JobEnds | Checkpointed
 ToWorker = Assign | Drop | Stop
 AnyMessage = Any
