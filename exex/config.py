@@ -96,7 +96,7 @@ class Config:
         "When results are written to the journal: as tasks end, every checkpoint_period_s, at the end, by exex.checkpoint().",
         choices=("task_exit", "periodic", "dfk_exit", "manual"),
     )
-    checkpoint_period_s: float = _setting(60.0, "float", "Seconds between two writes with --checkpoint-mode periodic.", 0.1)
+    checkpoint_period_s: float = _setting(60.0, "float", "Seconds between two writes in the mode periodic.", 0.1)
     cache_bytes: int = _setting(
         256 * 1024**2, "int", "Bytes of results of apps with cache=True that the manager keeps in memory.", 0
     )

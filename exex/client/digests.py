@@ -153,8 +153,6 @@ class _Encoder:
             if isinstance(value, (types.FunctionType, type)):  # recursive code is usual, recursive data is not
                 return b"^" + str(len(self._open) - self._open[id(value)]).encode()
             raise Undigestible(value, "it contains itself")
-        if len(self._open) > 200:
-            raise Undigestible(value, "it is nested too deeply")
         self._open[id(value)] = len(self._open)
         try:
             return self._encode(kind, value)
@@ -472,7 +470,10 @@ def canonical(value: Any, places: Callable[[Future[Any]], bytes] | None = None) 
     Raises:
         Undigestible: it has none.
     """
-    return _Encoder(places).encode(value)
+    try:
+        return _Encoder(places).encode(value)
+    except RecursionError:
+        raise Undigestible(value, "it is nested too deeply") from None
 
 
 def canonical_function(function: Callable[..., Any]) -> bytes:

@@ -263,10 +263,8 @@ class Journal:
 
     def _leave(self) -> None:
         self._disconnect()
-        rollback = self.path + "-journal"
-        with contextlib.suppress(OSError):
-            if not os.path.getsize(rollback) and self._lock.is_ours():
-                os.unlink(rollback)
+        if self._lock.is_ours():
+            journal_file.remove_empty_rollback(self.path)
         self._lock.release()
 
     def _write_until_closed(self) -> None:
@@ -372,9 +370,7 @@ class Journal:
             if not self._lock.is_ours():
                 raise JournalError("another job has taken it over, because this one seemed to be gone")
             self._db = journal_file.connect(self.path)
-            self._db.execute("PRAGMA journal_mode=TRUNCATE")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA temp_store=MEMORY")
+            journal_file.set_up_writing(self._db)
             last = self._db.execute("SELECT max(id) FROM results").fetchone()[0] or 0
             if last >= self._next:  # the commit that failed did get through
                 self._next = last + 1

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import platform
 import sqlite3
@@ -126,7 +125,26 @@ def connect(path: str, read_only: bool = False) -> sqlite3.Connection:
     return db
 
 
-def open_checked(path: str, read_only: bool = False) -> sqlite3.Connection:
+def check_magic(path: str) -> None:
+    """Refuse what SQLite would take for a new database, or for none.
+
+    Raises:
+        JournalError: it is empty, or something else.
+    """
+    with open(path, "rb") as file:
+        magic = file.read(len(_MAGIC))
+    if magic != _MAGIC:
+        raise JournalError(_damaged(path, "it is empty" if not magic else "it does not begin as a journal does"))
+
+
+def remove_empty_rollback(path: str) -> None:
+    """Remove SQLite's file beside the journal, unless it is needed. Only for who has the lock."""
+    with contextlib.suppress(OSError):
+        if not os.path.getsize(path + "-journal"):
+            os.unlink(path + "-journal")
+
+
+def open_checked(path: str) -> sqlite3.Connection:
     """Open a journal and check all of it but the rows' checksums. Cost: it is read once.
 
     What a killed writer has left half done is undone here.
@@ -136,20 +154,13 @@ def open_checked(path: str, read_only: bool = False) -> sqlite3.Connection:
     """
     db: sqlite3.Connection | None = None
     try:
-        with open(path, "rb") as file:
-            magic = file.read(len(_MAGIC))
-        if magic != _MAGIC:
-            what = "is empty" if not magic else "does not begin as a journal does"
-            raise JournalError(_damaged(path, what))
-        db = connect(path, read_only)
+        check_magic(path)
+        db = connect(path)
         check_versions(path, read_meta(db), db.execute("PRAGMA application_id").fetchone()[0])
-        found = [row[0] for row in db.execute("PRAGMA quick_check(5)")]
-        if found != ["ok"]:
-            raise JournalError(_damaged(path, "; ".join(str(text) for text in found)))
-        if not read_only:
-            db.execute("PRAGMA journal_mode=TRUNCATE")
-            db.execute("PRAGMA synchronous=FULL")
-            db.execute("PRAGMA temp_store=MEMORY")
+        found = find_damage(db, path, "quick_check(5)")
+        if found:
+            raise JournalError(_damaged(path, "; ".join(found)))
+        set_up_writing(db)
         return db
     except BaseException as error:
         if db is not None:
@@ -159,6 +170,23 @@ def open_checked(path: str, read_only: bool = False) -> sqlite3.Connection:
         if isinstance(error, OSError):
             raise JournalError(f"the journal {path} cannot be opened: {error.strerror}") from error
         raise
+
+
+def find_damage(db: sqlite3.Connection, path: str, check: str) -> list[str]:
+    """What is wrong with the pages of the file; `check` is the pragma that looks at them."""
+    found = [str(row[0]) for row in db.execute(f"PRAGMA {check}") if row[0] != "ok"]
+    pages, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    size_bytes = os.path.getsize(path)
+    if size_bytes != pages * page_bytes:  # SQLite reads a last page that is cut off as if zeros followed
+        found.append(f"it has {size_bytes:,} bytes and should have {pages * page_bytes:,}")
+    return found
+
+
+def set_up_writing(db: sqlite3.Connection) -> None:
+    """See the module's docstring."""
+    db.execute("PRAGMA journal_mode=TRUNCATE")
+    db.execute("PRAGMA synchronous=FULL")
+    db.execute("PRAGMA temp_store=MEMORY")
 
 
 def read_meta(db: sqlite3.Connection) -> dict[str, str]:
@@ -262,34 +290,3 @@ def _payload(frames: str, value: bytes) -> Payload:
         parts.append(value[at : at + size])
         at += size
     return Large(parts)
-
-
-# ---- for people -----------------------------------------------------------------------------------------------
-
-
-class Info(NamedTuple):
-    """What `exex journal info` shows. `apps`: name -> (results, bytes, seconds)."""
-
-    meta: dict[str, str]
-    size_bytes: int
-    apps: dict[str, tuple[int, int, float]]
-    first_s: float | None
-    last_s: float | None
-
-
-def read_info(db: sqlite3.Connection, path: str) -> Info:
-    """A summary of a journal of any version that this one can read."""
-    apps: dict[str, tuple[int, int, float]] = {}
-    for app, count, size, seconds in db.execute(
-        "SELECT app, count(*), sum(length(value)), sum(seconds) FROM results GROUP BY app ORDER BY app"
-    ):
-        apps[app] = (count, size, seconds)
-    first_s, last_s = db.execute("SELECT min(finished_s), max(finished_s) FROM results").fetchone()
-    return Info(read_meta(db), os.path.getsize(path), apps, first_s, last_s)
-
-
-def export_line(row: Row) -> str:
-    """One result as a line of JSON."""
-    return json.dumps(
-        {"key": row.key.hex(), "app": row.app, "finished_s": row.finished_s, "seconds": row.seconds, "bytes": len(row.value)}
-    )

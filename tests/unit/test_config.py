@@ -177,7 +177,7 @@ def test_help_covers_every_field_and_names_its_default():
         assert row.variable == "EXEX_" + row.name.upper()
         assert row.variable not in INTERNAL_VARIABLES
         assert (row.metavar == "") == (row.kind == "bool")
-    defaults = "auto process none 0 60 10 2 no runinfo 250000 2147483648 0.005".split()
+    defaults = "auto process none 0 60 10 2 no runinfo 250000 2147483648 0.005 none no task_exit 60 268435456".split()
     assert [row.help.rpartition(" Default: ")[2] for row in rows] == [f"{default}." for default in defaults]
 
 
@@ -185,7 +185,14 @@ def test_help_shows_choices_in_place_of_a_type():
     assert {row.name: row.metavar for row in Config.fields_help() if "|" in row.metavar} == {
         "slots": "N|auto",
         "isolation": "process|none",
+        "checkpoint_mode": "task_exit|periodic|dfk_exit|manual",
     }
+
+
+def test_resume_needs_a_journal():
+    with pytest.raises(ConfigError, match="--resume needs --journal FILE"):
+        Config.load(None, {"EXEX_RESUME": "1"}, {})
+    assert Config.load(None, {"EXEX_JOURNAL": "j"}, {"resume": True}).resume
 
 
 def test_a_config_is_a_frozen_hashable_value():
