@@ -177,9 +177,9 @@ def test_no_mode_lets_memory_grow_without_end(tmp_path, monkeypatch):
 
 def test_an_existing_journal_needs_resume(tmp_path):
     fill(tmp_path / "j", 1)
-    with pytest.raises(JournalError, match="exists: add --resume to go on .*, or name another file"):
+    with pytest.raises(JournalError, match=r"exists: add --resume to go on .*, or name another file"):
         open_journal(str(tmp_path / "j"), resume=False)
-    with pytest.raises(JournalError, match="directory .*no does not exist"):
+    with pytest.raises(JournalError, match=r"directory .*no does not exist"):
         open_journal(str(tmp_path / "no" / "j"), resume=False)
     said = Said()
     open_journal(str(tmp_path / "new"), resume=True, say=said).close()
@@ -195,7 +195,7 @@ def test_another_version_is_refused(tmp_path, name):
     db.execute("UPDATE meta SET value = '9.9' WHERE name = ?", (name,))
     db.commit()
     db.close()
-    with pytest.raises(JournalError, match="9.9, and this is .*Run with that version, or begin a new journal"):
+    with pytest.raises(JournalError, match=r"9.9, and this is .*Run with that version, or begin a new journal"):
         open_journal(str(path), resume=True)
     text, is_sound = inspection.verify(str(path))
     assert is_sound and "9.9" in text
@@ -205,7 +205,7 @@ def test_another_version_is_refused(tmp_path, name):
 def test_other_files_are_refused(tmp_path):
     for name, data in [("empty", b""), ("text", b"hello" * 100), ("short", b"SQLite format 3\0"), ("binary", os.urandom(9000))]:
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(JournalError, match="damaged|journal of exex"):
+        with pytest.raises(JournalError, match=r"damaged|journal of exex"):
             open_journal(str(tmp_path / name), resume=True)
         assert not inspection.verify(str(tmp_path / name))[1]
         assert (tmp_path / name).read_bytes() == data, "it is not ours to change"
@@ -446,7 +446,7 @@ def test_a_holder_on_another_machine_that_lives_is_left_alone(tmp_path, monkeypa
         os.utime(path, (time.time() + 5, time.time() + 5))  # it renews its lock meanwhile
 
     monkeypatch.setattr(lock.time, "sleep", sleep)
-    with pytest.raises(JournalError, match="in use by process .* on nid00007, since .*, who shows that it lives"):
+    with pytest.raises(JournalError, match=r"in use by process .* on nid00007, since .*, who shows that it lives"):
         lock.acquire(str(tmp_path / "j"))
     assert len(pauses) == 1 and path.exists()
 
