@@ -135,7 +135,7 @@ def _run_command(**params: Any) -> None:
         config, words = _take_config(params, os.environ)
         _check_script(params["script"])
         if config.journal:
-            from exex.store.journal import check_before_start
+            from exex.store.beginning import check_before_start
 
             check_before_start(os.path.abspath(config.journal), config.resume)
         sys.exit(_run(config, words, workers, [params["script"], *params["args"]]))

@@ -8,16 +8,15 @@ import resource
 import socket
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exex.config import Config
-from exex.errors import ExexError, StartError
+from exex.errors import ExexError, JournalError, StartError
 from exex.guard import RankRole, write_status
 from exex.launch import allocation
 from exex.launch.world import ExpectedWorld, singletons_message
 from exex.manager.loop import ManagerLoop, Settings
 from exex.manager.progress import Progress
-from exex.store.journal import Journal, open_journal
 from exex.transport.base import Link
 from exex.transport.memory import Network
 from exex.transport.stream import StreamLink
@@ -26,6 +25,9 @@ from exex.version import __version__
 from exex.worker import loop as worker_loop
 from exex.worker.context import Place
 from exex.worker.processes import Template
+
+if TYPE_CHECKING:
+    from exex.store.journal import Journal
 
 _MANAGER, _LOCAL_WORKER = 0, 1  # ends of the in-memory network in a world of one
 
@@ -149,6 +151,10 @@ class RankProcess:
         config = self._config
         if not config.journal:
             return None
+        try:
+            from exex.store.journal import open_journal
+        except ImportError as error:  # a Python that was built without SQLite can do everything else
+            raise JournalError(f"--journal needs Python's module sqlite3, which cannot be imported: {error}") from error
         return open_journal(
             config.journal, resume=config.resume, mode=config.checkpoint_mode, period_s=config.checkpoint_period_s
         )

@@ -30,9 +30,8 @@ from typing import Any
 from exex.client.files import File
 from exex.errors import CacheKeyError, SerializationError
 from exex.protocol import payload as payloads
+from exex.protocol.messages import KEY_BYTES
 from exex.protocol.payload import Large
-
-KEY_BYTES = 16
 
 ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 _MARSHAL = 2

@@ -10,6 +10,7 @@ from exex.manager.task import App, CachedTask, Status, Task
 from exex.protocol import payload as payloads
 from exex.protocol.messages import (
     CLIENT_SHIFT,
+    KEY_BYTES,
     Applied,
     Attach,
     Cancel,
@@ -55,6 +56,8 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
         apps = [client.apps[number] for number in calls]
     except KeyError as error:
         raise ProtocolError(f"client {client.number}: calls an app {error} that it never named") from None
+    if msg.keys and not all(0 <= i < count and len(key.partial) == KEY_BYTES for i, key in msg.keys.items()):
+        raise ProtocolError(f"client {client.number}: keys that belong to no call, or are none")
     app_of_each = apps * count if len(apps) == 1 else apps
     new = [Task(first + i, app, call) for i, (app, call) in enumerate(zip(app_of_each, msg.payloads))]
     for i, key in msg.keys.items():

@@ -20,6 +20,9 @@ Rank = int
 
 CLIENT_SHIFT = 40
 
+KEY_BYTES = 16
+"""Of the key of a cached call."""
+
 
 class Outcome(IntEnum):
     """How an attempt, or a task, ended. One byte each in the `outcomes` columns."""

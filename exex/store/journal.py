@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 from exex.errors import JournalError
 from exex.protocol.payload import Payload
 from exex.store import journal_file
+from exex.store.beginning import check_before_start
 from exex.store.journal_file import Damaged, Row
 from exex.store.lock import RENEW_S, Lock, acquire
 
@@ -242,8 +243,8 @@ class Journal:
         self._wake_loop()
 
     def _wake_loop(self) -> None:
-        self._has_answered = True
         os.eventfd_write(self._answer_fd, 1)
+        self._has_answered = True  # last: who sees it finds the descriptor readable, and empties it
 
     # ---- the writer's thread -------------------------------------------------------------------------------------
 
@@ -448,19 +449,3 @@ def open_journal(
     except BaseException:
         lock.release()
         raise
-
-
-def check_before_start(path: str, resume: bool) -> None:
-    """Refuse to go on with a journal without being told so.
-
-    Raises:
-        JournalError: names both ways out.
-    """
-    if os.path.exists(path) and not resume:
-        raise JournalError(
-            f"the journal {path} exists: add --resume to go on with what is recorded in it, or name another file (or move "
-            "this one away) to begin anew"
-        )
-    directory = os.path.dirname(path)
-    if not os.path.isdir(directory):
-        raise JournalError(f"the journal {path} cannot be made: the directory {directory} does not exist")

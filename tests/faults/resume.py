@@ -119,10 +119,13 @@ def start(launch: Launch, mark: str, options: tuple[str, ...] = ()) -> subproces
     return launch.start(launch.argv(3, *words), **{MARK: mark})
 
 
-def kill(process: subprocess.Popen[str], victim: str, mark: str, wait_s: float) -> None:
-    """SIGKILL somebody after `wait_s` from the script's first line, or the whole job at any moment from its very beginning."""
+def kill(process: subprocess.Popen[str], victim: str, mark: str, rng: random.Random) -> None:
+    """SIGKILL somebody at a moment after the script's first line; the whole job now and then while it starts."""
+    wait_s = rng.uniform(0, LONGEST_S)
     if victim == "job":
-        time.sleep(wait_s * 1.5)
+        if rng.random() < 0.8:
+            process.stdout.readline()
+        time.sleep(wait_s)
         for one in [*processes(mark), *processes(mark)]:  # twice: some may just be starting others
             try:
                 one.kill()
@@ -147,7 +150,7 @@ def run_once(victim: str, seed: int, directory: Path) -> str:
     snapshots: list[Snapshot] = []
     for _ in range(rng.choice((1, 1, 2))):
         process = start(launch, mark)
-        kill(process, victim, mark, rng.uniform(0, LONGEST_S))
+        kill(process, victim, mark, rng)
         ended = launch.finish(process, 60)
         if "all right" not in ended.out:
             assert ended.status != 0, ended.err

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from exex.errors import ProtocolError
 from exex.manager import transitions
 from exex.manager.memo import Memo, complete_key
 from exex.manager.task import App, CachedTask, Status
@@ -276,6 +277,16 @@ def test_memory_is_bounded_and_keeps_what_was_used_last() -> None:
     memo.remember(b"large", Large([memoryview(buffer)]))
     buffer[:] = bytes(1000)
     assert memo._values[b"large"].frames == (b"x" * 1000,), "a copy: the buffer belongs to others"
+
+
+@pytest.mark.parametrize("keys", [{1: CacheKey(KEYS["a"])}, {-1: CacheKey(KEYS["a"])}, {0: CacheKey(b"short")}, {0: CacheKey(bytes(99))}])
+def test_keys_that_are_none_break_the_protocol(keys: dict[int, CacheKey]) -> None:
+    manager = Cached(1)
+    manager.call(".")
+    message = Submit(first=1, apps=[], functions={}, calls=[0], payloads=[b""], needs={}, given={}, answered=0, keys=keys)
+    with pytest.raises(ProtocolError, match="keys that belong to no call"):
+        transitions.on_submit(manager.state, manager.client, message)
+    manager.state.check()
 
 
 def test_a_task_whose_result_is_known_never_becomes_ready() -> None:
