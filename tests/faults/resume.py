@@ -29,7 +29,7 @@ from tests.launch import Launch
 
 COUNT = 150
 SHELLS = 12
-LONGEST_S = 1.2
+LONGEST_S = 0.9
 VICTIMS = ("manager", "client", "job")
 
 WORKFLOW = """
@@ -44,12 +44,13 @@ def note(line):
 @python_app(cache=True)
 def first(number):
     note(f"first {{number}}")
-    time.sleep(0.004)
+    time.sleep(0.01)
     return "first", number
 
 @python_app(cache=True)
 def second(pair, many):
     note(f"second {{pair[1]}}")
+    time.sleep(0.005)
     return "second", pair[1], [many] * 3, bytes(number := pair[1] * 300)
 
 @bash_app(cache=True)
