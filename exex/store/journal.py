@@ -21,7 +21,7 @@ from exex.errors import JournalError
 from exex.protocol.payload import Payload
 from exex.store import journal_file
 from exex.store.beginning import check_before_start
-from exex.store.journal_file import Damaged, Row
+from exex.store.journal_file import Damaged, NewRow
 from exex.store.lock import RENEW_S, Lock, acquire
 
 Mode = Literal["task_exit", "periodic", "dfk_exit", "manual"]
@@ -103,7 +103,7 @@ class Journal:
         self._error = ""
         self._was_said = False
         # Between the threads: appending, popping and setting single items is atomic.
-        self._queue: deque[Row] = deque()
+        self._queue: deque[NewRow] = deque()
         self._unwritten: dict[bytes, Payload] = {}
         self._added = self._taken = 0  # bytes: written by the loop, and by the writer
         self._fetches: deque[_Fetch] = deque()
@@ -170,8 +170,7 @@ class Journal:
     def record(self, key: bytes, app: str, value: Payload, seconds: float) -> None:
         """Record a result."""
         size = len(value)
-        waiting = self._added - self._taken
-        is_full = waiting > MOST_WAITING_BYTES or len(self._queue) > MOST_WAITING_ROWS
+        is_full = self._added - self._taken > MOST_WAITING_BYTES or len(self._queue) > MOST_WAITING_ROWS
         if self._is_dead or size > journal_file.LARGEST_VALUE_BYTES or (is_full and self._is_failing):
             self._lost += 1
             if size > journal_file.LARGEST_VALUE_BYTES and not self._is_dead:
@@ -179,7 +178,7 @@ class Journal:
             return
         self._added += size + _ROW_BYTES
         self._unwritten[key] = value
-        self._queue.append(Row(key, app, time.time(), seconds, value))
+        self._queue.append((key, app, time.time(), seconds, value))
         if not self._bell.is_set() and (self._mode == "task_exit" or is_full):
             self._bell.set()
 
@@ -341,12 +340,12 @@ class Journal:
         """Write what is in the queue now, in one commit or several. On failure all that is not written stays in it."""
         left = len(self._queue)
         while left > 0 and self._queue:
-            rows: list[Row] = []
+            rows: list[NewRow] = []
             size = 0
             while self._queue and len(rows) < _ROWS_A_COMMIT and size < _BYTES_A_COMMIT:
                 row = self._queue.popleft()
                 rows.append(row)
-                size += len(row.value) + _ROW_BYTES
+                size += len(row[4]) + _ROW_BYTES
             try:
                 self._commit(rows)
             except (sqlite3.Error, OSError, JournalError) as error:
@@ -356,7 +355,7 @@ class Journal:
             left -= len(rows)
             self._note_written(rows, size)
 
-    def _commit(self, rows: list[Row]) -> None:
+    def _commit(self, rows: list[NewRow]) -> None:
         db = self._connected()
         if not self._lock.is_ours():
             raise JournalError("another job has taken it over, because this one seemed to be gone")
@@ -377,11 +376,13 @@ class Journal:
                 self._next = last + 1
         return self._db
 
-    def _note_written(self, rows: list[Row], size: int) -> None:
+    def _note_written(self, rows: list[NewRow], size: int) -> None:
+        numbers, unwritten = self._numbers, self._unwritten
         for number, row in enumerate(rows, self._next):
-            self._numbers[row.key] = number  # first: a result is always in one of the two
-            if self._unwritten.get(row.key) is row.value:
-                self._unwritten.pop(row.key, None)
+            key = row[0]
+            numbers[key] = number  # first: a result is always in one of the two
+            if unwritten.get(key) is row[4]:
+                del unwritten[key]
         was_behind = self.is_behind()
         self._next += len(rows)
         self._recorded += len(rows)

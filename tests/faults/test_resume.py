@@ -101,7 +101,7 @@ except exex.ManagerLost as error:
 def test_manual_checkpoints_and_what_the_script_hears(launch: Launch) -> None:
     done = launch.workflow(3, MANUAL, options=("--journal", "j", "--checkpoint-mode", "manual"))
     says = f"in the journal {launch.cwd}/j: run the same command with --resume"
-    lines = [line for line in done.out.splitlines() if "was not answered" in line]  # Hydra has much to say beside it
+    lines = [line for line in done.out.splitlines() if "--resume" in line]  # Hydra has much to say beside it
     assert done.status != 0 and len(lines) == 2 and all(says in line for line in lines), (done.out, done.err)
     assert says in done.err, "the last words"
     resumed = launch.workflow(3, MANUAL.replace("9)", "0)"), options=("--journal", "j", "--resume"))
