@@ -256,7 +256,10 @@ class Guard:
                 self._status = self._status or 1
                 break
         status = self._end()
-        return GuardRole(status, others_wait=bool(status) and not self._ready and self._others_wait)
+        others_wait = not self._ready and self._others_wait
+        if self._is_first and self._client_may_speak:  # workers wait for their manager; Hydra does not always notice by itself
+            others_wait = True
+        return GuardRole(status, others_wait=bool(status) and others_wait)
 
     def _on_message(self, message: dict[str, Any]) -> None:
         if message["op"] == "initialising":
