@@ -12,11 +12,12 @@ from exex.version import __version__
 
 if TYPE_CHECKING:
     from exex.client.apps import bash_app, join_app, python_app
+    from exex.client.digests import id_for_memo
     from exex.client.executor import Executor, map
     from exex.client.files import File
     from exex.client.futures import AppFuture, DataFuture
     from exex.client.options import AUTO_LOGNAME
-    from exex.client.session import manager_pid, wait_for_current_tasks
+    from exex.client.session import checkpoint, manager_pid, wait_for_current_tasks
     from exex.config import Config
     from exex.errors import (
         AppBadFormatting,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         BadStdStreamFile,
         BashAppNoReturn,
         BashExitFailure,
+        CacheKeyError,
         ConfigError,
         DataFlowException,
         DependencyError,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
         ExexError,
         InvalidResourceSpecification,
         JoinError,
+        JournalError,
         ManagerLost,
         MemoryLimitExceeded,
         MissingOutputs,
@@ -46,11 +49,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "exex.client.apps": ("bash_app", "join_app", "python_app"),
+    "exex.client.digests": ("id_for_memo",),
     "exex.client.executor": ("Executor", "map"),
     "exex.client.files": ("File",),
     "exex.client.futures": ("AppFuture", "DataFuture"),
     "exex.client.options": ("AUTO_LOGNAME",),
-    "exex.client.session": ("manager_pid", "wait_for_current_tasks"),
+    "exex.client.session": ("checkpoint", "manager_pid", "wait_for_current_tasks"),
     "exex.config": ("Config",),
     "exex.errors": (
         "AppBadFormatting",
@@ -59,6 +63,7 @@ _HOMES = {
         "BadStdStreamFile",
         "BashAppNoReturn",
         "BashExitFailure",
+        "CacheKeyError",
         "ConfigError",
         "DataFlowException",
         "DependencyError",
@@ -66,6 +71,7 @@ _HOMES = {
         "ExexError",
         "InvalidResourceSpecification",
         "JoinError",
+        "JournalError",
         "ManagerLost",
         "MemoryLimitExceeded",
         "MissingOutputs",
@@ -89,6 +95,7 @@ __all__ = [
     "BadStdStreamFile",
     "BashAppNoReturn",
     "BashExitFailure",
+    "CacheKeyError",
     "Config",
     "ConfigError",
     "DataFlowException",
@@ -100,6 +107,7 @@ __all__ = [
     "File",
     "InvalidResourceSpecification",
     "JoinError",
+    "JournalError",
     "ManagerLost",
     "MemoryLimitExceeded",
     "MissingOutputs",
@@ -112,6 +120,8 @@ __all__ = [
     "WorkerLost",
     "__version__",
     "bash_app",
+    "checkpoint",
+    "id_for_memo",
     "join_app",
     "manager_pid",
     "map",

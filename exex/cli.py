@@ -1,11 +1,11 @@
-"""The command line: `exex run`, `exex doctor`, and the same options for `python -m exex.run`. The only importer of click."""
+"""The command line: `exex run`, `exex journal`, `exex doctor`, the options of `python -m exex.run`. Only this imports click."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -134,6 +134,10 @@ def _run_command(**params: Any) -> None:
         workers: int | None = params.pop("workers")
         config, words = _take_config(params, os.environ)
         _check_script(params["script"])
+        if config.journal:
+            from exex.store.beginning import check_before_start
+
+            check_before_start(os.path.abspath(config.journal), config.resume)
         sys.exit(_run(config, words, workers, [params["script"], *params["args"]]))
     except ConfigError as error:
         print(f"exex run: {error}", file=sys.stderr)
@@ -198,6 +202,61 @@ _add(
         *_script_arguments(),
     ],
 )
+
+
+# ---- exex journal ----
+
+_JOURNAL = click.argument("file", type=click.Path(dir_okay=False))
+
+
+@main.group()
+def journal() -> None:
+    """Look into the journal of a job that does not run at the moment."""
+
+
+@contextlib.contextmanager
+def _journal_errors() -> Iterator[None]:
+    try:
+        yield
+    except ExexError as error:
+        print(f"exex journal: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@journal.command()
+@_JOURNAL
+def info(file: str) -> None:
+    """Show who wrote FILE, and how many results of which apps are in it."""
+    from exex.store import inspection
+
+    with _journal_errors():
+        print(inspection.info(file))
+
+
+@journal.command()
+@_JOURNAL
+def verify(file: str) -> None:
+    """Check every page and every row of FILE. The exit status is 1 if anything is damaged."""
+    from exex.store import inspection
+
+    with _journal_errors():
+        text, is_sound = inspection.verify(file)
+        print(text)
+    sys.exit(0 if is_sound else 1)
+
+
+@journal.command()
+@_JOURNAL
+@click.option("--format", "style", type=click.Choice(["jsonl", "csv"]), default="jsonl", help="Default: jsonl.")
+def export(file: str, style: str) -> None:
+    """Print one line per result: key, app, end, seconds, size. Damaged rows are left out and counted on stderr."""
+    from exex.store import inspection
+
+    with _journal_errors():
+        damaged = inspection.export(file, style, sys.stdout)
+    if damaged:
+        print(f"exex journal: {damaged:,} damaged rows are left out", file=sys.stderr)
+        sys.exit(1)
 
 
 @main.command()

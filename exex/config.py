@@ -121,6 +121,18 @@ class Config:
         2 * 1024**3, "int", "Bytes of unfinished tasks that a client may have before submitting blocks.", 1
     )
     prefetch_s: float = _setting(0.005, "float", "Seconds of work kept queued at a worker beyond its slots.", 0)
+    journal: str = _setting("", "text", "File in which results of apps with cache=True are recorded.")
+    resume: bool = _setting(False, "bool", "Take recorded results from the journal, which may exist; without it, it must not.")
+    checkpoint_mode: Literal["task_exit", "periodic", "dfk_exit", "manual"] = _setting(
+        "task_exit",
+        "text",
+        "When results are written to the journal: as tasks end, every checkpoint_period_s, at the end, by exex.checkpoint().",
+        choices=("task_exit", "periodic", "dfk_exit", "manual"),
+    )
+    checkpoint_period_s: float = _setting(60.0, "float", "Seconds between two writes in the mode periodic.", 0.1)
+    cache_bytes: int = _setting(
+        256 * 1024**2, "int", "Bytes of results of apps with cache=True that the manager keeps in memory.", 0
+    )
 
     @classmethod
     def load(cls, file: str | None, env: Mapping[str, str], flags: Mapping[str, object]) -> Config:
@@ -148,7 +160,10 @@ class Config:
             if given is not None:
                 value = _parse_text(name, given) if isinstance(given, str) else given
                 values[name] = _check(name, value, _option(name), f"unknown option {_option(name)}", _option)
-        return cls(**values)
+        config = cls(**values)
+        if config.resume and not config.journal:
+            raise ConfigError("--resume needs --journal FILE: the journal from which recorded results are taken")
+        return config
 
     @classmethod
     def fields_help(cls) -> tuple[FieldHelp, ...]:
@@ -170,7 +185,7 @@ def _variable(name: str) -> str:
 
 def _field_help(name: str, rule: _Rule) -> FieldHelp:
     default = _DEFAULTS[name]
-    shown = f"{default:g}" if isinstance(default, float) else {"()": "none", "False": "no"}.get(str(default), default)
+    shown = f"{default:g}" if isinstance(default, float) else {"()": "none", "False": "no", "": "none"}.get(str(default), default)
     metavar = {"int": "N", "float": "SECONDS", "text": "TEXT", "words": "NAME,...", "bool": ""}[rule.kind]
     if rule.choices:
         metavar = "|".join((["N"] if rule.kind == "int" else []) + list(rule.choices))

@@ -3,6 +3,8 @@
 ```
 ExexError
 ├── ConfigError                 an option, variable or file that cannot be used
+├── JournalError                the journal cannot be used, or something could not be recorded in it
+├── CacheKeyError               an argument of a cached app of which no key can be made
 ├── StartError                  the world did not come up
 ├── NoManagerError              an app was called outside a running exex job
 ├── ManagerLost                 the job ended while the client waited for it
@@ -51,6 +53,14 @@ class ExexError(Exception):
 
 class ConfigError(ExexError):
     """An option, a variable or a file cannot be used; the message names it and what is accepted."""
+
+
+class JournalError(ExexError):
+    """The journal cannot be used, or something could not be recorded in it; the message names the file and the ways out."""
+
+
+class CacheKeyError(ExexError, TypeError):
+    """A call of a cached app has no key; the message names the argument, its type, and what to register."""
 
 
 class StartError(ExexError):

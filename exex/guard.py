@@ -158,6 +158,7 @@ class Guard:
         self._status: int | None = None
         self._ready = False
         self._others_wait = True
+        self._client_may_speak = False  # its manager died without a word
         self._in_mpi_init = False
         self._alarm: Address | None = None
         self._death: Death | None = None
@@ -275,7 +276,10 @@ class Guard:
                 self._status = self._status or 1
                 break
         status = self._end()
-        return GuardRole(status, others_wait=bool(status) and not self._ready and self._others_wait)
+        others_wait = not self._ready and self._others_wait
+        if self._is_first and self._client_may_speak:  # workers wait for their manager; Hydra does not always notice by itself
+            others_wait = True
+        return GuardRole(status, others_wait=bool(status) and others_wait)
 
     def _patience_s(self) -> float | None:
         """How long to wait for what happens next."""
@@ -374,12 +378,17 @@ class Guard:
             self._status = code if code > 0 else 1
             if code < 0:
                 print(f"exex: {self._where} {how_it_ended(code)}", file=sys.stderr, flush=True)
+            self._client_may_speak = True
 
     def _end(self) -> int:
         """Leave no process behind, then tell the status of the job."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)  # not back to the default while Python ends
+        until = time.monotonic() + self._stop_s
+        while self._client_may_speak and self._client and time.monotonic() < until:
+            self._reap()  # its futures fail now: its script may handle that, and says where the journal is
+            time.sleep(0.01)
         self._restore()
         for pid in (self._client, self._template, self._rank):
             if pid:

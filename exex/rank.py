@@ -9,10 +9,10 @@ import signal
 import socket
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exex.config import Config, parse_duration
-from exex.errors import ExexError, StartError
+from exex.errors import ExexError, JournalError, StartError
 from exex.guard import RankRole, how_it_ended, write_status
 from exex.launch import allocation
 from exex.launch.deadline import find_end_s, reserve_s
@@ -29,6 +29,9 @@ from exex.version import __version__
 from exex.worker import loop as worker_loop
 from exex.worker.context import Place
 from exex.worker.processes import Template
+
+if TYPE_CHECKING:
+    from exex.store.journal import Journal
 
 _LINGER_S = 0.1
 """What the last messages may need inside the MPI library where no MPI_Finalize sees to them."""
@@ -149,6 +152,24 @@ class RankProcess:
         alarms: AlarmReceiver | None = None,
     ) -> int:
         """Be the manager, with a worker in the same loop if `local` is given. Returns the job's status."""
+        journal = self._open_journal()
+        self._answered = 0
+        try:
+            status = self._manage_with(journal, workers, ranks, local, alarms)
+        finally:
+            if journal is not None:
+                _close_journal(journal, self._answered)
+        write_status(os.environ, status)
+        return status
+
+    def _manage_with(
+        self,
+        journal: Journal | None,
+        workers: Ranks,
+        ranks: frozenset[int],
+        local: worker_loop.WorkerLoop | None,
+        alarms: AlarmReceiver | None,
+    ) -> int:
         run_dir = _new_run_dir(self._config.run_dir)
         progress = Progress() if self._config.progress else None
         settings = Settings(
@@ -161,23 +182,42 @@ class RankProcess:
             stop_timeout_s=self._config.stop_timeout_s,
             prefetch_s=self._config.prefetch_s,
             heartbeat_limit_s=0.0 if local else self._heartbeat_limit_s(),
+            memory_bytes=self._config.cache_bytes,
         )
-        loop = ManagerLoop(settings, workers, progress, lambda: self._control.send("ready"))
+        loop = ManagerLoop(settings, workers, progress, lambda: self._control.send("ready"), journal=journal)
         if self._ends_in_s is not None:
             loop.set_end(self._ends_in_s - (time.monotonic() - self._asked_s))
+        if journal is not None:
+            loop.state.memo.preload(journal.load(self._config.cache_bytes))
+            journal.start()
+            self._waiter.watch(journal.fileno())
         if local is None:
             self._waiter.watch_link(workers)
         clients = self._start_client()
         loop.listen(clients)
         if alarms is not None:
             self._waiter.watch(alarms.fileno())
-        status = self._turn(loop, local, clients, alarms)
+        try:
+            status = self._turn(loop, local, clients, alarms)
+        finally:
+            self._answered = loop.state.memo.answered
         self._broken = bool(loop.error or loop.lost)
         linger_s = time.monotonic() + (_LINGER_S if self._broken else self._config.stop_timeout_s)
         while (unsent := workers.progress() or self._broken) and time.monotonic() < linger_s:
             self._waiter.wait(False, False, most_s=0.01, unsent=unsent)  # our last words are still under way
-        write_status(os.environ, status)
         return status
+
+    def _open_journal(self) -> Journal | None:
+        config = self._config
+        if not config.journal:
+            return None
+        try:
+            from exex.store.journal import open_journal
+        except ImportError as error:  # a Python that was built without SQLite can do everything else
+            raise JournalError(f"--journal needs Python's module sqlite3, which cannot be imported: {error}") from error
+        return open_journal(
+            config.journal, resume=config.resume, mode=config.checkpoint_mode, period_s=config.checkpoint_period_s
+        )
 
     def _start_client(self) -> StreamLink:
         """Have the guard start the client at the other end of a new stream."""
@@ -345,6 +385,18 @@ def _take_alarms(loop: ManagerLoop, alarms: AlarmReceiver) -> bool:
         loop.lose_worker(death.rank, how_it_ended(death.code))
         heard = True
     return heard
+
+
+def _close_journal(journal: Journal, answered: int) -> None:
+    """Write what waits, and say what is in the file, above all if something is not."""
+    summary = journal.close()
+    text = f"journal {journal.path}: {summary.before:,} results were there, {summary.recorded:,} are new"
+    text += f"; {answered:,} calls did not run again"
+    if summary.lost:
+        text += f"; {summary.lost:,} RESULTS ARE NOT IN IT ({summary.error or 'too large, or too many at once'})"
+    if summary.damaged:
+        text += f"; {summary.damaged:,} rows are damaged"
+    print(f"exex: {text}", file=sys.stderr, flush=True)
 
 
 def _raise_descriptor_limit() -> None:

@@ -13,15 +13,17 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from exex.client import session
+from exex.client import digests, lazy, session
 from exex.client.files import File
 from exex.client.futures import AppFuture, DataFuture
 from exex.client.joins import Arguments, Join
+from exex.client.keys import KeyMaker
 from exex.client.options import NO_OPTIONS, SPECIAL, AppOptions, Parameters, Request, Rules, auto_log_path, check_decorator
 from exex.client.outcomes import Call
 from exex.client.promises import dump_call, promise
 from exex.client.retries import RetryHandler
 from exex.client.session import Session
+from exex.errors import ConfigError
 from exex.protocol import payload as payloads
 from exex.protocol.messages import AppSpec, Kind
 from exex.protocol.payload import Payload
@@ -44,6 +46,8 @@ class App:
         self._options = options
         self._default_rules: Rules = (options.retries, options.priority, options.walltime, options.memory)
         self._call: Call | None = None  # set when calls without special arguments need no second look
+        self._cached_call: Call | None = None  # the same, for cache=True
+        self._key_maker: KeyMaker | None = None
         self._calls: dict[tuple[Any, ...], Call] = {}
         self._pickled: tuple[bytes, Payload] | None = None
         self._session: Session | None = None
@@ -54,6 +58,7 @@ class App:
         Raises:
             NoManagerError: outside an exex job, or inside a task.
             SerializationError: an argument or the function cannot be pickled; says which part of it.
+            CacheKeyError: with cache=True, no key can be made of an argument or of what the function uses; says of which.
         """
         call = self._call
         if call is not None and call.proxy.open and (not kwargs or SPECIAL.isdisjoint(kwargs)):
@@ -70,19 +75,29 @@ class App:
         return Parameters(self._function)
 
     def _call_carefully(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AppFuture:
-        """A call that is the first one, or has special arguments."""
+        """A call that is the first one, is cached, or has special arguments."""
+        cached = self._cached_call
+        if cached is not None and cached.proxy.open and SPECIAL.isdisjoint(kwargs):
+            return cached.proxy.submit_cached(cached, args, kwargs, self._key_maker)  # type: ignore[no-any-return]
         current = session.current(f"app {self.__name__}")
         options, proxy = self._options, current.proxy
         is_plain = self._parameters.plain and options.cwd is None and options.env is None
         if is_plain and SPECIAL.isdisjoint(kwargs):
-            self._call = call = self._bind(current, self._default_rules)
+            call = self._bind(current, self._default_rules)
+            if options.cache:
+                self._cached_call = call
+                return proxy.submit_cached(call, args, kwargs, self._get_key_maker())
+            self._call = call
             return proxy.submit(call, args, kwargs)
         tid, request = self._read(current, args, kwargs)
         call = self._bind(current, request.rules)
         payload, needs = dump_call(request.args, request.kwargs, request.options)
         if request.hidden:
             needs += dump_call(request.hidden, {}, None)[1]  # they have no place in the payload, but they are needs
-        future = proxy.new_future(call, payload, needs, tid)
+        key = None
+        if options.cache:
+            key = self._get_key_maker().make(args, kwargs, needs, request.options, request.files)
+        future = proxy.new_future(call, payload, needs, tid, key)
         _furnish(future, request)
         proxy.send(future)
         return future
@@ -103,7 +118,7 @@ class App:
     def _bind(self, current: Session, rules: Rules) -> Call:
         """What calls with the same rules share; announced to the manager once."""
         if self._session is not current:
-            self._calls, self._pickled = {}, None
+            self._calls, self._pickled, self._key_maker = {}, None, None
             self._session = current
         call = self._calls.get(rules)
         if call is None:
@@ -112,6 +127,14 @@ class App:
             call = Call(current.proxy, self._register(current, (retries, *rules[1:])), self.__name__, retries, handler)
             self._calls[rules] = call
         return call
+
+    def _get_key_maker(self) -> KeyMaker:
+        """Made when the function is pickled: both see what it uses of the script as it is then."""
+        if self._key_maker is None:
+            lazy.keep_originals()
+            options = self._options
+            self._key_maker = KeyMaker(self.__name__, self._function, self.kind, options.version, options.ignore_for_cache)
+        return self._key_maker
 
     def _register(self, current: Session, rules: tuple[int, int, float | None, int | None]) -> int:
         if self._pickled is None:
@@ -184,6 +207,9 @@ class JoinApp(App):
         return -1  # the manager never hears of the function
 
 
+digests.add_special(App, lambda app: (int(app.kind), app.func))
+
+
 def _blank(cls: type[App]) -> App:
     return cls.__new__(cls)
 
@@ -208,15 +234,14 @@ def lift(function: Callable[..., Any], future: AppFuture, key: Any) -> AppFuture
 # ---- decorators --------------------------------------------------------------------------------------------------
 
 
-def _decorate(  # noqa: PLR0917
+def _decorate(
     cls: type[App],
     function: Callable[..., Any] | None,
     options: AppOptions,
     data_flow_kernel: object,
-    cache: bool,
     ignore_for_cache: Sequence[str] | None,
 ) -> Any:
-    options = check_decorator(options, data_flow_kernel, cache, ignore_for_cache)
+    options = check_decorator(options, data_flow_kernel, ignore_for_cache)
     if function is None:
         return lambda function: cls(function, options)
     if not callable(function):
@@ -238,15 +263,16 @@ def python_app(
     cwd: str | None = None,
     env: dict[str, str] | None = None,
     memory: int | None = None,
+    version: Any = None,
 ) -> Any:
     """Decorator, with or without arguments: calls of the function become tasks.
 
     Args:
         function: what is decorated.
         data_flow_kernel: for Parsl's sake; None.
-        cache: for Parsl's sake; False.
+        cache: equal calls run once, and with --journal their results outlive the job: see docs/resume.md.
         executors: for Parsl's sake; passed over, since there is one.
-        ignore_for_cache: for Parsl's sake; passed over.
+        ignore_for_cache: names of arguments in which equal calls may differ.
         retries: further attempts of a task that fails; None for what the configuration says.
         retry_handler: called in the client with the error of a failed attempt and the task's record (see
             `exex.client.retries.TaskRecord`); returns its cost. The task is tried again while what its failures have cost
@@ -256,12 +282,13 @@ def python_app(
         cwd: working directory of the task.
         env: environment variables for the task, beside those it has.
         memory: limit of one attempt in bytes, for the task and all that it has started together.
+        version: part of what makes calls equal: change it when something has changed that exex does not see.
 
     Raises:
         ConfigError, TypeError, ValueError: arguments that cannot be used.
     """
-    options = AppOptions(retries, retry_handler, priority, walltime, cwd, env, memory)
-    return _decorate(PythonApp, function, options, data_flow_kernel, cache, ignore_for_cache)
+    options = AppOptions(retries, retry_handler, priority, walltime, cwd, env, memory, cache, version)
+    return _decorate(PythonApp, function, options, data_flow_kernel, ignore_for_cache)
 
 
 def bash_app(
@@ -278,10 +305,11 @@ def bash_app(
     cwd: str | None = None,
     env: dict[str, str] | None = None,
     memory: int | None = None,
+    version: Any = None,
 ) -> Any:
     """Decorator as `python_app`, for functions that return a command line, which the task then runs under bash."""
-    options = AppOptions(retries, retry_handler, priority, walltime, cwd, env, memory)
-    return _decorate(BashApp, function, options, data_flow_kernel, cache, ignore_for_cache)
+    options = AppOptions(retries, retry_handler, priority, walltime, cwd, env, memory, cache, version)
+    return _decorate(BashApp, function, options, data_flow_kernel, ignore_for_cache)
 
 
 def join_app(
@@ -297,5 +325,10 @@ def join_app(
 
     The function runs in a thread of the client; `retries` and `retry_handler` are about it, not about what it starts.
     """
+    if cache:
+        raise ConfigError(
+            "a join_app cannot have cache=True: its function runs in the script and only starts tasks; let the apps that it "
+            "calls have it"
+        )
     options = AppOptions(retries, retry_handler)
-    return _decorate(JoinApp, function, options, data_flow_kernel, cache, ignore_for_cache)
+    return _decorate(JoinApp, function, options, data_flow_kernel, ignore_for_cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED
 from itertools import repeat
@@ -11,9 +12,9 @@ from exex.client.futures import AppFuture
 from exex.client.outbox import Outbox
 from exex.client.outcomes import Failed, NeedFailed
 from exex.client.settling import finish_all, mark_running, settle
-from exex.errors import ManagerLost
+from exex.errors import JournalError, ManagerLost
 from exex.protocol import payload as payloads
-from exex.protocol.messages import Answer, Outcome, TaskId
+from exex.protocol.messages import Answer, Checkpointed, Outcome, TaskId
 from exex.protocol.payload import Payload
 
 _QUOTED = 10
@@ -34,15 +35,30 @@ class Lost(Failed):
         return ManagerLost(f"{future._title()} was not answered: {self.reason}")
 
 
+class CheckpointAnswer:
+    """What somebody waits for who has asked for a checkpoint.
+
+    Attributes:
+        done: set when there is an answer.
+        error: None if it succeeded.
+    """
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.error: Exception | None = None
+
+
 class Inbox:
     """Gives futures their outcomes.
 
     Attributes:
         answered: number of the last Answer that was applied.
+        checkpoints: that were asked for and are not answered, by number.
     """
 
     def __init__(self, outbox: Outbox, ask: Callable[[AppFuture, Payload], None]) -> None:
         self.answered = 0
+        self.checkpoints: dict[int, CheckpointAnswer] = {}
         self._outbox = outbox
         self._ask = ask
         self._unseen: dict[TaskId, tuple[str, Payload]] = {}
@@ -96,6 +112,23 @@ class Inbox:
         for tid in needs:
             self._unseen.pop(tid, None)  # whoever looks at the dependent sees it
         return NeedFailed(causes, payload, f"task {needs[0]}" if needs else "a need")
+
+    # ---- checkpoints -------------------------------------------------------------------------------------
+
+    def checkpointed(self, message: Checkpointed) -> None:
+        """The journal is written, or cannot be."""
+        answer = self.checkpoints.pop(message.number, None)
+        if answer is not None:
+            if message.error:
+                answer.error = JournalError(f"exex.checkpoint() could not write the journal: {message.error}")
+            answer.done.set()
+
+    def lose_checkpoints(self, reason: str) -> None:
+        """Nothing will be answered any more."""
+        while self.checkpoints:
+            _, answer = self.checkpoints.popitem()
+            answer.error = ManagerLost(f"exex.checkpoint() was not answered: {reason}")
+            answer.done.set()
 
     # ---- failures that nobody looks at -------------------------------------------------------------------
 

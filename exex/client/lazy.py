@@ -35,6 +35,17 @@ OPEN = frozenset((PENDING, RUNNING))
 _ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 _LOGGER = logging.getLogger("exex")
 _lock = threading.Lock()
+_keeps_originals = False
+
+
+def keep_originals() -> None:
+    """From now on an opened value keeps its payload, if that is small.
+
+    A call of a cached app has the values of its needs in its key, as pickled where they were made. What is opened and
+    pickled again may give other bytes for an equal value, and a recorded result would not be found.
+    """
+    global _keeps_originals  # noqa: PLW0603
+    _keeps_originals = True
 
 
 def renew_lock_after_fork() -> None:
@@ -46,7 +57,7 @@ def renew_lock_after_fork() -> None:
 class _Rare:
     """What few futures have."""
 
-    __slots__ = ("callbacks", "condition", "outputs", "sleepers", "streams", "waiters")
+    __slots__ = ("callbacks", "condition", "original", "outputs", "sleepers", "streams", "waiters")
 
     def __init__(self) -> None:
         self.condition: threading.Condition | None = None
@@ -55,6 +66,7 @@ class _Rare:
         self.callbacks: list[Callable[[Any], Any]] = []
         self.outputs: list[DataFuture] = []
         self.streams: tuple[Any, Any] = (None, None)
+        self.original: bytes | None = None
 
 
 class LazyFuture(Future[Any]):
@@ -266,6 +278,8 @@ class LazyFuture(Future[Any]):
                 self._value = value
                 self._raw = None
                 return
+            if _keeps_originals and type(raw) is bytes and type(value) is not Raised:
+                self._get_rare().original = raw
         with _lock:
             if self._raw is raw:
                 self._value = value
@@ -301,7 +315,11 @@ class LazyFuture(Future[Any]):
         """
         raw = self._raw
         if raw is None:
-            return payloads.dump(self._value)
+            payload = payloads.dump(self._value)
+            original = None if self._rare is None else self._rare.original
+            if original is not None and payload != original and payload == payloads.dump(payloads.load(original)):
+                return original  # nobody has changed the value
+            return payload
         return payloads.writable(raw)  # the user's arrays may soon lie in the original
 
     # ---- what the standard library touches -----------------------------------------------------------------

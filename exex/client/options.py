@@ -41,6 +41,9 @@ class AppOptions(NamedTuple):
     cwd: str | None = None
     env: dict[str, str] | None = None
     memory: int | None = None
+    cache: bool = False
+    version: Any = None
+    ignore_for_cache: tuple[str, ...] = ()
 
 
 NO_OPTIONS = AppOptions()
@@ -277,9 +280,7 @@ def check_memory(memory: Any) -> int | None:
     return memory
 
 
-def check_decorator(
-    options: AppOptions, data_flow_kernel: object, cache: bool, ignore_for_cache: Sequence[str] | None
-) -> AppOptions:
+def check_decorator(options: AppOptions, data_flow_kernel: object, ignore_for_cache: Sequence[str] | None) -> AppOptions:
     """The decorator's arguments, if they can be used.
 
     Raises:
@@ -288,15 +289,21 @@ def check_decorator(
     """
     if data_flow_kernel is not None:
         raise ConfigError("data_flow_kernel must be None: an exex job has one manager, and apps find it by themselves")
-    if cache:
-        raise ConfigError("cache=True cannot be used: this version of exex has no journal to answer calls from")
+    if isinstance(ignore_for_cache, str) or not all(isinstance(name, str) for name in ignore_for_cache or ()):
+        raise TypeError(f"ignore_for_cache must be a list of argument names, not {ignore_for_cache!r}")
+    if not options.cache and options.version is not None:
+        raise ConfigError("version is part of the key of cached calls: it needs cache=True")
     if type(options.priority) is not int:
         raise TypeError(f"priority must be an int, not {options.priority!r}")
     check_retries(options.retries)
     check_walltime(options.walltime)
     check_memory(options.memory)
     _directory(options.cwd)
-    return options._replace(env=_environment(options.env), cwd=None if options.cwd is None else os.fspath(options.cwd))
+    return options._replace(
+        env=_environment(options.env),
+        cwd=None if options.cwd is None else os.fspath(options.cwd),
+        ignore_for_cache=tuple(ignore_for_cache or ()),
+    )
 
 
 def auto_log_path(run_dir: str, tid: int, name: str, label: str, stream: str) -> str:

@@ -21,7 +21,19 @@ from exex.client.outcomes import Failed, FailedHere, NeedFailed
 from exex.client.settling import settle
 from exex.errors import SerializationError
 from exex.protocol import payload as payloads
-from exex.protocol.messages import AppSpec, Cancel, Fulfil, Message, Outcome, Promise, Submit, TaskId, Verdict
+from exex.protocol.messages import (
+    AppSpec,
+    CacheKey,
+    Cancel,
+    Checkpoint,
+    Fulfil,
+    Message,
+    Outcome,
+    Promise,
+    Submit,
+    TaskId,
+    Verdict,
+)
 from exex.protocol.payload import Large, Payload
 
 _MOST_CALLS = 8192
@@ -65,6 +77,7 @@ class Outbox:
         ended: futures whose callbacks are to be called.
         taken: number of calls and promises that have left `calls` so far.
         unfinished_bytes: of the payloads of all calls that were sent and not answered.
+        keys: of calls of cached apps that are not sent yet, by task number.
         unsent_large_bytes: of `Large` payloads not sent yet, which are counted at once; the others are small.
     """
 
@@ -80,6 +93,8 @@ class Outbox:
         self._cancelled: list[AppFuture] = []
         self._fulfilled: list[Fulfilled] = []
         self._verdicts: list[tuple[Verdict, int]] = []
+        self.keys: dict[TaskId, CacheKey] = {}
+        self._checkpoints: list[int] = []
         self._given: dict[TaskId, dict[int, Payload]] = {}
         self._lock = threading.Lock()
         self._numbers: dict[AppSpec, int] = {}
@@ -119,6 +134,10 @@ class Outbox:
         """What the retry handler says. If it gives up, the caller fails the future, whose call had this size."""
         self._verdicts.append((verdict, size_bytes))
 
+    def checkpoint(self, number: int) -> None:
+        """What has been answered so far is to be on disk."""
+        self._checkpoints.append(number)
+
     def open_futures(self) -> list[AppFuture]:
         """Futures of all tasks that have no outcome yet, oldest first."""
         unsent = self.calls[:]  # first: what leaves this list meanwhile is in `unfinished` then
@@ -132,7 +151,7 @@ class Outbox:
 
     def is_empty(self) -> bool:
         """Whether nothing waits to be sent."""
-        return not (self.calls or self._cancelled or self._fulfilled or self._verdicts)
+        return not (self.calls or self._cancelled or self._fulfilled or self._verdicts or self._checkpoints)
 
     # ---- who has the turn --------------------------------------------------------------------------------
 
@@ -164,6 +183,8 @@ class Outbox:
                 if not verdict.retry:
                     del self.unfinished[verdict.task]
                     self.unfinished_bytes -= size_bytes
+        if self._checkpoints:
+            messages += [Checkpoint(number=number) for number in _take(self._checkpoints)]
         if not cancelled:
             return messages
         known = [future for future in cancelled if self.unfinished.pop(future._tid, None) is not None]
@@ -190,6 +211,7 @@ class Outbox:
             promised, raw = future._promised, future._raw
             if not promised and future._needs and not self._resolve_needs(future):
                 promised = True
+                self.keys.pop(future._tid, None)
                 if type(raw) is Large:
                     self.count_large(-len(raw))
                 fulfilled.append(Fulfilled(future, Outcome.FAILED, b""))  # b"": its dependents are failed here as well
@@ -246,6 +268,10 @@ class Outbox:
             self.count_large(-sum(size for raw, size in zip(raws, sizes) if type(raw) is Large))
         first = run[0]._tid
         needs = {i: future._needs for i, future in enumerate(run) if future._needs}
+        keys: dict[int, CacheKey] = {}
+        if self.keys:
+            found = [self.keys.pop(future._tid, None) for future in run]
+            keys = {i: key for i, key in enumerate(found) if key is not None}
         return Submit(
             first=first,
             apps=apps,
@@ -255,6 +281,7 @@ class Outbox:
             needs=needs,  # type: ignore[arg-type]  # numbers by now
             given={i: self._given.pop(first + i) for i in needs if first + i in self._given},
             answered=answered,
+            keys=keys,
         )
 
     def _fulfil(self, fulfilled: list[Fulfilled]) -> Fulfil:

@@ -88,6 +88,11 @@ def _reduce(foreign: Future[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return payloads.place_for(future)
 
 
+def promised_for(foreign: Future[Any]) -> PromisedFuture | None:
+    """The promised task that stands for a future of somebody else; None if it was no argument yet."""
+    return _promises.get(foreign)
+
+
 def follow(future: PromisedFuture, foreign: Future[Any]) -> None:
     """Let a promised task end as a future of somebody else does."""
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from exex.client.bell import Bell
 from exex.client.futures import AppFuture
-from exex.client.inbox import Inbox, Lost
+from exex.client.inbox import CheckpointAnswer, Inbox, Lost
 from exex.client.interrupts import Shield
+from exex.client.keys import KeyMaker
 from exex.client.lazy import LazyFuture
 from exex.client.numbers import numbers
 from exex.client.outbox import Outbox, take_values
@@ -27,7 +28,7 @@ from exex.client.promises import dump_call
 from exex.client.settling import finish_all, settle
 from exex.client.talk import LinkLost, Talk
 from exex.errors import ManagerLost, NoManagerError, ProtocolError
-from exex.protocol.messages import Finish, Outcome, TaskId, Verdict, Welcome
+from exex.protocol.messages import CacheKey, Finish, Outcome, TaskId, Verdict, Welcome
 from exex.protocol.payload import Large, Payload
 from exex.transport.base import Link
 
@@ -46,12 +47,14 @@ class Proxy:
         asleep: nobody will notice that there is something to send unless the bell is rung.
         welcome: what the manager said to our Attach.
         unfinished: futures that the manager was told of and has not answered, by task number.
+        journal: path of the job's journal, for messages; "" if there is none.
     """
 
     def __init__(self, link: Link, most_tasks: int, most_bytes: int, ask: Callable[[AppFuture, Payload], None]) -> None:
         self.open = False
         self.asleep = False
         self.welcome: Welcome
+        self.journal = ""
         self.outbox = Outbox()
         self.inbox = Inbox(self.outbox, ask)
         self.pressure = Pressure(most_tasks, most_bytes, self._count_unfinished)
@@ -60,6 +63,7 @@ class Proxy:
         self.note_failure = self.inbox.note_failure
         self._calls = self.outbox.calls
         self._tids = numbers()
+        self._checkpoint_numbers = itertools.count()
         self._talk = Talk(link, self.outbox, self.inbox)
         self._talker = 0  # the thread that has the turn
         self._thread = threading.Thread(target=self._run, name="exex-proxy", daemon=True)
@@ -97,15 +101,40 @@ class Proxy:
             self._hold_back(future)
         return future
 
-    def new_future(self, call: Call, payload: Payload, needs: Sequence[Any], tid: TaskId | None = None) -> AppFuture:
+    def submit_cached(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], maker: KeyMaker) -> AppFuture:
+        """As `submit`, for a call of an app with cache=True.
+
+        Raises:
+            SerializationError: an argument cannot be pickled.
+            CacheKeyError: no key can be made of an argument.
+        """
+        payload, needs = dump_call(args, kwargs, None)
+        simple = None if needs else maker.simple(args, kwargs)
+        key = maker.make(args, kwargs, needs) if simple is None else CacheKey(simple)
+        future = self.new_future(call, payload, needs, None, key)
+        self.send(future)
+        return future
+
+    def new_future(
+        self,
+        call: Call,
+        payload: Payload,
+        needs: Sequence[Any],
+        tid: TaskId | None = None,
+        key: CacheKey | None = None,
+    ) -> AppFuture:
         """A future that is not submitted yet: `send` it.
 
         Args:
             tid: a number from `reserve`.
+            key: of a call of a cached app.
         """
         if type(payload) is Large:
             payload = self._admit(payload)
-        return AppFuture(call, next(self._tids) if tid is None else tid, payload, take_values(needs) if needs else None)
+        future = AppFuture(call, next(self._tids) if tid is None else tid, payload, take_values(needs) if needs else None)
+        if key is not None:
+            self.outbox.keys[future._tid] = key
+        return future
 
     def reserve(self) -> TaskId:
         """A number for a task that needs it before its payload is made. Numbers may stay unused."""
@@ -141,6 +170,26 @@ class Proxy:
                 self.seen(future)  # it was cancelled
         self.outbox.decide(verdict, size_bytes)
         self.wake()
+
+    def checkpoint(self) -> None:
+        """Return when the results of all cached calls that have been answered are in the journal.
+
+        Raises:
+            JournalError: they could not be written.
+            ManagerLost: the job has ended before that.
+            RuntimeError: in a done-callback, where nobody could hear the answer.
+        """
+        if threading.get_ident() in (self._thread_id, self._talker):
+            raise RuntimeError("exex.checkpoint() was called in a done-callback: the thread that runs it receives the answer")
+        number = next(self._checkpoint_numbers)
+        answer = self.inbox.checkpoints[number] = CheckpointAnswer()
+        self.outbox.checkpoint(number)
+        self.wake()
+        if self._is_lost:
+            self.inbox.lose_checkpoints(self._closed_because)
+        answer.done.wait()
+        if answer.error is not None:
+            raise answer.error
 
     def wake(self) -> None:
         """Let the proxy thread look at what there is to do."""
@@ -223,10 +272,13 @@ class Proxy:
 
     def _lose(self, reason: str) -> None:
         """Nothing will be answered any more: fail every future."""
+        if self.journal:
+            reason += f"; what was recorded until then is in the journal {self.journal}: run the same command with --resume"
         self._closed_because = reason
         self._is_lost = True
         self.open = False
         self.pressure.close()
+        self.inbox.lose_checkpoints(reason)
         finish_all(self.outbox.open_futures(), itertools.repeat(Lost(reason)), self.outbox.ended)
         self.wake()
 
@@ -315,6 +367,10 @@ class Proxy:
         self._shield.install()
         self._thread.start()
         return self.welcome
+
+    def lost_because(self) -> str:
+        """Why the manager is lost; "" if it is not."""
+        return self._closed_because if self._is_lost and self._finish is None else ""
 
     def is_quiet(self) -> bool:
         """Whether no task is left, and no callback that could start one."""

@@ -30,6 +30,7 @@ def run(script: str, args: list[str], message: dict[str, Any], config: Config) -
         max_waiting=config.max_waiting,
         max_waiting_bytes=config.max_waiting_bytes,
         start_timeout_s=config.start_timeout_s * 2,
+        journal=os.path.abspath(config.journal) if config.journal else "",
     )
     try:
         session.start(StreamLink(socket.socket(fileno=message["fd"])), settings)

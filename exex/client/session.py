@@ -15,7 +15,7 @@ from exex.client.promises import accept_foreign_futures
 from exex.client.proxy import Proxy
 from exex.client.retries import RetryHandler, TaskRecord
 from exex.client.threads import Threads
-from exex.errors import NoManagerError
+from exex.errors import ConfigError, NoManagerError
 from exex.protocol import context
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Verdict
@@ -41,6 +41,7 @@ class Settings:
         max_waiting_bytes: bytes of their arguments from which on it does.
         internal_tasks_max_threads: threads for the bodies of join apps.
         start_timeout_s: within which the manager must answer.
+        journal: absolute path of the job's journal; "" if there is none.
     """
 
     title: str = ""
@@ -50,6 +51,7 @@ class Settings:
     max_waiting_bytes: int = 2 * 1024**3
     internal_tasks_max_threads: int = 10
     start_timeout_s: float = 60.0
+    journal: str = ""
 
 
 class Session:
@@ -58,6 +60,7 @@ class Session:
     def __init__(self, link: Link, settings: Settings) -> None:
         self.settings = settings
         self.proxy = Proxy(link, settings.max_waiting, settings.max_waiting_bytes, self._ask)
+        self.proxy.journal = settings.journal
         self.mappings: set[Mapping] = set()  # whose calls are not all submitted
         self._foreign_call = Call(self.proxy, -1, "concurrent Future")
         self._records: dict[int, TaskRecord] = {}
@@ -110,8 +113,10 @@ class Session:
             if self.proxy.is_quiet() and not self.mappings:
                 break
             time.sleep(_PAUSE_S)  # a callback is running
+        lost = self.proxy.lost_because() if self.settings.journal else ""
         self.proxy.stop(cancel)
-        return self.proxy.inbox.last_words()
+        words = self.proxy.inbox.last_words()
+        return "; ".join(filter(None, (words, lost)))
 
 
 _current: Session | None = None
@@ -175,6 +180,20 @@ def current(what: str) -> Session:
 def wait_for_current_tasks() -> None:
     """Wait until all tasks that exist now have ended, in whatever way."""
     current("wait_for_current_tasks").wait()
+
+
+def checkpoint() -> None:
+    """Return when the results of all cached calls that are done by now are in the journal, on disk.
+
+    Raises:
+        ConfigError: the job has no journal.
+        JournalError: it cannot be written.
+        ManagerLost: the job has ended.
+    """
+    session = current("checkpoint")
+    if not session.settings.journal:
+        raise ConfigError("exex.checkpoint() needs a journal: start the job with --journal FILE")
+    session.proxy.checkpoint()
 
 
 def manager_pid() -> int:

@@ -17,7 +17,7 @@ from exex.client.inbox import Inbox
 from exex.client.outbox import Outbox
 from exex.errors import ProtocolError, StartError
 from exex.protocol import codec
-from exex.protocol.messages import Answer, Applied, Attach, Finish, JobEnds, Message, Submit, Welcome
+from exex.protocol.messages import Answer, Applied, Attach, Checkpointed, Finish, JobEnds, Message, Submit, Welcome
 from exex.transport.base import GONE, Link
 from exex.version import __version__
 
@@ -116,6 +116,8 @@ class Talk:
             if isinstance(message, Answer):
                 self._inbox.apply(message)
                 self._owed_tasks += len(message.tasks) if len(received[1]) == 1 else _APPLIED_AFTER_TASKS
+            elif isinstance(message, Checkpointed):
+                self._inbox.checkpointed(message)
             elif isinstance(message, JobEnds):
                 raise LinkLost(message.reason or "the job ends")
             else:

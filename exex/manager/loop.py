@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from exex.errors import ProtocolError
 from exex.manager import transitions
 from exex.manager.liveness import Liveness
+from exex.manager.memo import MEMORY_BYTES, Memo, Store
 from exex.manager.placement import place
 from exex.manager.progress import Progress
 from exex.manager.state import ClientRecord, ManagerState
@@ -22,6 +24,8 @@ from exex.protocol.messages import (
     Beat,
     Bye,
     Cancel,
+    Checkpoint,
+    Checkpointed,
     Done,
     Drop,
     Finish,
@@ -48,6 +52,19 @@ QUIET_S = 2.0
 """How long nothing has run, because nothing fits any more, before the job ends early."""
 
 
+class Journal(Store, Protocol):
+    """A store as the loop sees it. None of the methods waits for a disk."""
+
+    def checkpoint(self, asked_by: tuple[int, int]) -> None:
+        """Put what was recorded so far on disk, in whatever mode. The answer comes with `take`."""
+
+    def take(self) -> tuple[list[tuple[bytes, Any]], list[tuple[tuple[int, int], str]]]:
+        """What has come: (key, value or None) of fetches; (asked_by, error or "") of checkpoints."""
+
+    def is_behind(self) -> bool:
+        """Whether more waits to be written than memory should hold: then nothing new should run."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the manager's loop needs to know of the configuration.
@@ -56,6 +73,7 @@ class Settings:
         workers: ranks that must say Hello.
         run_dir: told to the clients.
         heartbeat_limit_s: silence after which a worker is given up; 0 for never.
+        memory_bytes: for results of cached calls.
     """
 
     version: str
@@ -67,6 +85,7 @@ class Settings:
     stop_timeout_s: float
     prefetch_s: float
     heartbeat_limit_s: float = 0.0
+    memory_bytes: int = MEMORY_BYTES
 
 
 class ManagerLoop:
@@ -77,6 +96,7 @@ class ManagerLoop:
         clients: link to the clients, by the link's own numbers; None until `listen`.
         on_ready: called once, when every worker is up.
         clock: seconds; only differences matter.
+        journal: where results of cached calls are recorded; None for nowhere.
 
     Attributes:
         error: why the job cannot go on; "" while it can.
@@ -92,9 +112,13 @@ class ManagerLoop:
         workers: Ranks,
         progress: Progress | None,
         on_ready: Callable[[], None],
+        *,
         clock: Callable[[], float] = time.monotonic,
+        journal: Journal | None = None,
     ) -> None:
-        self.state = ManagerState(prefetch_s=settings.prefetch_s)
+        memo = Memo(journal, settings.memory_bytes, lambda paths: all(map(os.path.exists, paths)))
+        self.state = ManagerState(prefetch_s=settings.prefetch_s, memo=memo)
+        self._journal = journal
         self.error = ""
         self.lost: dict[Rank, str] = {}
         self.out_of_time = False
@@ -144,7 +168,9 @@ class ManagerLoop:
             self.lose_worker(rank, f"was not heard of for {self._settings.heartbeat_limit_s:g} s")
         if self._stop_by_s is None:
             traffic |= self._drain_clients()
-        if not self._missing or self._stop_by_s is not None:
+        if self._journal is not None:
+            traffic |= self._drain_journal(self._journal)
+        if (not self._missing or self._stop_by_s is not None) and not (self._journal and self._journal.is_behind()):
             place(self.state)
         traffic |= self._flush()
         if self._missing and self._stop_by_s is None and now_s - self._began_s > self._settings.start_timeout_s:
@@ -190,7 +216,7 @@ class ManagerLoop:
         self.out_of_time = True
         left = len(state.tasks)
         reason = f"the allocation ends: {_count(left, 'task')} not done ({state.assigned} of them begun)"
-        print(f"exex: {reason}; exit status {OUT_OF_TIME}, run it again for the rest", file=sys.stderr, flush=True)
+        print(f"exex: {reason}; exit status {OUT_OF_TIME}, run it again with --resume for the rest", file=sys.stderr, flush=True)
         for number in self._records:
             self._to_client(number, JobEnds(reason=reason))
         self.stop(reason)
@@ -245,6 +271,20 @@ class ManagerLoop:
                 self._refuse(number, str(error))
         return True
 
+    def _drain_journal(self, journal: Journal) -> bool:
+        fetched, checkpoints = journal.take()
+        for key, value in fetched:
+            transitions.on_fetched(self.state, key, value)
+        for (number, asked), error in checkpoints:
+            self._to_client(number, Checkpointed(number=asked, error=error))
+        return bool(fetched or checkpoints)
+
+    def _on_checkpoint(self, number: int, message: Checkpoint) -> None:
+        if self._journal is None:
+            self._to_client(number, Checkpointed(number=message.number, error="the job has no journal"))
+        else:
+            self._journal.checkpoint((number, message.number))
+
     def _on_client(self, number: int, client: ClientRecord | None, message: Any) -> None:
         if type(message) is Attach:
             if client is not None or any(number == other for other, _ in self._waiting):
@@ -257,6 +297,8 @@ class ManagerLoop:
                 self._welcome(number, message)
         elif client is None:
             self._refuse(number, "the first message must be Attach")
+        elif type(message) is Checkpoint:
+            self._on_checkpoint(number, message)
         elif not client.finished:
             self._handlers[type(message)](self.state, client, message)
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from exex.errors import ProtocolError
+from exex.manager.memo import Memo
 from exex.manager.ranges import Ranges
 from exex.manager.ready import ReadyQueue
-from exex.manager.task import App, Status, Task
+from exex.manager.task import App, CachedTask, Status, Task
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, Answer, AppSpec, Assign, Outcome, Rank, TaskId
 from exex.protocol.payload import Payload
@@ -165,6 +166,7 @@ class ManagerState:
     assigned: int = 0
     next_client: int = 0
     next_app: int = 0
+    memo: Memo = field(default_factory=Memo)
 
     def client_of(self, task: TaskId) -> ClientRecord:
         """The client whose task this is."""
@@ -281,7 +283,7 @@ class ManagerState:
             if task.values is not None:
                 assert task.open_needs == sum(value is None for value in task.values), task
             assert task.open_needs == 0 or task.status == Status.WAITING, task
-            assert task.status != Status.WAITING or task.open_needs or task.app is None, task
+            assert task.status != Status.WAITING or task.open_needs or task.app is None or isinstance(task, CachedTask), task
             for dependent, place in task.dependents or ():
                 if self.tasks.get(dependent.id) is dependent:
                     assert dependent.values is not None and dependent.values[place] is None, (task, dependent)
@@ -294,6 +296,7 @@ class ManagerState:
         assert shelved == self.shelved, (shelved, self.shelved)
         assert assigned == self.assigned, (assigned, self.assigned)
         assert unfinished == sum(client.unfinished for client in self.clients.values())
+        self.memo.check(self.tasks)
         for worker in self.workers.values():
             assert worker.held == held[worker.rank], (worker.rank, worker.held, held[worker.rank])
             assert abs(worker.held_s - held_s[worker.rank]) < 1e-6, (worker.rank, worker.held_s, held_s[worker.rank])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from enum import IntEnum
 
-from exex.protocol.messages import AppSpec, Rank, TaskId
+from exex.protocol.messages import AppSpec, CacheKey, Rank, TaskId
 from exex.protocol.payload import Payload
 
 
@@ -23,8 +23,10 @@ TRANSITIONS: tuple[tuple[str, str, str], ...] = (
     ("", "waiting", "submitted with open needs, or promised"),
     ("", "ready", "submitted without open needs"),
     ("waiting", "ready", "last need done"),
+    ("waiting", "ready", "cached: its result is not known, or an equal call was cancelled"),
     ("waiting", "done", "promise fulfilled"),
-    ("waiting", "failed", "a need failed, or promise broken"),
+    ("waiting", "done", "cached: its result is known"),
+    ("waiting", "failed", "a need failed, promise broken, or an equal cached call failed"),
     ("waiting", "cancelled", "client cancels"),
     ("ready", "assigned", "placed"),
     ("ready", "cancelled", "client cancels"),
@@ -109,3 +111,19 @@ class Task:
     def __repr__(self) -> str:
         name = self.app.spec.name if self.app else "promise"
         return f"<Task {self.id} {name} {self.status.name.lower()} attempt {self.attempt} rank {self.rank}>"
+
+
+class CachedTask(Task):
+    """A call of a cached app.
+
+    Attributes:
+        cache: the client's part of its key.
+        key: the whole key, once all needs are there; b"" before, and after it was cancelled.
+    """
+
+    __slots__ = ("cache", "key")
+
+    def __init__(self, id: TaskId, app: App, payload: Payload, cache: CacheKey) -> None:
+        super().__init__(id, app, payload)
+        self.cache = cache
+        self.key = b""

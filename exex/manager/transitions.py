@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError
 
 from exex.errors import ProtocolError, WorkerLost
 from exex.manager.state import ClientRecord, ManagerState, WorkerRecord
-from exex.manager.task import SHORT_S, App, Status, Task
+from exex.manager.task import SHORT_S, App, CachedTask, Status, Task
 from exex.protocol import payload as payloads
 from exex.protocol.messages import (
     CLIENT_SHIFT,
@@ -66,18 +66,21 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
     apps = [client.apps[number] for number in msg.calls]
     app_of_each = apps * count if len(apps) == 1 else apps
     new = [Task(first + i, app, call) for i, (app, call) in enumerate(zip(app_of_each, msg.payloads))]
+    for i, key in msg.keys.items():
+        new[i] = CachedTask(first + i, app_of_each[i], msg.payloads[i], key)
     state.tasks.update((task.id, task) for task in new)
     state.counts.submitted += count
     client.unfinished += count
-    if len(apps) == 1 and not msg.needs:
+    if len(apps) == 1 and not msg.needs and not msg.keys:
         state.ready.push_all(new)
         return
     for i, task in enumerate(new):
         needs = msg.needs.get(i)
         if needs is None:
-            state.ready.push(task)
+            _needs_are_there(state, task)
         else:
             _link(state, client, task, needs, msg.given.get(i, {}))
+    _end_found(state)
 
 
 def _check_needs(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
@@ -120,6 +123,12 @@ def _link(state: ManagerState, client: ClientRecord, task: Task, needs: list[Tas
         task.status = Status.WAITING
         fail(state, task, Outcome.NEED_FAILED, failed[1], [failed[0]])
     elif not task.open_needs:
+        _needs_are_there(state, task)
+
+
+def _needs_are_there(state: ManagerState, task: Task) -> None:
+    """Ready a task, unless it is a cached call whose result is known or on the way. `_end_found` must follow."""
+    if not isinstance(task, CachedTask) or state.memo.enter(task):
         state.ready.push(task)
 
 
@@ -154,6 +163,7 @@ def on_fulfil(state: ManagerState, client: ClientRecord, msg: Fulfil) -> None:
             succeed(state, task, value)
         else:
             fail(state, task, Outcome.FAILED, value)
+    _end_found(state)
 
 
 def on_cancel(state: ManagerState, client: ClientRecord, msg: Cancel) -> None:
@@ -248,6 +258,8 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
             if seconds > SHORT_S:
                 app.recent_s.append(seconds)
             app.mean_s = seconds if mean < 0 else mean + (min(seconds, 10 * mean + OUTLIER_S) - mean) * 0.05
+            if isinstance(task, CachedTask):
+                state.memo.done(task, value, seconds)
             succeed(state, task, value)
         else:
             _attempt_failed(state, task, app, outcome, value)
@@ -258,6 +270,7 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
     if worker.held_s < 0 or not worker.held:
         worker.held_s = 0.0
     state.list_worker(worker)
+    _end_found(state)
 
 
 def _attempt_failed(state: ManagerState, task: Task, app: App, outcome: int, error: Payload) -> None:
@@ -317,11 +330,31 @@ LOSSES_TOLERATED = 3
 """A task that was on more lost workers than this is taken for the cause and fails."""
 
 
+# ---- cached calls ----------------------------------------------------------------------------------------------
+
+
+def on_fetched(state: ManagerState, key: bytes, value: Payload | None) -> None:
+    """The store's answer to `Store.fetch`; None if there is no such result, or if it does not count."""
+    task = state.memo.fetched(key, value)
+    if task is not None:
+        state.ready.push(task)
+    _end_found(state)
+
+
+def _end_found(state: ManagerState) -> None:
+    """End the tasks whose value the memo knows; those that this readies may be among them. No recursion: chains are long."""
+    found = state.memo.found
+    while found:
+        task, value = found.popleft()
+        if state.tasks.get(task.id) is task:
+            succeed(state, task, value)
+
+
 # ---- ends of tasks --------------------------------------------------------------------------------------------
 
 
 def succeed(state: ManagerState, task: Task, value: Payload) -> None:
-    """Finish a task with a value, which fills its places in the dependents."""
+    """Finish a task with a value, which fills its places in the dependents. `_end_found` must follow."""
     state.finish_task(task, Outcome.DONE, value)
     if task.dependents is None:
         return
@@ -332,13 +365,16 @@ def succeed(state: ManagerState, task: Task, value: Payload) -> None:
         dependent.values[place] = value
         dependent.open_needs -= 1
         if not dependent.open_needs:
-            state.ready.push(dependent)
+            _needs_are_there(state, dependent)
 
 
 def fail(state: ManagerState, task: Task, outcome: int, error: Payload, causes: list[TaskId] | None = None) -> None:
     """Finish a task with an error; its dependents, theirs, and so on fail for it and never run."""
-    state.finish_task(task, outcome, error, causes and _local(causes))
     failed = [task]
+    if isinstance(task, CachedTask):
+        failed += state.memo.failed(task)
+    for one in failed:
+        state.finish_task(one, outcome, error, causes and _local(causes))
     while failed:
         need = failed.pop()
         for dependent, _ in need.dependents or ():
@@ -365,6 +401,10 @@ def cancel(state: ManagerState, task: Task) -> None:
         state.dropped[task.id] = task.rank
         state.drops.setdefault(task.rank, []).append(task.id)
     state.finish_task(task, Outcome.CANCELLED, b"")
+    if isinstance(task, CachedTask):
+        following = state.memo.cancelled(task)
+        if following is not None:
+            state.ready.push(following)
     if task.dependents:
         error = payloads.dump_error(CancelledError(f"task {_local([task.id])[0]} was cancelled"), "")
         for dependent, _ in task.dependents:

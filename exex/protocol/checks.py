@@ -14,6 +14,7 @@ from typing import Any
 from exex.errors import ProtocolError
 from exex.protocol.messages import (
     CLIENT_SHIFT,
+    KEY_BYTES,
     AppSpec,
     Assign,
     Cancel,
@@ -94,6 +95,17 @@ def submit(msg: Submit) -> None:
     _functions(msg.functions)
     if msg.needs or msg.given:
         _needs(msg)
+    if msg.keys:
+        _keys(msg)
+
+
+def _keys(msg: Submit) -> None:
+    count = len(msg.payloads)
+    for i, key in msg.keys.items():
+        _require(0 <= i < count, f"a key of call {i}, which is not there")
+        _require(len(key.partial) == KEY_BYTES, f"a key of {len(key.partial)} bytes")
+        needs = len(msg.needs.get(i, ()))
+        _require(all(0 <= place < needs for place in key.ignored), "a key that leaves out needs which are not there")
 
 
 def _needs(msg: Submit) -> None:

@@ -20,6 +20,9 @@ Rank = int
 
 CLIENT_SHIFT = 40
 
+KEY_BYTES = 16
+"""Of the key of a cached call."""
+
 
 class Outcome(IntEnum):
     """How an attempt, or a task, ended. One byte each in the `outcomes` columns."""
@@ -66,6 +69,20 @@ class AppSpec(Struct, frozen=True, array_like=True, kw_only=True):
     memory_bytes: int | None = None
 
 
+class CacheKey(Struct, frozen=True, array_like=True):
+    """What the client knows of the key of a call of a cached app; the manager adds the values of its needs.
+
+    Attributes:
+        partial: digest of everything else: function, arguments, version.
+        ignored: places of needs that do not count, in ascending order.
+        outputs: absolute paths of the files that the call makes; a recorded result counts only if they all exist.
+    """
+
+    partial: bytes
+    ignored: list[int] = []
+    outputs: list[str] = []
+
+
 class Message(Struct, frozen=True, array_like=True):
     """Base of all messages; the first element of the encoded array is the message's tag."""
 
@@ -92,6 +109,7 @@ class Submit(Message, frozen=True, tag=2):
     needs: dict[int, list[TaskId]]  # i -> tasks whose values fill the places 0, 1, ... in payload i
     given: dict[int, dict[int, Payload]]  # i -> place -> value, where the client had it; needs has -1 there
     answered: int  # sequence number of the last Answer that the client has applied
+    keys: dict[int, CacheKey] = {}  # i -> key, where call i is of a cached app
 
 
 class Promise(Message, frozen=True, tag=3):
@@ -135,6 +153,12 @@ class Finish(Message, frozen=True, tag=8):
     cancel: bool  # also end the tasks that are still under way
 
 
+class Checkpoint(Message, frozen=True, tag=9):
+    """Client -> manager: put into the journal what has been answered so far, and say when that is done."""
+
+    number: int
+
+
 # ---- manager -> client ----------------------------------------------------------------------------------------
 
 
@@ -164,6 +188,13 @@ class JobEnds(Message, frozen=True, tag=22):
     """Manager -> client: the job ends; nothing more will be answered."""
 
     reason: str
+
+
+class Checkpointed(Message, frozen=True, tag=23):
+    """Manager -> client: answer to Checkpoint."""
+
+    number: int
+    error: str  # why it is not in the journal; "" if it is
 
 
 # ---- both ways between worker and manager ---------------------------------------------------------------------
@@ -237,8 +268,8 @@ class Leave(Message, frozen=True, tag=64):
     together: bool  # no rank is lost: leave by MPI_Finalize, which would else never return
 
 
-FromClient = Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish
+FromClient = Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish | Checkpoint
 FromWorker = Hello | Done | Bye | Beat
-ToClient = Welcome | Answer | JobEnds
+ToClient = Welcome | Answer | JobEnds | Checkpointed
 ToWorker = Assign | Drop | Stop | Leave | Beat
 AnyMessage = Any

@@ -100,7 +100,8 @@ def test_an_app_is_told_once(manager):
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"cache": True}, ConfigError, "journal"),
+        ({"version": 3}, ConfigError, "needs cache=True"),
+        ({"cache": True, "ignore_for_cache": "x"}, TypeError, "list of argument names"),
         ({"data_flow_kernel": object()}, ConfigError, "one manager"),
         ({"retries": -1}, ValueError, "negative"),
         ({"retries": 1.5}, TypeError, "int"),

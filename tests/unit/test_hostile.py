@@ -301,7 +301,7 @@ def test_the_last_worker_ends_the_job_by_breaking_the_protocol() -> None:
 
 # ---- nothing is opened at rank 0 --------------------------------------------------------------------------------
 
-MAY_USE = {"Payload", "dump_error", "same"}
+MAY_USE = {"Large", "Payload", "dump_error", "same"}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "manager").glob("*.py")), ids=lambda path: path.name)
