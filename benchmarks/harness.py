@@ -60,7 +60,7 @@ class Launch:
 
 
 SYSTEMS: dict[str, Launch] = {
-    "exex": Launch("exex_run.py", mpi=True, module=("-m", "exex.run")),
+    "exex": Launch("exex_run.py", mpi=True, module=("-m", "exex.run", "--max-waiting", "2000000")),
     "mpi4py": Launch("mpi4py_futures.py", mpi=True, module=("-m", "mpi4py.futures")),
     "mpi4py-spin": Launch(
         "mpi4py_futures.py",
