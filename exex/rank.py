@@ -395,7 +395,7 @@ def _close_journal(journal: Journal, answered: int) -> None:
     if summary.lost:
         text += f"; {summary.lost:,} RESULTS ARE NOT IN IT ({summary.error or 'too large, or too many at once'})"
     if summary.damaged:
-        text += f"; {summary.damaged:,} rows are damaged"
+        text += f"; {summary.damaged:,} results are damaged"
     print(f"exex: {text}", file=sys.stderr, flush=True)
 
 

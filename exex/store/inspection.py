@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import os
 import sqlite3
 import time
@@ -56,15 +57,20 @@ def info(path: str) -> str:
         meta = journal_file.read_meta(db)
         lines = [f"{name:<9} {meta.get(name, '?')}" for name in ("format", "exex", "python", "created")]
         lines.append(f"{'size':<9} {os.path.getsize(path):,} bytes")
-        first_s, last_s = db.execute("SELECT min(finished_s), max(finished_s) FROM results").fetchone()
-        if first_s is not None:
+        apps: dict[str, list[float]] = {}  # results, bytes, seconds
+        first_s, last_s, total = math.inf, -math.inf, 0
+        for _, row in journal_file.read_rows(db):
+            if isinstance(row, Damaged):
+                continue
+            total += 1
+            first_s, last_s = min(first_s, row.finished_s), max(last_s, row.finished_s)
+            sums = apps.setdefault(row.app, [0, 0, 0.0])
+            for i, more in enumerate((1, len(row.value), row.seconds)):
+                sums[i] += more
+        if total:
             lines.append(f"{'results':<9} from {_clock(first_s)} to {_clock(last_s)}")
-        total = 0
-        for app, count, size, seconds in db.execute(
-            "SELECT app, count(*), sum(length(value)), sum(seconds) FROM results GROUP BY app ORDER BY app"
-        ):
-            lines.append(f"  {app}: {count:,} results, {size:,} bytes, {seconds:,.3f} s of work")
-            total += count
+        for app, (count, size, seconds) in sorted(apps.items()):
+            lines.append(f"  {app}: {count:,.0f} results, {size:,.0f} bytes, {seconds:,.3f} s of work")
         return "\n".join([*lines, f"{'total':<9} {total:,} results"])
 
 
@@ -79,12 +85,12 @@ def verify(path: str) -> tuple[str, bool]:
                 if isinstance(row, Damaged):
                     damaged += 1
                     if damaged <= 20:
-                        problems.append(f"row {number}: wrong checksum")
+                        problems.append(f"result {number}: wrong checksum")
             meta = journal_file.read_meta(db)
     except JournalError as error:
         return str(error), False
     if problems:
-        return "\n".join([*problems, f"{path} is damaged: {damaged:,} of {rows:,} rows have a wrong checksum"]), False
+        return "\n".join([*problems, f"{path} is damaged: {damaged:,} of {rows:,} results have a wrong checksum"]), False
     try:
         journal_file.check_versions(path, meta, journal_file.APPLICATION_ID)
     except JournalError as error:
@@ -93,7 +99,7 @@ def verify(path: str) -> tuple[str, bool]:
 
 
 def export(path: str, style: str, out: IO[str]) -> int:
-    """Write a line per sound row, of jsonl or csv. Returns how many rows are damaged."""
+    """Write a line per sound result, of jsonl or csv. Returns how many are damaged."""
     damaged = 0
     with _opened(path) as db:
         table = csv.writer(out)

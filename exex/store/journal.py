@@ -334,7 +334,7 @@ class Journal:
         self._damaged += 1
         if self._damaged <= 3:
             more = "; further ones are only counted" if self._damaged == 3 else ""
-            self._say(f"row {number} of the journal {self.path} is damaged (wrong checksum): its call runs again{more}")
+            self._say(f"result {number} of the journal {self.path} is damaged (wrong checksum): its call runs again{more}")
 
     def _write_all(self) -> None:
         """Write what is in the queue now, in one commit or several. On failure all that is not written stays in it."""
@@ -371,7 +371,7 @@ class Journal:
                 raise JournalError("another job has taken it over, because this one seemed to be gone")
             self._db = journal_file.connect(self.path)
             journal_file.set_up_writing(self._db)
-            last = self._db.execute("SELECT max(id) FROM results").fetchone()[0] or 0
+            last = journal_file.last_number(self._db)
             if last >= self._next:  # the commit that failed did get through
                 self._next = last + 1
         return self._db
