@@ -73,3 +73,34 @@ def test_a_signal_gives_notice(launch: Launch, workflow: Path, number: int) -> N
     ended = launch.finish(process, 30)
     check(ended.status, "done 0\n" + ended.out, ended.err)
     assert "SIGUSR" in ended.err
+
+
+CACHED = """
+import os
+from exex import python_app
+
+@python_app(cache=True)
+def half(i):
+    import time
+    time.sleep(0.5)
+    fd = os.open("ran", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, b"%d\\n" % i)
+    os.close(fd)
+    return i
+
+assert [future.result() for future in [half(i) for i in range(32)]] == list(range(32))
+print("all right", flush=True)
+"""
+
+
+def test_what_the_allocation_cuts_off_is_finished_by_resume(launch: Launch) -> None:
+    path = launch.cwd / "workflow.py"
+    path.write_text(CACHED)
+    first = launch.finish(launch.start(exex_run("--walltime", "7", "--journal", "j", str(path))), 30)
+    assert first.status == 75 and "all right" not in first.out, first.err
+    ran = (launch.cwd / "ran").read_text().split()
+    assert 0 < len(ran) < 32, first.err
+    second = launch.finish(launch.start(exex_run("--journal", "j", "--resume", str(path))), 60)
+    assert (second.status, second.out) == (0, "all right\n"), second.err
+    assert sorted((launch.cwd / "ran").read_text().split(), key=int) == [str(i) for i in range(32)], "each ran once"
+    assert f"{len(ran)} calls did not run again" in second.err
