@@ -157,6 +157,7 @@ def under_slurm(launch: Launch, mark: str, rng: random.Random) -> Ended:
     hit = rng.choice([kill_rank, kill_guard, stop_rank])
     extra = {"SLURM_CONF": cluster.environment["SLURM_CONF"], "PATH": cluster.environment["PATH"]}
     done, victims = run(launch, mark, rng, hit, argv, EXEX_JOB_DIR=str(status_dir), **network, **extra)
+    assert (status_dir / "status").exists(), f"no status: {done}"
     status = int((status_dir / "status").read_text())
     assert status == 0 and "all right" in done.out, (status, done.status, done.out, done.err)
     assert done.err.count("exex: lost rank") <= victims, done.err

@@ -284,4 +284,6 @@ def test_importing_the_command_line_is_light():
     loaded = set(out.split())
     assert "exex.config" in loaded
     heavy = {"mpi4py", "numpy", "zmq", "h5py", "msgspec", "cloudpickle", "subprocess", "socket", "asyncio", "logging"}
+    if sys.version_info < (3, 11):
+        heavy.remove("subprocess")  # by platform, there
     assert not loaded & {*heavy, "exex.launch.doctor", "exex.launch.foreground", "exex.launch.launcher"}
