@@ -25,12 +25,14 @@ class PlayedJournal:
 
     Attributes:
         lost: keys of results that were given to `record` and will never be committed.
+        damaged: keys of rows that were once found damaged.
         excused: keys whose last fetch had no answer: their calls may run again.
     """
 
     def __init__(self, disk: dict[bytes, bytes], rng: random.Random, tell: Callable[[str], None], is_frail: bool) -> None:
         self.disk = disk
         self.lost: set[bytes] = set()
+        self.damaged: set[bytes] = set()
         self.excused: set[bytes] = set()
         self._rng, self._tell, self._is_frail = rng, tell, is_frail
         self._is_full = False
@@ -111,7 +113,7 @@ class PlayedJournal:
 
     def is_safe(self, key: bytes) -> bool:
         """Whether a result is on disk, or missing there by no fault of the manager."""
-        return key in self.disk or key in self.lost or key in self.excused
+        return key in self.disk or key in self.lost or key in self.damaged
 
     def _commit(self, most: int) -> None:
         if self._is_full:
@@ -126,6 +128,7 @@ class PlayedJournal:
         if is_damaged:
             self._index.discard(key)
             self.disk.pop(key, None)
+            self.damaged.add(key)
         elif value is None:
             value = self.disk.get(key)
         if outputs and self._rng.random() < 0.3:

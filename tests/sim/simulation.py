@@ -537,6 +537,7 @@ class Simulation:
             return
         if not loop.out_of_time:
             assert self.now < state.ends_s, f"the job goes on {self.now - state.ends_s} s after its end"
+            assert self.now - self.busy_s < QUIET_S, "the job goes on, though nothing that is left fits"
             return
         is_early = self.now < state.ends_s
         assert not is_early or self.now - self.busy_s >= QUIET_S, "the job ends early, though something ran just now"
@@ -616,6 +617,7 @@ class Simulation:
         elif kind == 6 and self.notices:
             self.notices -= 1
             before_s = self.manager.ends_s
+            self.busy_s = self.busy_s if before_s is not None else self.now
             self.manager_loop.notice(rng.choice([0.5, 5.0, 20.0]), "simulated signal", sooner=rng.random() < 0.5)
             assert self.manager.ends_s is not None and (before_s is None or self.manager.ends_s <= before_s)
             self.tell(f"notice: the job ends at {self.manager.ends_s:.3f}")
@@ -655,7 +657,8 @@ class Simulation:
             steps += 1
             if steps % 7 == 0:
                 self.manager.check()
-            if steps == self.end_at:
+            if steps == self.end_at and self.manager.ends_s is None:
+                self.busy_s = self.now
                 self.manager_loop.set_end(self.rng.choice([1.0, 5.0, 30.0]))
                 self.tell(f"the allocation ends at {self.manager.ends_s:.3f}")
             if steps == self.kill_at:
