@@ -179,10 +179,11 @@ class SimClient:
             self.asked += 1
             self.send(Checkpoint(number=self.asked))
             self.checkpoints[self.asked] = set(self.done)
-        elif choice > 0.95 and self.sim.cancel_rate > rng.random():
+        elif choice > 0.92 and self.sim.cancel_rate > rng.random():
             open_tasks = [t for t in range(self.next) if t not in self.answers and t not in self.cancelled and t not in self.promises]
             if open_tasks:
-                task = rng.choice(open_tasks)
+                rare = [t for t in open_tasks if self.sim.is_rare(self.known_as << CLIENT_SHIFT | t)]
+                task = rng.choice(rare or open_tasks)
                 self.cancelled.add(task)
                 self.sim.tell(f"client {self.number} cancels task {task}")
                 self.send(Cancel(tasks=[task]))

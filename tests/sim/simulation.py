@@ -407,7 +407,7 @@ class Simulation:
             limit_s=rng.choice([0.0, 5.0, 10.0]),
             pauses=rng.choice([0, 0, 2]),
             kill_at=-1 if is_last else life.choice([-1, life.randrange(300), life.randrange(3000)]),
-            end_at=-1 if is_last else life.choice([-1, -1, life.randrange(1000)]),
+            end_at=-1 if is_last else life.choice([-1, -1, life.randrange(100), life.randrange(1000)]),
             notices=0 if is_last else life.choice([0, 0, 1, 2]),
             lives=lives,
             past=past,
@@ -498,6 +498,12 @@ class Simulation:
             assert not self.journal.must_know(task.key), f"task {task.id} runs, but its result is recorded"
         if not self.small_memory and not has_outputs(identity[0]):
             assert identity not in self.done_calls, f"task {task.id} runs, but its result is in memory"
+
+    def is_rare(self, number: int) -> bool:
+        """Whether a task is where few are: set aside, or waiting for the journal."""
+        task = self.manager.tasks.get(number)
+        is_fetched = isinstance(task, CachedTask) and task.key in self.manager.memo._fetching
+        return is_fetched or (task is not None and task.status == Status.SHELVED)
 
     def check_saved(self, done: set[Identity]) -> None:
         """A checkpoint was made: what its client had been answered before is on disk."""
@@ -616,11 +622,25 @@ class Simulation:
             self.turn()
         elif kind == 6 and self.notices:
             self.notices -= 1
-            before_s = self.manager.ends_s
-            self.busy_s = self.busy_s if before_s is not None else self.now
-            self.manager_loop.notice(rng.choice([0.5, 5.0, 20.0]), "simulated signal", sooner=rng.random() < 0.5)
-            assert self.manager.ends_s is not None and (before_s is None or self.manager.ends_s <= before_s)
-            self.tell(f"notice: the job ends at {self.manager.ends_s:.3f}")
+            self._notice()
+
+    def _notice(self) -> None:
+        """The job gets a signal."""
+        before_s = self.manager.ends_s
+        self.busy_s = self.busy_s if before_s is not None else self.now
+        self.manager_loop.notice(self.rng.choice([0.5, 5.0, 20.0]), "simulated signal", sooner=self.rng.random() < 0.5)
+        assert self.manager.ends_s is not None
+        assert before_s is None or self.manager.ends_s <= before_s, "a notice has made the end later"
+        self.tell(f"notice: the job ends at {self.manager.ends_s:.3f}")
+
+    def _learn_end(self) -> None:
+        """The batch system tells when the allocation ends, or has only a signal for that."""
+        if self.manager.ends_s is not None or self.rng.random() < 0.5:
+            self._notice()
+        else:
+            self.busy_s = self.now
+            self.manager_loop.set_end(self.rng.choice([1.0, 5.0, 30.0]))
+            self.tell(f"the allocation ends at {self.manager.ends_s:.3f}")
 
     def _give_up(self, one: SimWorker) -> None:
         """A guard's alarm."""
@@ -657,10 +677,8 @@ class Simulation:
             steps += 1
             if steps % 7 == 0:
                 self.manager.check()
-            if steps == self.end_at and self.manager.ends_s is None:
-                self.busy_s = self.now
-                self.manager_loop.set_end(self.rng.choice([1.0, 5.0, 30.0]))
-                self.tell(f"the allocation ends at {self.manager.ends_s:.3f}")
+            if steps == self.end_at:
+                self._learn_end()
             if steps == self.kill_at:
                 self.tell("the job is killed")
                 return
