@@ -98,7 +98,6 @@ MUTATIONS = [
     Mutation("a notice changes nothing", placement._shelve_what_does_not_fit, "not state.noticed if", "True if"),
     Mutation("a shelved task that is cancelled still counts", transitions.cancel, "state.shelved -= 1", "pass"),
     Mutation("the job goes on after its end", ManagerLoop._mind_the_end, "if now_s < state.ends_s and", "if now_s < state.ends_s + 1.0 and"),
-    Mutation("the job ends at once where nothing fits", ManagerLoop.set_end, "self._quiet_since_s = self._clock()", "pass"),
     Mutation("the job waits for its end with nothing left that fits", ManagerLoop._mind_the_end, "and now_s - self._quiet_since_s < QUIET_S", "and True"),
     Mutation("clients are not told that the job ends", ManagerLoop._mind_the_end, "self._tell_of_end(reason)", "pass"),
     Mutation("a second notice makes the end later", ManagerLoop.notice, "ends_s is None or (sooner and ends_s > self._clock() + left_s)", "True"),

@@ -180,7 +180,9 @@ class SimClient:
             self.send(Checkpoint(number=self.asked))
             self.checkpoints[self.asked] = set(self.done)
         elif choice > 0.92 and self.sim.cancel_rate > rng.random():
-            open_tasks = [t for t in range(self.next) if t not in self.answers and t not in self.cancelled and t not in self.promises]
+            open_tasks = [
+                t for t in range(self.next) if t not in self.answers and t not in self.cancelled and t not in self.promises
+            ]
             if open_tasks:
                 rare = [t for t in open_tasks if self.sim.is_rare(self.known_as << CLIENT_SHIFT | t)]
                 task = rng.choice(rare or open_tasks)
@@ -272,7 +274,9 @@ class SimClient:
     def _check(self, task: int, outcome: int, payload: bytes) -> None:
         if outcome == Outcome.DONE:
             known = [self.answers.get(need) for need in self.needs[task]]
-            assert all(answer is not None and answer[0] == Outcome.DONE for answer in known), f"task {task} is done before its needs"
+            assert all(answer is not None and answer[0] == Outcome.DONE for answer in known), (
+                f"task {task} is done before its needs"
+            )
             if self.script[task].app >= 0:
                 identity = self.identity(task)
                 assert int(payload) == value_of(identity), f"task {task} has the value {payload!r}, not {value_of(identity)}"

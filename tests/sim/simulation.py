@@ -425,7 +425,9 @@ class Simulation:
         key = (call.task, call.attempt)
         self.begun[key] += 1
         assert self.begun[key] == 1, f"task {call.task} attempt {call.attempt} began twice"
-        assert call.attempt <= 1 + self.excuses[call.task], f"task {call.task} attempt {call.attempt} began though nothing was lost"
+        assert call.attempt <= 1 + self.excuses[call.task], (
+            f"task {call.task} attempt {call.attempt} began though nothing was lost"
+        )
 
     def compute(self, call: worker.Call) -> tuple[int, bytes]:
         """Outcome and value of a call."""
@@ -465,7 +467,9 @@ class Simulation:
         """What a call computes. Equal ones have one key, different ones different keys."""
         identity = identity_of(bytes(task.payload), task.values)
         assert self.keys.setdefault(identity, task.key) == task.key, f"{identity} has two keys"
-        assert self.identities.setdefault(task.key, identity) == identity, f"{identity} has the key of {self.identities[task.key]}"
+        assert self.identities.setdefault(task.key, identity) == identity, (
+            f"{identity} has the key of {self.identities[task.key]}"
+        )
         return identity
 
     def take_assign(self, record: WorkerRecord) -> Assign:
@@ -484,7 +488,9 @@ class Simulation:
         if ends_s is None:
             return
         assert self.now < ends_s, f"task {task.id} is placed after the end"
-        assert walltime_s is None or self.now <= ends_s - walltime_s, f"task {task.id} begins {ends_s - self.now} s before the end"
+        assert walltime_s is None or self.now <= ends_s - walltime_s, (
+            f"task {task.id} begins {ends_s - self.now} s before the end"
+        )
         is_known = walltime_s is not None or task.app.number in self.done_apps
         assert is_known or not self.manager.noticed, f"task {task.id}, of unknown length, begins after the notice"
 
@@ -689,7 +695,9 @@ class Simulation:
             self.journal.close()
         if loop.out_of_time:
             self.goes_on = True
-            untold = [client.number for client in self.clients if CLIENT_BASE + client.number in self.to_be_told and not client.knows()]
+            untold = [
+                client.number for client in self.clients if CLIENT_BASE + client.number in self.to_be_told and not client.knows()
+            ]
             assert not untold, f"clients {untold} were not told that the job ends"
             return
         assert not self.owed_drops, f"these were never told to drop the task: {self.owed_drops}"
