@@ -190,6 +190,8 @@ class ManagerLoop:
 
     def set_end(self, left_s: float) -> None:
         """Attempts must have ended in `left_s` seconds from now."""
+        if self.state.ends_s is None:
+            self._quiet_since_s = self._clock()  # so far nobody has watched
         self.state.ends_s = self._clock() + left_s
 
     def notice(self, left_s: float, by: str, sooner: bool) -> None:
@@ -217,8 +219,7 @@ class ManagerLoop:
         left = len(state.tasks)
         reason = f"the allocation ends: {_count(left, 'task')} not done ({state.assigned} of them begun)"
         print(f"exex: {reason}; exit status {OUT_OF_TIME}, run it again with --resume for the rest", file=sys.stderr, flush=True)
-        for number in self._records:
-            self._to_client(number, JobEnds(reason=reason))
+        self._tell_of_end(reason)
         self.stop(reason)
 
     def _drain_workers(self) -> bool:
@@ -461,9 +462,12 @@ class ManagerLoop:
         if not self.error:
             self.error = error
             print(f"exex: {error}", file=sys.stderr, flush=True)
-            for number in [*self._records, *(number for number, _ in self._waiting)]:
-                self._to_client(number, JobEnds(reason=error))
+            self._tell_of_end(error)
             self.stop(error)
+
+    def _tell_of_end(self, reason: str) -> None:
+        for number in [*self._records, *(number for number, _ in self._waiting)]:
+            self._to_client(number, JobEnds(reason=reason))
 
     def stop(self, reason: str = "") -> None:
         """Tell every worker to stop; `finished` turns true when all have answered."""

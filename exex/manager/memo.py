@@ -84,11 +84,12 @@ class Memo:
                 self.answered += 1
                 return False
         self._lines[key] = deque((task,))
+        if key in self._fetching:
+            return False  # for one that was cancelled. Whatever the store thinks now, its answer is on the way
         if self._store is None or not self._store.has(key):
             return True
-        if key not in self._fetching:
-            self._fetching.add(key)
-            self._store.fetch(key, outputs)
+        self._fetching.add(key)
+        self._store.fetch(key, outputs)
         return False
 
     def fetched(self, key: bytes, value: Payload) -> Task | None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from tests.sim.simulation import Simulation
+from tests.sim.simulation import Past, Simulation
 
 
 class SeedFailed(AssertionError):
@@ -14,19 +14,25 @@ class SeedFailed(AssertionError):
 
 
 def run_seed(seed: int) -> Simulation:
-    """Run one seed to its end.
+    """Run one seed to its end: one life of the job after the other. Returns the last.
 
     Raises:
         SeedFailed: with the last events in readable form, and how to see them again.
     """
-    sim = Simulation.of_seed(seed)
+    past = Past()
     try:
-        sim.run()
+        while True:
+            sim = Simulation.of_seed(seed, past)
+            sim.run()
+            past.attempts += sum(sim.begun.values())
+            if not sim.goes_on:
+                return sim
+            past.lives += 1
+            past.story.append(f"---- life {past.lives + 1}, with {len(past.disk)} rows on disk")
     except Exception as error:
-        story = "\n".join(sim.story)
+        story = "\n".join(past.story)
         what = f"{type(error).__name__}: {error}"
         raise SeedFailed(f"seed {seed}: {what}\nthe last events:\n{story}\nreplay: python -m tests.sim --seed {seed}") from error
-    return sim
 
 
 def main() -> int:
@@ -38,7 +44,7 @@ def main() -> int:
     args = parser.parse_args()
     seeds = range(args.start, args.start + args.seeds) if args.seed is None else [args.seed]
     began_s = time.monotonic()
-    attempts = 0
+    attempts = lives = 0
     for seed in seeds:
         try:
             sim = run_seed(seed)
@@ -47,12 +53,13 @@ def main() -> int:
             if args.seed is not None:
                 raise
             return 1
-        attempts += sum(sim.begun.values())
+        attempts += sim.past.attempts
+        lives += sim.past.lives + 1
         if len(seeds) > 1 and (seed + 1 - args.start) % 1000 == 0:
             print(f"{seed + 1 - args.start} seeds so far", file=sys.stderr, flush=True)
         if args.seed is not None:
             print("\n".join(sim.story))
-    print(f"{len(seeds)} seeds, {attempts:,} attempts, {time.monotonic() - began_s:.0f} s: no violation")
+    print(f"{len(seeds)} seeds, {lives:,} lives, {attempts:,} attempts, {time.monotonic() - began_s:.0f} s: no violation")
     return 0
 
 

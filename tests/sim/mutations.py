@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from exex.manager import placement, transitions
+from exex.manager import memo, placement, transitions
+from exex.manager.liveness import Liveness
 from exex.manager.loop import ManagerLoop
+from exex.manager.memo import Memo
 from exex.manager.ready import ReadyQueue
 from exex.manager.state import ClientRecord, ManagerState
 from exex.worker import state as worker
@@ -70,6 +72,35 @@ MUTATIONS = [
     Mutation("what a dead process had queued is lost", worker.on_slot_died, "state.queue.appendleft(slot.held.pop())", "slot.held.pop()"),
     Mutation("the death of a task process is not reported", worker.on_slot_died, "state.report(running, Outcome.LOST,", "(running, Outcome.LOST,"),
     Mutation("a walltime is never enforced", worker.on_tick, "running_s >= head.spec.walltime_s", "running_s >= 1e9"),
+    Mutation("a result is not recorded", Memo.done, "self._store.record(task.key, task.app.spec.name, value, seconds)", "pass"),
+    Mutation("a result is not remembered", Memo.done, "self.remember(task.key, value)", "pass"),
+    Mutation("a key leaves out the values of the needs", memo.complete_key, "digest.update(frame)", "pass"),
+    Mutation("needs that do not count are part of the key", memo.complete_key, "if place in cache.ignored:", "if False:"),
+    Mutation("a follower of an equal call is forgotten", Memo.done, "for other in line if", "for other in list(line)[:2] if"),
+    Mutation("a failed head leaves its followers waiting", Memo.failed, "self._lines.pop(task.key) if", "self._lines.pop(task.key) if False if"),
+    Mutation("nobody runs for a cancelled head", Memo.cancelled, "return None if key in self._fetching else line[0]", "return None"),
+    Mutation("a cancelled head's follower does not wait for the store", Memo.cancelled, "None if key in self._fetching else line[0]", "line[0]"),
+    Mutation("a cancelled follower runs", Memo.cancelled, "while line and not line[0].key:", "for _ in range(1):"),
+    Mutation("equal calls all run", Memo.enter, "line.append(task)\n        return False", "line.append(task)\n        return True"),
+    Mutation("an answer that the store owes to a cancelled call is not awaited", Memo.enter, "if key in self._fetching:", "if False:"),
+    Mutation("the store is not asked", Memo.enter, "if self._store is None or not self._store.has(key):", "if True:"),
+    Mutation("the store's answer is awaited for ever", Memo.fetched, "self._fetching.discard(key)", "pass"),
+    Mutation("a result that does not count lets nobody run", Memo.fetched, "return line[0]", "return None"),
+    Mutation("a recorded result ends only the first", Memo.fetched, "for task in line if", "for task in list(line)[:1] if"),
+    Mutation("tasks that known results ready are forgotten", transitions.on_fetched, "    _end_found(state)", "    pass"),
+    Mutation("a checkpoint that failed is said to be made", ManagerLoop._drain_journal, "number=asked, error=error", "number=asked, error=''"),
+    Mutation("a silent rank is never given up", Liveness.silent, "if now_s - heard_s > self.limit_s]", "if False]"),
+    Mutation("the job's own pause counts as silence", Liveness.silent, "if gap_s > self.limit_s * PAUSE:", "if False:"),
+    Mutation("only the first word of a rank is noted", ManagerLoop._drain_workers, "self._liveness.heard(rank, self._now_s)", "self._liveness._heard_s.setdefault(rank, self._now_s)"),
+    Mutation("a rank is given up at half the limit", Liveness.silent, "now_s - heard_s > self.limit_s]", "now_s - heard_s > self.limit_s / 2]"),
+    Mutation("a shelved task is assigned", placement._shelve_what_does_not_fit, "state.shelved += 1", "state.shelved += 1; fitting.append(task)"),
+    Mutation("what does not fit is begun", placement._shelve_what_does_not_fit, "else needs_s <= left_s", "else True"),
+    Mutation("a notice changes nothing", placement._shelve_what_does_not_fit, "not state.noticed if", "True if"),
+    Mutation("a shelved task that is cancelled still counts", transitions.cancel, "state.shelved -= 1", "pass"),
+    Mutation("the job goes on after its end", ManagerLoop._mind_the_end, "if now_s < state.ends_s and", "if now_s < state.ends_s + 1.0 and"),
+    Mutation("the job waits for its end with nothing left that fits", ManagerLoop._mind_the_end, "and now_s - self._quiet_since_s < QUIET_S", "and True"),
+    Mutation("clients are not told that the job ends", ManagerLoop._mind_the_end, "self._tell_of_end(reason)", "pass"),
+    Mutation("a second notice makes the end later", ManagerLoop.notice, "ends_s is None or (sooner and ends_s > self._clock() + left_s)", "True"),
 ]  # fmt: skip
 
 

@@ -4,9 +4,12 @@ The manager is the real `ManagerLoop`, the workers the real `WorkerState`, the m
 task processes are played: each runs the calls it was given one by one, may fail a call, hang until it is killed, or die
 in the middle of it. A task's value is 1 plus the sum of its needs' values, so that every answer can be checked.
 
-What else may go wrong: a rank dies and is found out later; a rank is only stopped, is given up, and goes on as a *ghost*
-that still talks; all task processes of a rank die at once with their template; a client vanishes. Messages of different
-links overtake one another. None is doubled: neither MPI nor a stream can do that.
+What else may go wrong: a rank dies and is found out later, by an alarm or by its silence; a rank is only stopped, is given
+up, and goes on as a *ghost* that still talks; the whole job stands still for a while; all task processes of a rank die at once
+with their template; a client vanishes; the disk of the journal is full. Messages of different links overtake one another. None is
+doubled: neither MPI nor a stream can do that.
+
+The job may be killed at any moment, and its allocation may end. Another simulation then goes on with what is on disk: see `Past`.
 
 Every change of a task's status is compared with `TRANSITIONS`, every begin of an attempt with what came before it.
 """
@@ -15,62 +18,49 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from exex.manager import transitions
-from exex.manager.loop import ManagerLoop, Settings
-from exex.manager.task import TRANSITIONS, Status, Task
+from exex.manager.liveness import LOOKS, PAUSE
+from exex.manager.loop import QUIET_S, ManagerLoop, Settings
+from exex.manager.state import WorkerRecord
+from exex.manager.task import TRANSITIONS, CachedTask, Status, Task
 from exex.protocol import codec
-from exex.protocol.messages import (
-    CLIENT_SHIFT,
-    Answer,
-    Applied,
-    AppSpec,
-    Assign,
-    Attach,
-    Bye,
-    Cancel,
-    Done,
-    Drop,
-    Fulfil,
-    Hello,
-    Outcome,
-    Promise,
-    Stop,
-    Submit,
-    Verdict,
-    Welcome,
-)
+from exex.protocol.messages import Assign, Beat, Bye, Done, Drop, Hello, Outcome, Stop
 from exex.transport.base import Link
 from exex.transport.memory import Network
 from exex.worker import state as worker
+from tests.sim.played_client import (
+    CLIENT_BASE,
+    MANAGER,
+    MEMORY_BYTES,
+    Identity,
+    SimClient,
+    has_outputs,
+    identity_of,
+    value_of,
+)
+from tests.sim.played_journal import PlayedJournal
 
-MANAGER = 0
-CLIENT_BASE = 1000
-FUNCTION = b"f" * 16
-MEMORY_BYTES = 1000
-LIMIT_S = 0.3
-APPS = [
-    AppSpec(app=0, name="plain", function=FUNCTION, retries=0),
-    AppSpec(app=1, name="retried", function=FUNCTION, retries=2, priority=-1),
-    AppSpec(app=2, name="asked", function=FUNCTION, asks=True),
-    AppSpec(app=3, name="limited", function=FUNCTION, walltime_s=LIMIT_S, retries=1),
-    AppSpec(app=4, name="small", function=FUNCTION, retries=1, memory_bytes=MEMORY_BYTES),
-]
 ALLOWED = {(old, new) for old, new, _ in TRANSITIONS if old}
 STORY = 60
+BEATS = 8
+"""Beats of a worker within the limit of silence."""
+SMALL_BYTES, LARGE_BYTES = 2500, 10**6
+"""Memory for results: soon full, and never full."""
 
 
-class TracedTask(Task):
-    """A task that refuses a change of its status that is not in `TRANSITIONS`."""
+class _Traced:
+    """For tasks: refuses a change of the status that is not in `TRANSITIONS`."""
 
-    __slots__ = ("_status", "taken_out")
+    __slots__ = ()
 
     def __init__(self, *args: object) -> None:
         self._status: Status | None = None
         self.taken_out = False
-        super().__init__(*args)  # type: ignore[arg-type]
+        super().__init__(*args)
 
     @property
     def status(self) -> Status:  # type: ignore[override]
@@ -83,20 +73,32 @@ class TracedTask(Task):
         self._status = new
         if old is None or old == new:
             return
-        if (old, new) == (Status.READY, Status.WAITING):  # how `cancel` takes it out of the queue
+        if old in (Status.READY, Status.SHELVED) and new == Status.WAITING:  # how `cancel` takes it out
             self.taken_out = True
             return
         assert (old.name.lower(), new.name.lower()) in ALLOWED, f"task {self.id}: {old.name} -> {new.name}"
 
 
+class TracedTask(_Traced, Task):  # type: ignore[misc]
+    """A task that is traced."""
+
+    __slots__ = ("_status", "taken_out")
+
+
+class TracedCachedTask(_Traced, CachedTask):  # type: ignore[misc]
+    """A call of a cached app that is traced."""
+
+    __slots__ = ("_status", "taken_out")
+
+
 @contextmanager
 def tracing() -> Iterator[None]:
     """Tasks that are made meanwhile are traced."""
-    transitions.Task = TracedTask  # type: ignore[misc]
+    transitions.Task, transitions.CachedTask = TracedTask, TracedCachedTask  # type: ignore[misc]
     try:
         yield
     finally:
-        transitions.Task = Task  # type: ignore[misc]
+        transitions.Task, transitions.CachedTask = Task, CachedTask  # type: ignore[misc]
 
 
 class PlayedProcess:
@@ -137,12 +139,18 @@ class SimWorker:
         self.encoder, self.decoder = codec.Encoder(), codec.to_worker()
         self.stopped = False
         self.dead = False  # and the manager does not know
+        self.thaws_s = -1e9  # it is stopped until then
+        self.said_s = 0.0
         hello = Hello(version="1", python="3.11.0", node=f"node{rank}", pid=rank, slots=slots, error="", times_s=[])
         self.link.send(MANAGER, self.encoder.encode(hello))
 
+    def is_up(self) -> bool:
+        """Whether it does anything now."""
+        return not (self.stopped or self.dead or self.sim.now < self.thaws_s)
+
     def handle(self) -> None:
         now = self.sim.now
-        if self.stopped or self.dead:
+        if not self.is_up():
             return
         while (arrived := self.link.receive()) is not None:
             message = self.decoder.decode(arrived[1])
@@ -164,11 +172,15 @@ class SimWorker:
         assert all(call.spec.memory_bytes is None for slot in self.state.slots for call in list(slot.held)[1:])
         done = self.state.take_done()
         if done is not None:
+            self.said_s = now
             self.link.send(MANAGER, self.encoder.encode(done))
+        elif self.sim.limit_s and now - self.said_s >= self.sim.limit_s / BEATS:
+            self.said_s = now
+            self.link.send(MANAGER, self.encoder.encode(Beat()))
 
     def run_slot(self, number: int) -> None:
         """One step of a task process: begin the next call, or end the one that was begun."""
-        if self.stopped or self.dead:
+        if not self.is_up():
             return
         process, slot, rng = self.processes[number], self.state.slots[number], self.sim.rng
         unreported = self._unreported(number)
@@ -241,139 +253,29 @@ class SimWorker:
             self._die(number, -9, "its template has ended")
 
 
-class SimClient:
-    """A client that submits a random graph, cancels some of it, and checks every answer."""
+@dataclass
+class Past:
+    """What is left of the lives of a job: the next one has the same script, and what is on disk.
 
-    def __init__(self, sim: Simulation, number: int, tasks: int) -> None:
-        self.sim, self.number, self.total = sim, number, tasks
-        self.link: Link = sim.network.end(CLIENT_BASE + number)
-        self.encoder, self.decoder = codec.Encoder(), codec.to_client()
-        self.next, self.applied = 0, 0
-        self.welcomed = False
-        self.gone = False
-        self.known_as = -1  # to the manager
-        self.apps: dict[int, int] = {}  # of each call
-        self.needs: dict[int, list[int]] = {}
-        self.answers: dict[int, tuple[int, bytes]] = {}
-        self.cancelled: set[int] = set()
-        self.promises: set[int] = set()
-        self.send(Attach(version="1", pid=number, title="sim"))
+    Attributes:
+        lives: how many there were.
+        disk: committed rows of the journal.
+        attempts: that have begun in them.
+    """
 
-    def send(self, message: object) -> None:
-        self.link.send(MANAGER, self.encoder.encode(message))
+    lives: int = 0
+    disk: dict[bytes, bytes] = field(default_factory=dict)
+    attempts: int = 0
+    story: deque[str] = field(default_factory=lambda: deque(maxlen=STORY))
 
-    def left(self) -> int:
-        """Tasks that are neither answered nor cancelled, submitted or not."""
-        if self.gone:
-            return 0
-        return self.total - len(self.answers.keys() | self.cancelled)
 
-    def act(self) -> None:
-        """One random thing that a client may do now."""
-        if self.gone:
-            return
-        while (arrived := self.link.receive()) is not None:
-            self._apply(self.decoder.decode(arrived[1]))
-        rng = self.sim.rng
-        if not self.welcomed:
-            return
-        choice = rng.random()
-        if self.next < self.total and choice < 0.6:
-            self._submit(rng.randint(1, 8))
-        elif self.promises and choice < 0.8:
-            self._fulfil(self.promises.pop())
-        elif choice > 0.95 and self.sim.cancel_rate > rng.random():
-            open_tasks = [t for t in range(self.next) if t not in self.answers and t not in self.cancelled and t not in self.promises]
-            if open_tasks:
-                task = rng.choice(open_tasks)
-                self.cancelled.add(task)
-                self.sim.tell(f"client {self.number} cancels task {task}")
-                self.send(Cancel(tasks=[task]))
+class SimNetwork(Network):
+    """A network that can be told not to be late."""
 
-    def _submit(self, count: int) -> None:
-        rng, first = self.sim.rng, self.next
-        count = min(count, self.total - first)
-        self.next += count
-        if count == 1 and rng.random() < 0.3:
-            self.needs[first] = []
-            self.promises.add(first)
-            self.send(Promise(first=first, count=1))
-            return
-        needs: dict[int, list[int]] = {}
-        given: dict[int, dict[int, bytes]] = {}
-        for i in range(count):
-            chosen = [rng.randrange(first + i) for _ in range(rng.choice([0, 0, 1, 2, 3]))] if first + i else []
-            chosen = [need for need in chosen if need not in self.cancelled]
-            self.needs[first + i] = list(chosen)
-            if not chosen:
-                continue
-            needs[i] = list(chosen)
-            for place, need in enumerate(chosen):
-                outcome, value = self.answers.get(need, (-1, b""))
-                if outcome == Outcome.DONE:
-                    needs[i][place] = -1
-                    given.setdefault(i, {})[place] = value
-                elif outcome >= 0:  # a client never sends what has failed: it fails the task itself
-                    needs.pop(i)
-                    given.pop(i, None)
-                    self.needs[first + i] = []
-                    break
-        apps = []
-        if not self.sim.told.get(self.number):
-            self.sim.told[self.number] = True
-            apps = APPS
-        calls = [rng.randrange(len(APPS))] if rng.random() < 0.5 else [rng.randrange(len(APPS)) for _ in range(count)]
-        self.apps.update((first + i, calls[i if len(calls) > 1 else 0]) for i in range(count))
-        functions = {FUNCTION: b"code"} if apps else {}
-        self.send(
-            Submit(
-                first=first, apps=apps, functions=functions, calls=calls, payloads=[b"p"] * count,
-                needs=needs, given=given, answered=self.applied,
-            )
-        )
-
-    def _fulfil(self, task: int) -> None:
-        failed = self.sim.rng.random() < 0.1
-        self.send(Fulfil(tasks=[task], outcomes=bytes([Outcome.FAILED if failed else Outcome.DONE]), payloads=[b"1"]))
-
-    def _apply(self, message: object) -> None:
-        if type(message) is Welcome:
-            self.welcomed = True
-            self.known_as = message.client
-        elif type(message) is Answer:
-            for task, outcome, payload in zip(message.tasks, message.outcomes, message.payloads, strict=True):
-                if outcome == Outcome.ASK:
-                    assert APPS[self.apps[task]].asks
-                    self.send(Verdict(task=task, retry=self.sim.rng.random() < 0.7, payload=b"given up"))
-                    continue
-                assert task not in self.answers, f"task {task} answered twice"
-                self.answers[task] = (outcome, bytes(payload))
-                self.sim.tell(f"client {self.number} hears that task {task} is {Outcome(outcome).name}")
-                self._check(task, outcome, payload)
-            self.applied = message.sequence
-            self.send(Applied(answered=self.applied))
-        else:
-            raise AssertionError(message)
-
-    def _check(self, task: int, outcome: int, payload: bytes) -> None:
-        known = [self.answers.get(need) for need in self.needs[task]]
-        if outcome == Outcome.DONE:
-            values = [int(answer[1]) for answer in known if answer is not None and answer[0] == Outcome.DONE]
-            assert len(values) == len(known), f"task {task} is done before its needs"
-            assert int(payload) == 1 + sum(values), (task, payload, values)
-        elif outcome == Outcome.NEED_FAILED:
-            bad = [n for n in self.needs[task] if n in self.cancelled or self.answers.get(n, (0,))[0] != Outcome.DONE]
-            assert bad, f"task {task} failed for a need, but none failed"
-        elif task in self.apps:
-            spec = APPS[self.apps[task]]
-            tried = self.sim.excuses[self.known_as << CLIENT_SHIFT | task]
-            assert tried > spec.retries, f"task {task} failed after {tried} attempts of {1 + spec.retries}"
-
-    def vanish(self) -> None:
-        """The script is killed."""
-        self.sim.tell(f"client {self.number} vanishes")
-        self.gone = True
-        self.link.close()
+    def deliver(self, sender: int, receiver: int) -> None:
+        """Let all messages of one link arrive."""
+        for frames in self._under_way.pop((sender, receiver), ()):
+            self._ends[receiver].arrived.append((sender, frames))
 
 
 class Simulation:
@@ -383,10 +285,23 @@ class Simulation:
         seed: chooses everything.
         tasks: of each client.
         ranks: workers.
-        lose_ranks: how many workers are lost on the way (never the last one).
+        lose_ranks: how many workers are lost on the way (never the last one), or stopped for a while.
         lose_clients: how many clients vanish.
         lose_templates: how often all task processes of a rank die at once.
         hang_rate: of the calls that have a time limit.
+        cache_rate: of calls that are cached.
+        frail_disk: None for no journal; whether its disk is full now and then, and damages rows.
+        small_memory: results do not stay in the manager's memory for long.
+        limit_s: silence after which the manager gives up a rank; 0 for never.
+        pauses: how often the whole job stands still for longer than that.
+        kill_at: the step at which the job is killed; -1 for never.
+        end_at: the step at which the manager learns that the allocation ends soon; -1 for never.
+        notices: how often it is told so by a signal.
+        lives: how often the script is run, at least.
+        past: what earlier lives have left.
+
+    Attributes:
+        goes_on: there is to be another life.
     """
 
     def __init__(
@@ -403,36 +318,76 @@ class Simulation:
         hang_rate: float = 0.1,
         lose_clients: int = 0,
         lose_templates: int = 0,
+        *,
+        cache_rate: float = 0.3,
+        frail_disk: bool | None = None,
+        small_memory: bool = False,
+        limit_s: float = 0.0,
+        pauses: int = 0,
+        kill_at: int = -1,
+        end_at: int = -1,
+        notices: int = 0,
+        lives: int = 1,
+        past: Past | None = None,
     ) -> None:
-        self.rng = random.Random(seed)
+        self.past = past = past or Past()
         self.seed, self.failure_rate, self.death_rate, self.cancel_rate = seed, failure_rate, death_rate, cancel_rate
-        self.hang_rate = hang_rate
+        self.rng = random.Random(f"{seed} life {past.lives}")
+        self.hang_rate, self.cache_rate, self.limit_s = hang_rate, cache_rate, limit_s
+        self.lose_ranks, self.lose_clients, self.lose_templates = lose_ranks, lose_clients, lose_templates
+        self.pauses, self.kill_at, self.end_at, self.notices = pauses, kill_at, end_at, notices
+        self.goes_on = past.lives + 1 < lives
         self.now = 0.0
-        self.network = Network(self.rng)
+        self.network = SimNetwork(self.rng)
+        self.story = past.story
         self.begun: Counter[tuple[int, int]] = Counter()
         self.ran: Counter[tuple[int, int]] = Counter()
         self.excuses: Counter[int] = Counter()  # attempts of each task that failed or were lost
         self.owed_drops: set[tuple[int, int]] = set()  # (rank, task) that must still be told
-        self.told: dict[int, bool] = {}
-        self.story: deque[str] = deque(maxlen=STORY)
-        self.lose_ranks, self.lose_clients, self.lose_templates = lose_ranks, lose_clients, lose_templates
-        settings = Settings("1", "3.11.0", 0, frozenset(range(1, ranks + 1)), "run", 1e9, 1e9, 0.005)
-        network_end = self.network.end(MANAGER)
-        queues: dict[bool, list] = {True: [], False: []}
-        self.manager_loop = ManagerLoop(settings, _Part(network_end, True, queues), None, lambda: None)
-        self.manager_loop.listen(_Part(network_end, False, queues))
+        self.heard_s: dict[int, float] = {}  # when the manager has received something of a rank
+        self.paused_s = self.turned_s = self.busy_s = 0.0
+        self.done_apps: set[int] = set()  # of which an attempt has succeeded, so that their length is known
+        self.done_calls: set[Identity] = set()
+        self.failed_calls: set[Identity] = set()
+        self.keys: dict[Identity, bytes] = {}
+        self.identities: dict[bytes, Identity] = {}
+        self.to_be_told: set[int] = set()  # clients that the manager knew when it ended the job
+        self.small_memory = small_memory
+        self.journal = None if frail_disk is None else PlayedJournal(past.disk, self.rng, self.tell, frail_disk)
+        self.manager_loop = self._new_loop(ranks)
         self.manager = self.manager_loop.state
-        self._finish_task = self.manager.finish_task
-        self.manager.finish_task = self.finish_task  # type: ignore[method-assign]
+        if self.journal is not None:
+            self.manager.memo.preload(list(past.disk.items())[: self.rng.choice([0, 3, 1000])])
         self.workers = {rank: SimWorker(self, rank, slots) for rank in range(1, ranks + 1)}
         self.ghosts: list[SimWorker] = []
         self.clients = [SimClient(self, number, tasks) for number in range(clients)]
 
+    def _new_loop(self, ranks: int) -> ManagerLoop:
+        """The real loop, with an ear at four of its methods."""
+        settings = Settings(
+            "1", "3.11.0", 0, frozenset(range(1, ranks + 1)), "run", 1e9, 1e9, 0.005,
+            heartbeat_limit_s=self.limit_s, memory_bytes=SMALL_BYTES if self.small_memory else LARGE_BYTES,
+        )  # fmt: skip
+        end = self.network.end(MANAGER)
+        queues: dict[bool, list] = {True: [], False: []}
+        workers = _Part(end, True, queues, self._on_heard)
+        loop = ManagerLoop(settings, workers, None, lambda: None, clock=lambda: self.now, journal=self.journal)
+        loop.listen(_Part(end, False, queues, lambda number: None))
+        self._finish_task, self._take_assign, self._lose_worker = loop.state.finish_task, loop.state.take_assign, loop.lose_worker
+        loop.state.finish_task = self.finish_task  # type: ignore[method-assign]
+        loop.state.take_assign = self.take_assign  # type: ignore[method-assign]
+        loop.lose_worker = self.lose_worker  # type: ignore[method-assign]
+        return loop
+
     @classmethod
-    def of_seed(cls, seed: int) -> Simulation:
+    def of_seed(cls, seed: int, past: Past | None = None) -> Simulation:
         """A world and its misfortunes, all chosen by the seed."""
         rng = random.Random(f"world {seed}")
         clients = rng.choice([1, 1, 1, 2, 3])
+        lives = rng.choice([1, 1, 1, 2, 2, 3])
+        past = past or Past()
+        life = random.Random(f"world {seed} life {past.lives}")
+        is_last = past.lives + 1 >= lives
         return cls(
             seed,
             tasks=rng.choice([20, 40, 80]) // clients + 1,
@@ -446,6 +401,16 @@ class Simulation:
             hang_rate=rng.choice([0.0, 0.3]),
             lose_clients=rng.choice([0, 0, 1]),
             lose_templates=rng.choice([0, 1, 3]),
+            cache_rate=rng.choice([0.0, 0.3, 0.9]),
+            frail_disk=rng.choice([None, False, False, True]),
+            small_memory=rng.choice([False, True]),
+            limit_s=rng.choice([0.0, 5.0, 10.0]),
+            pauses=rng.choice([0, 0, 2]),
+            kill_at=-1 if is_last else life.choice([-1, life.randrange(300), life.randrange(3000)]),
+            end_at=-1 if is_last else life.choice([-1, -1, life.randrange(100), life.randrange(1000)]),
+            notices=0 if is_last else life.choice([0, 0, 1, 2]),
+            lives=lives,
+            past=past,
         )
 
     def tell(self, event: str) -> None:
@@ -460,18 +425,21 @@ class Simulation:
         key = (call.task, call.attempt)
         self.begun[key] += 1
         assert self.begun[key] == 1, f"task {call.task} attempt {call.attempt} began twice"
-        assert call.attempt <= 1 + self.excuses[call.task], f"task {call.task} attempt {call.attempt} began though nothing was lost"
+        assert call.attempt <= 1 + self.excuses[call.task], (
+            f"task {call.task} attempt {call.attempt} began though nothing was lost"
+        )
 
     def compute(self, call: worker.Call) -> tuple[int, bytes]:
         """Outcome and value of a call."""
         if self.rng.random() < self.failure_rate:
             self.excuses[call.task] += 1
             return Outcome.FAILED, b"error"
-        return Outcome.DONE, b"%d" % (1 + sum(int(value) for value in call.values or ()))
+        return Outcome.DONE, b"%d" % value_of(identity_of(bytes(call.payload), call.values))
 
     def hangs(self, call: worker.Call) -> bool:
         """Whether this attempt never ends by itself."""
-        return call.spec.walltime_s is not None and random.Random(f"{self.seed} {call.task} {call.attempt}").random() < self.hang_rate
+        chosen = random.Random(f"{self.seed} {self.past.lives} {call.task} {call.attempt}").random()
+        return call.spec.walltime_s is not None and chosen < self.hang_rate
 
     def finish_task(self, task: TracedTask, outcome: int, *args: object) -> None:
         """In place of the manager's: the end, too, must be one that `TRANSITIONS` knows."""
@@ -479,24 +447,118 @@ class Simulation:
         assert (task.status.name.lower(), end) in ALLOWED, f"task {task.id}: {task.status.name} -> {end}"
         if end == "cancelled" and task.status == Status.ASSIGNED:
             self.owed_drops.add((task.rank, task.id))
+        if end == "done" and task.app is not None and task.status == Status.ASSIGNED:
+            self.done_apps.add(task.app.number)
+        if isinstance(task, CachedTask) and end != "cancelled":
+            self._finish_cached(task, outcome)
         self._finish_task(task, outcome, *args)  # type: ignore[arg-type]
+
+    def _finish_cached(self, task: CachedTask, outcome: int) -> None:
+        if outcome == Outcome.DONE:
+            identity = self._identity(task)
+            self.done_calls.add(identity)
+            if task.status == Status.ASSIGNED and self.journal is not None:
+                known = self.journal.has(task.key) or task.key in self.journal.lost
+                assert known, f"the result of task {task.id} is not recorded"
+        elif outcome != Outcome.NEED_FAILED and task.status != Status.WAITING:
+            self.failed_calls.add(self._identity(task))
+
+    def _identity(self, task: CachedTask) -> Identity:
+        """What a call computes. Equal ones have one key, different ones different keys."""
+        identity = identity_of(bytes(task.payload), task.values)
+        assert self.keys.setdefault(identity, task.key) == task.key, f"{identity} has two keys"
+        assert self.identities.setdefault(task.key, identity) == identity, (
+            f"{identity} has the key of {self.identities[task.key]}"
+        )
+        return identity
+
+    def take_assign(self, record: WorkerRecord) -> Assign:
+        """In place of the manager's: what was placed in this turn may begin now."""
+        for task in record.outgoing:
+            self._check_placed(task)
+            if isinstance(task, CachedTask):
+                self._check_cached(task)
+        return self._take_assign(record)
+
+    def _check_placed(self, task: Task) -> None:
+        """What begins must be able to end in time."""
+        ends_s = self.manager.ends_s
+        assert task.app is not None
+        walltime_s = task.app.spec.walltime_s
+        if ends_s is None:
+            return
+        assert self.now < ends_s, f"task {task.id} is placed after the end"
+        assert walltime_s is None or self.now <= ends_s - walltime_s, (
+            f"task {task.id} begins {ends_s - self.now} s before the end"
+        )
+        is_known = walltime_s is not None or task.app.number in self.done_apps
+        assert is_known or not self.manager.noticed, f"task {task.id}, of unknown length, begins after the notice"
+
+    def _check_cached(self, task: CachedTask) -> None:
+        """Nothing equal runs, and no result is known."""
+        identity = self._identity(task)
+        for other in self.manager.tasks.values():
+            if isinstance(other, CachedTask) and other is not task and other.status != Status.WAITING:
+                assert self._identity(other) != identity, f"tasks {task.id} and {other.id} are equal, and both run"
+        if self.journal is not None:
+            assert not self.journal.must_know(task.key), f"task {task.id} runs, but its result is recorded"
+        if not self.small_memory and not has_outputs(identity[0]):
+            assert identity not in self.done_calls, f"task {task.id} runs, but its result is in memory"
+
+    def is_rare(self, number: int) -> bool:
+        """Whether a task is where few are: set aside, or waiting for the journal."""
+        task = self.manager.tasks.get(number)
+        is_fetched = isinstance(task, CachedTask) and task.key in self.manager.memo._fetching
+        return is_fetched or (task is not None and task.status == Status.SHELVED)
+
+    def check_saved(self, done: set[Identity]) -> None:
+        """A checkpoint was made: what its client had been answered before is on disk."""
+        assert self.journal is not None
+        for identity in done:
+            assert self.journal.is_safe(self.keys[identity]), f"{identity} is not on disk after the checkpoint"
 
     # ---- events ----
 
     def turn(self) -> None:
         """One turn of the manager, whose own errors and refusals are failures of the simulation."""
-        expected = self.manager.workers.keys() | (self.manager_loop._missing & self.workers.keys())
+        loop = self.manager_loop
+        was_out = loop.out_of_time
         with tracing():
-            self.manager_loop.turn()
-        assert not self.manager_loop.error, self.manager_loop.error
-        assert expected == self.manager.workers.keys() | (self.manager_loop._missing & self.workers.keys()), "a worker was refused"
+            loop.turn()
+        self.turned_s = self.now
+        assert not loop.error, loop.error
+        assert self.workers.keys() == self.manager.workers.keys() | loop._missing, "a worker was refused"
         left = [task for task in self.manager.tasks.values() if task.taken_out]  # type: ignore[attr-defined]
         assert not left, f"cancelled, but not ended: {left}"
         assert not any(client.finished for client in self.manager.clients.values()), "something of a client that is gone is left"
+        self._check_silence()
+        self._check_end(was_out)
+
+    def _check_silence(self) -> None:
+        longest_s = self.limit_s * (1 + 1 / LOOKS + PAUSE)
+        for one in self.workers.values():
+            if self.limit_s and one.rank in self.heard_s and not one.stopped:
+                silent_s = self.now - max(self.heard_s[one.rank], self.paused_s)
+                assert silent_s <= longest_s, f"rank {one.rank} has said nothing for {silent_s:.3f} s and is not given up"
+
+    def _check_end(self, was_out: bool) -> None:
+        loop, state = self.manager_loop, self.manager
+        if not state.shelved or state.assigned or state.ready.count:
+            self.busy_s = self.now
+        if state.ends_s is None or was_out:
+            return
+        if not loop.out_of_time:
+            assert self.now < state.ends_s, f"the job goes on {self.now - state.ends_s} s after its end"
+            assert self.now - self.busy_s < QUIET_S, "the job goes on, though nothing that is left fits"
+            return
+        is_early = self.now < state.ends_s
+        assert not is_early or self.now - self.busy_s >= QUIET_S, "the job ends early, though something ran just now"
+        self.to_be_told = {*loop._records, *(number for number, _ in loop._waiting)}
+        self.tell("the manager ends the job")
 
     def step(self) -> bool:
         """One thing happens; False once every client has all answers."""
-        self.now += self.rng.choice([0.0, 0.001, 0.1])
+        self._pass_time(self.rng.choice([0.0, 0.001, 0.1]))
         choice = self.rng.random()
         if choice < 0.4:
             self.network.step()
@@ -511,59 +573,133 @@ class Simulation:
             one.run_slot(self.rng.randrange(len(one.processes)))
         else:
             self._misfortune()
+        if self.journal is not None and choice > 0.9:
+            self.journal.step()
         return any(client.left() for client in self.clients)
+
+    def _pass_time(self, seconds: float) -> None:
+        """Time passes; nobody who lives is late by more than heartbeats allow for."""
+        self.now += seconds
+        if not self.limit_s:
+            return
+        is_late = self.now - self.turned_s > self.limit_s * PAUSE / 2
+        for one in self.workers.values():
+            if one.is_up() and self.now - self.heard_s.get(one.rank, 0.0) > self.limit_s / 2:
+                one.handle()
+                self.network.deliver(one.rank, MANAGER)
+                is_late = True
+        if is_late:
+            self.turn()
 
     def _any_worker(self) -> SimWorker:
         return self.rng.choice([*self.workers.values(), *self.ghosts])
 
     def _misfortune(self) -> None:
         rng = self.rng
-        kind = rng.randrange(4)
-        if kind <= 1:
+        kind = rng.randrange(7)
+        if kind <= 2:
             found = [one for one in self.workers.values() if one.dead]
-            if found:
+            sound = [one for one in self.workers.values() if not one.dead and self.now > one.thaws_s + self.limit_s]
+            if found and kind:
                 self._give_up(rng.choice(found))
-            elif self.lose_ranks and sum(not one.dead for one in self.workers.values()) > 1 and not self.manager_loop._missing:
+            elif self.lose_ranks and len(sound) > 1 and not self.manager_loop._missing:
                 self.lose_ranks -= 1
-                one = rng.choice(list(self.workers.values()))
-                if kind:
+                one = rng.choice(sound)
+                if kind == 1:
                     self.tell(f"rank {one.rank} dies, and nobody knows")
                     one.dead = True
-                else:
+                elif kind == 2:
                     self._give_up(one)  # it was only stopped, and goes on
-                    self.ghosts.append(one)
-        elif kind == 2 and self.lose_templates:
+                else:
+                    one.thaws_s = self.now + rng.choice([0.5, 1.5]) * (self.limit_s or 1.0)
+                    self.tell(f"rank {one.rank} is stopped until {one.thaws_s:.3f}")
+        elif kind == 3 and self.lose_templates:
             self.lose_templates -= 1
             self.rng.choice(list(self.workers.values())).lose_template()
-        elif kind == 3 and self.lose_clients:
+        elif kind == 4 and self.lose_clients:
             self.lose_clients -= 1
             here = [client for client in self.clients if not client.gone]
             if here:
                 rng.choice(here).vanish()
+        elif kind == 5 and self.pauses:
+            self.pauses -= 1
+            self.now = self.paused_s = self.now + 2 * self.limit_s
+            self.tell("the whole job stood still until now")
+            self.turn()
+        elif kind == 6 and self.notices:
+            self.notices -= 1
+            self._notice()
+
+    def _notice(self) -> None:
+        """The job gets a signal."""
+        before_s = self.manager.ends_s
+        self.busy_s = self.busy_s if before_s is not None else self.now
+        self.manager_loop.notice(self.rng.choice([0.5, 5.0, 20.0]), "simulated signal", sooner=self.rng.random() < 0.5)
+        assert self.manager.ends_s is not None
+        assert before_s is None or self.manager.ends_s <= before_s, "a notice has made the end later"
+        self.tell(f"notice: the job ends at {self.manager.ends_s:.3f}")
+
+    def _learn_end(self) -> None:
+        """The batch system tells when the allocation ends, or has only a signal for that."""
+        if self.manager.ends_s is not None or self.rng.random() < 0.5:
+            self._notice()
+        else:
+            self.busy_s = self.now
+            self.manager_loop.set_end(self.rng.choice([1.0, 5.0, 30.0]))
+            self.tell(f"the allocation ends at {self.manager.ends_s:.3f}")
 
     def _give_up(self, one: SimWorker) -> None:
-        """The manager takes a silent rank for lost. Words of it may still be under way."""
-        self.tell(f"the manager gives up rank {one.rank}")
-        del self.workers[one.rank]
-        self.owed_drops = {(rank, task) for rank, task in self.owed_drops if rank != one.rank}
-        for task in self.manager.tasks.values():
-            if task.status == Status.ASSIGNED and task.rank == one.rank:
-                self.excuses[task.id] += 1
+        """A guard's alarm."""
         with tracing():
             self.manager_loop.lose_worker(one.rank, "simulated loss")
+
+    def lose_worker(self, rank: int, how: str) -> None:
+        """In place of the manager's: it takes a rank for lost. Words of it may still be under way."""
+        self.tell(f"the manager gives up rank {rank}: it {how}")
+        one = self.workers[rank]
+        if how.startswith("was not heard of"):
+            silent_s = self.now - max(self.heard_s[rank], self.paused_s)
+            assert silent_s > self.limit_s, f"rank {rank} is given up, but was heard of {silent_s} s ago"
+            assert one.dead or self.now < one.thaws_s + self.limit_s, f"rank {rank} is given up, but it is well"
+        del self.workers[rank]
+        if not one.dead:
+            self.ghosts.append(one)
+        self.owed_drops = {(other, task) for other, task in self.owed_drops if other != rank}
+        for task in self.manager.tasks.values():
+            if task.status == Status.ASSIGNED and task.rank == rank:
+                self.excuses[task.id] += 1
+        self._lose_worker(rank, how)
+
+    def _on_heard(self, rank: int) -> None:
+        self.heard_s[rank] = self.now
 
     # ---- to the end ----
 
     def run(self) -> None:
-        """To the end, with every invariant checked on the way."""
+        """To the end of this life, with every invariant checked on the way."""
+        loop = self.manager_loop
         steps = 0
-        while self.step():
+        while self.step() and not loop.out_of_time:
             steps += 1
             if steps % 7 == 0:
                 self.manager.check()
+            if steps == self.end_at:
+                self._learn_end()
+            if steps == self.kill_at:
+                self.tell("the job is killed")
+                return
             assert steps < 200_000, "the tasks do not end"
         self.drain()
         self.manager.check()
+        if self.journal is not None:
+            self.journal.close()
+        if loop.out_of_time:
+            self.goes_on = True
+            untold = [
+                client.number for client in self.clients if CLIENT_BASE + client.number in self.to_be_told and not client.knows()
+            ]
+            assert not untold, f"clients {untold} were not told that the job ends"
+            return
         assert not self.owed_drops, f"these were never told to drop the task: {self.owed_drops}"
         assert not self.manager.tasks and not self.manager.dropped and not self.manager.ready.count
         for one in self.manager.workers.values():
@@ -577,9 +713,10 @@ class Simulation:
 
     def drain(self) -> None:
         """Let everything that is under way arrive; afterwards nothing may be left anywhere."""
+        loop = self.manager_loop
         for _ in range(20000):
-            self.now += 0.05
-            for one in [one for one in self.workers.values() if one.dead]:
+            self._pass_time(0.05)
+            for one in [one for one in self.workers.values() if one.dead and not self.limit_s]:
                 self._give_up(one)
             while self.network.step() is not None:
                 pass
@@ -590,8 +727,11 @@ class Simulation:
                 one.handle()
                 for number in range(len(one.processes)):
                     one.run_slot(number)
-            waited_for = any(client.left() or (client.promises and not client.gone) for client in self.clients)
-            if self.manager_loop.idle() and not self.network.under_way() and not waited_for:
+            if self.journal is not None:
+                self.journal.step()
+            if self.network.under_way() or (self.journal is not None and not self.journal.is_quiet()):
+                continue
+            if loop.finished or (loop.idle() and not any(client.is_waiting() for client in self.clients)):
                 return
         raise AssertionError(f"not idle: {list(self.manager.tasks.values())[:5]} {self.manager.dropped}")
 
@@ -599,8 +739,8 @@ class Simulation:
 class _Part:
     """The manager's end of the network, seen as a link to workers only or to clients only."""
 
-    def __init__(self, end: Link, workers: bool, queues: dict[bool, list]) -> None:
-        self.end, self.workers, self.queues = end, workers, queues
+    def __init__(self, end: Link, workers: bool, queues: dict[bool, list], on_heard: Callable[[int], None]) -> None:
+        self.end, self.workers, self.queues, self.on_heard = end, workers, queues, on_heard
 
     def send(self, peer: int, frames: list) -> None:
         self.end.send(peer, frames)
@@ -609,7 +749,10 @@ class _Part:
         while (arrived := self.end.receive()) is not None:
             self.queues[arrived[0] < CLIENT_BASE].append(arrived)
         mine = self.queues[self.workers]
-        return mine.pop(0) if mine else None
+        if not mine:
+            return None
+        self.on_heard(mine[0][0])
+        return mine.pop(0)
 
     def drop(self, peer: int) -> None:
         self.end.drop(peer)  # type: ignore[attr-defined]

@@ -8,7 +8,8 @@ import pytest
 
 from tests.sim.__main__ import run_seed
 from tests.sim.mutations import MUTATIONS, Mutation, applied, caught
-from tests.sim.simulation import Simulation
+from tests.sim.played_client import has_outputs
+from tests.sim.simulation import Past, Simulation
 
 FRESH = int(time.time()) * 100
 
@@ -41,6 +42,39 @@ def test_nothing_runs_twice_without_loss(seed: int) -> None:
     assert set(sim.ran.values()) == {1}
 
 
+def test_a_second_life_runs_nothing_that_the_first_has_recorded() -> None:
+    first_attempts = second_attempts = 0
+    for seed in range(20):
+        past = Past()
+        first, second = (_life(seed, past) for _ in range(2))
+        first_attempts += len(first.begun)
+        second_attempts += len(second.begun)
+        (client,) = second.clients
+        for task, _ in second.begun:
+            assert has_outputs(client.payloads[task]) or client.identity(task) not in first.done_calls
+    assert 0 < second_attempts < first_attempts / 2, "some files are gone, and some promises were broken before"
+
+
+def _life(seed: int, past: Past) -> Simulation:
+    """A life without failures in which every call is cached."""
+    sim = Simulation(
+        seed, failure_rate=0.0, death_rate=0.0, cancel_rate=0.0, hang_rate=0.0, cache_rate=1.0, frail_disk=False, past=past
+    )
+    sim.run()
+    past.lives += 1
+    return sim
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_manager_finds_silent_ranks_by_itself(seed: int) -> None:
+    sim = Simulation(seed, ranks=3, limit_s=5.0, failure_rate=0.0)
+    sim._give_up = lambda one: None  # type: ignore[method-assign]  # there are no guards
+    sim.workers[2].dead = sim.workers[3].dead = True
+    sim.run()
+    assert sim.manager_loop.lost.keys() == {2, 3}
+    assert all(how.startswith("was not heard of for 5 s") for how in sim.manager_loop.lost.values())
+
+
 @pytest.mark.parametrize("seed", [3, 57])
 def test_a_seed_replays_exactly(seed: int) -> None:
     assert list(run_seed(seed).story) == list(run_seed(seed).story)
@@ -53,6 +87,12 @@ QUICK = [mutation for mutation in MUTATIONS if mutation.name in (
     "an answer is lost",
     "a free worker's flag stays set",
     "late words of a lost rank are heeded",
+    "a result is not recorded",
+    "a follower of an equal call is forgotten",
+    "a failed head leaves its followers waiting",
+    "a silent rank is never given up",
+    "the job's own pause counts as silence",
+    "a shelved task is assigned",
 )]  # fmt: skip
 
 
@@ -70,4 +110,4 @@ def test_every_mutation_fits_the_code(mutation: Mutation) -> None:
 
 
 def test_the_quick_mutations_exist() -> None:
-    assert len(QUICK) == 6
+    assert len(QUICK) == 12

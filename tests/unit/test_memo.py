@@ -300,3 +300,16 @@ def test_a_task_whose_result_is_known_never_becomes_ready() -> None:
     manager = Cached(1, memo=Memo(PlayedStore(a=b"A")))
     manager.call("a")
     assert manager.state.tasks[0].status == Status.WAITING and manager.state.ready.first() is None
+
+
+def test_a_call_waits_for_an_answer_that_the_store_owes_to_a_cancelled_one() -> None:
+    manager = Cached(8, memo=Memo(store := PlayedStore(a=b"A")))
+    manager.call("a")
+    transitions.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
+    del store.recorded[KEYS["a"]]  # it is damaged; the answer that says so is on its way
+    manager.call("a")
+    assert manager.assigned() == [] and len(store.asked) == 1
+    manager.fetched("a", None)
+    assert manager.assigned() == [1]
+    manager.done(1, 1, value=b"new")
+    assert manager.answers() == {1: (Outcome.DONE, b"new")} and not manager.state.tasks
