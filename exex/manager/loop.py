@@ -170,7 +170,7 @@ class ManagerLoop:
             traffic |= self._drain_clients()
         if self._journal is not None:
             traffic |= self._drain_journal(self._journal)
-        if (not self._missing or self._stop_by_s is not None) and not (self._journal and self._journal.is_behind()):
+        if not self._missing and self._stop_by_s is None and not (self._journal and self._journal.is_behind()):
             place(self.state)
         traffic |= self._flush()
         if self._missing and self._stop_by_s is None and now_s - self._began_s > self._settings.start_timeout_s:
