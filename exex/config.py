@@ -107,6 +107,9 @@ class Config:
         20.0, "float", "Seconds that the job may go on after SIGTERM, or after SIGUSR1 or SIGUSR2 if its end is not known.", 0
     )
     grace_s: float = _setting(2.0, "float", "Seconds between SIGTERM and SIGKILL for a task that has to end.", 0)
+    detach_on_client_exit: bool = _setting(
+        False, "bool", "If the script fails or is killed, finish its tasks before the job ends, instead of cancelling them."
+    )
     heartbeat_s: float = _setting(10.0, "float", "Seconds of silence after which a rank tells that it is alive.", 0.01)
     heartbeat_limit_s: float = _setting(
         120.0, "float", "Seconds of silence after which a rank is given up, and the job goes on without it; 0: never.", 0

@@ -183,6 +183,7 @@ class RankProcess:
             prefetch_s=self._config.prefetch_s,
             heartbeat_limit_s=0.0 if local else self._heartbeat_limit_s(),
             memory_bytes=self._config.cache_bytes,
+            detach=self._config.detach_on_client_exit,
         )
         loop = ManagerLoop(settings, workers, progress, lambda: self._control.send("ready"), journal=journal)
         if self._ends_in_s is not None:
@@ -239,9 +240,7 @@ class RankProcess:
         watching = True
         while True:
             traffic = loop.turn()
-            if clients.gone and watching:
-                watching = False
-                self._cut_off(clients)
+            watching = watching and not self._is_cut_off(clients)
             pause_s = 1.0
             self._reassure_guard()
             if alarms is not None and alarms.fileno() in ready:
@@ -254,8 +253,8 @@ class RankProcess:
                     self._on_notice(loop, signal.Signals(message["signal"]))
                 else:
                     client_status = int(message["status"])
-                    loop.cancel_all()
-                    loop.stop()
+            if client_status is not None:
+                self._end_after_client(loop)
             if loop.finished:
                 if client_status is not None:
                     return OUT_OF_TIME if loop.out_of_time else client_status or (1 if loop.error else 0)
@@ -271,10 +270,21 @@ class RankProcess:
             unsent = loop.unsent or (local is not None and local.unsent)
             ready = self._waiter.wait(traffic, at_once, loop.eager(), pause_s, unsent)
 
-    def _cut_off(self, clients: StreamLink) -> None:
+    def _end_after_client(self, loop: ManagerLoop) -> None:
+        """The script has ended: so does the job, at once, or when its tasks are done if they are to be finished."""
+        if not self._config.detach_on_client_exit:
+            loop.cancel_all()
+        if loop.idle() or not self._config.detach_on_client_exit:
+            loop.stop()
+
+    def _is_cut_off(self, clients: StreamLink) -> bool:
+        """Whether the client's stream has ended; then it is watched no longer."""
+        if not clients.gone:
+            return False
         self._waiter.forget(clients.fileno())
         if clients.error:
             print(f"exex: the client is cut off: it sent {clients.error}", file=sys.stderr, flush=True)
+        return True
 
     def _on_notice(self, loop: ManagerLoop, number: signal.Signals) -> None:
         """A signal that announces the end. Hydra sends SIGUSR1 for reasons of its own."""

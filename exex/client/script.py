@@ -39,15 +39,15 @@ def run(script: str, args: list[str], message: dict[str, Any], config: Config) -
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
-    return _run_to_the_end(script, args)
+    return _run_to_the_end(script, args, config.detach_on_client_exit)
 
 
-def _run_to_the_end(script: str, args: list[str]) -> int:
-    """Run the script, then finish its tasks, or cancel them if it failed."""
+def _run_to_the_end(script: str, args: list[str], detach: bool) -> int:
+    """Run the script, then finish its tasks, or cancel them if it failed and they are not to be finished nevertheless."""
     status = 1
     try:
         status = _run_main(script, args)
-        session.finish(cancel=status != 0)
+        session.finish(cancel=status != 0 and not detach)
     except KeyboardInterrupt:
         print("exex: interrupted", file=sys.stderr, flush=True)
         status = INTERRUPTED

@@ -73,6 +73,7 @@ class Settings:
         workers: ranks that must say Hello.
         run_dir: told to the clients.
         heartbeat_limit_s: silence after which a worker is given up; 0 for never.
+        detach: tasks of a client that is gone are finished, not cancelled.
         memory_bytes: for results of cached calls.
     """
 
@@ -85,6 +86,7 @@ class Settings:
     stop_timeout_s: float
     prefetch_s: float
     heartbeat_limit_s: float = 0.0
+    detach: bool = False
     memory_bytes: int = MEMORY_BYTES
 
 
@@ -262,7 +264,7 @@ class ManagerLoop:
                 if client is not None:
                     del self._records[number]
                     if not client.finished:
-                        transitions.on_finish(self.state, client, Finish(cancel=True))
+                        transitions.on_finish(self.state, client, Finish(cancel=not self._settings.detach))
                 continue
             if number in self._refused:
                 continue

@@ -310,3 +310,35 @@ def test_a_rank_that_never_arrives_is_given_up(launch: Launch, mark: str) -> Non
     assert done.status != 0 and "must not run" not in done.out
     assert done.seconds < 30
     assert "did not come up within 2 s" in done.err, done.err
+
+
+DYING = """
+import os, signal, sys
+from exex import python_app
+
+@python_app
+def note(i, need=None):
+    import os, time
+    time.sleep(0.01)
+    fd = os.open("ran", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, b"x")
+    os.close(fd)
+
+note(-1).result()
+last = None
+for i in range(100):
+    last = note(i, last)
+{end}
+"""
+
+
+@pytest.mark.parametrize("end, status", [("os.kill(os.getpid(), signal.SIGKILL)", 137), ("raise ValueError", 1), ("sys.exit(3)", 3)])
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_script_that_dies_takes_its_tasks_along_or_not(launch: Launch, mark: str, end: str, status: int, detach: bool) -> None:
+    path = launch.cwd / "workflow.py"
+    path.write_text(DYING.format(end=end))
+    options = ["--detach-on-client-exit"] if detach else []
+    done = launch.finish(launch.start(exex_run(launch, "-n", "2", *options, str(path)), **{MARK: mark}), 60)
+    assert done.status == status, done.err
+    ran = len((launch.cwd / "ran").read_text())
+    assert ran == 101 if detach else ran < 101
