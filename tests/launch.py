@@ -16,6 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 100.0
 
 
+def _hear_interrupts() -> None:
+    """A test run in the background inherits an ignored SIGINT, and would hand it on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass
 class Ended:
     """How a launched program ended."""
@@ -67,6 +72,7 @@ class Launch:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_hear_interrupts,
         )
 
     def finish(self, process: subprocess.Popen[str], limit_s: float = LIMIT_S) -> Ended:
