@@ -271,7 +271,7 @@ class Guard:
                         self._on_message(message)
             self._see_if_rank_hangs()
             if self._deadline is not None and time.monotonic() >= self._deadline:
-                if self._is_first or not self._in_mpi_init:  # one of those that wait for others says it for all
+                if self._deadline_says and (self._is_first or not self._in_mpi_init):  # one of those that wait for others says it for all
                     print(f"exex: {self._where} {self._deadline_says}", file=sys.stderr, flush=True)
                 self._status = self._status or 1
                 break
@@ -328,7 +328,10 @@ class Guard:
                 self._reap()
             elif self._client and number == signal.SIGINT:
                 os.kill(self._client, number)
-            elif self._client and number != signal.SIGCHLD:
+            elif number == signal.SIGTERM and is_held_in_foreground(os.environ):
+                self._status = 128 + signal.SIGTERM  # `exex run` ends the job, or has died; it has notices of its own
+                self._set_deadline(0, "")
+            elif self._client:
                 self._control.send("notice", signal=number)
             elif number in (signal.SIGUSR1, signal.SIGUSR2):
                 pass  # for the manager, and its guard has it, too
@@ -454,6 +457,12 @@ def how_it_ended(code: int) -> str:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"was killed by signal {-code}"
+
+
+def is_held_in_foreground(environment: Mapping[str, str]) -> bool:
+    """Whether an `exex run` on this node waits for the job."""
+    directory = environment.get("EXEX_JOB_DIR")
+    return bool(directory) and os.path.exists(os.path.join(directory or "", "job.sock"))
 
 
 def status_is_written(environment: Mapping[str, str]) -> bool:

