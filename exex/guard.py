@@ -271,7 +271,8 @@ class Guard:
                         self._on_message(message)
             self._see_if_rank_hangs()
             if self._deadline is not None and time.monotonic() >= self._deadline:
-                if self._deadline_says and (self._is_first or not self._in_mpi_init):  # one of those that wait for others says it for all
+                says_it = self._is_first or not self._in_mpi_init  # one of those that wait for others says it for all
+                if self._deadline_says and says_it:
                     print(f"exex: {self._where} {self._deadline_says}", file=sys.stderr, flush=True)
                 self._status = self._status or 1
                 break
