@@ -41,6 +41,7 @@ class Kind(IntEnum):
     PYTHON = 0
     BASH = 1
     MAP = 2  # payload: (iterables of equal length,); runs the function on each row
+    TOGETHER = 3  # on a communicator, in several worker ranks themselves
 
 
 class AppSpec(Struct, frozen=True, array_like=True, kw_only=True):
@@ -56,6 +57,7 @@ class AppSpec(Struct, frozen=True, array_like=True, kw_only=True):
         asks: whether the client's retry handler decides about each failure.
         walltime_s: limit of one attempt in seconds; None for none.
         memory_bytes: limit of one attempt and all that it starts, together; None for none.
+        every_rank: of a call on a communicator: its value is the list of all ranks' values, not the first one's.
     """
 
     app: int
@@ -67,6 +69,7 @@ class AppSpec(Struct, frozen=True, array_like=True, kw_only=True):
     asks: bool = False
     walltime_s: float | None = None
     memory_bytes: int | None = None
+    every_rank: bool = False
 
 
 class CacheKey(Struct, frozen=True, array_like=True):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mpi4py
@@ -68,6 +69,17 @@ def share_on_node(world: MPI.Intracomm, mine: object) -> list[Any]:
 def tell_all(world: MPI.Intracomm, what: Any) -> Any:
     """What rank 0 has passed. Collective."""
     return world.bcast(what)
+
+
+def form(ranks: Sequence[int], tag: int) -> MPI.Intracomm:
+    """A communicator of these ranks of the world, in this order. Collective over them, and nobody else; `Free` it."""
+    everybody = MPI.COMM_WORLD.Get_group()
+    group = everybody.Incl(ranks)
+    try:
+        return MPI.COMM_WORLD.Create_group(group, tag)
+    finally:
+        group.Free()
+        everybody.Free()
 
 
 def finish() -> None:

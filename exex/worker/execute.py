@@ -83,6 +83,7 @@ def execute(  # noqa: PLR0917
     task: TaskId,
     attempt: int,
     place: Place,
+    adapt: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None,
 ) -> tuple[int, Payload, float]:
     """Run one attempt.
 
@@ -90,6 +91,7 @@ def execute(  # noqa: PLR0917
         function: from `open_function`.
         payload: the pickled call: args, kwargs and perhaps options (see `_run_with`).
         values: of the task's needs, in their places.
+        adapt: changes the call when it has been opened.
 
     Returns:
         `Outcome.DONE` and the value, or `Outcome.FAILED` and the error; then the seconds of the function alone. A value may
@@ -99,6 +101,8 @@ def execute(  # noqa: PLR0917
     context.current_task = current = TaskContext(task & _NUMBER, attempt, spec.name, place.rank, place.node)
     try:
         call = load_call(payload, values)
+        if adapt is not None:
+            call = adapt(call)
         began = perf_counter()
         if len(call) == 2 and spec.kind == _PYTHON:
             value = function(*call[0], **call[1])
