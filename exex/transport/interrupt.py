@@ -1,9 +1,9 @@
 """How a rank is reached while a function of the user's has its main thread: by a datagram to a thread beside it.
 
 A function that runs on a communicator runs in the rank itself, which hears nothing by MPI until it returns. The manager, which
-knows that the task was cancelled, has used up its time, or has lost one of its ranks, sends a datagram to all of them. The first raises
-`TaskStopped` in the function's Python code; one that says `hard` kills the rank, which may be waiting in MPI for a dead one, and so for
-ever.
+knows that the task was cancelled, has used up its time, or has lost one of its ranks, sends a datagram to all of them. The first
+raises `TaskStopped` in the function's Python code; one that says `hard` kills the rank, which may be waiting in MPI for a dead
+one, and so for ever.
 
 A datagram: u64 task, u8 hard, 16 bytes of BLAKE2s over both, keyed with the world's secret (see alarm).
 """
