@@ -1,0 +1,130 @@
+"""How a task starts a sub-task: which launcher, its words, and what a script that builds its own command line is told.
+
+Runs in task processes, on the lead's node; reads launcher files there and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from exex.errors import ConfigError
+from exex.launch import data
+from exex.launch.launcher import describe_mpiexec
+from exex.launch.launchers import LauncherFile, Layout, launcher_names, load_launcher
+from exex.launch.world import ExpectedWorld
+
+STARTED_BY = "EXEX_STARTED_BY"
+"""Variable that guards set for tasks: the world's launcher and where its programs lie, "Hydra mpiexec:/opt/mpich/bin"."""
+
+_OF_FAMILY = {"hydra": "mpiexec-hydra", "openmpi": "mpiexec-openmpi"}
+
+
+class SubTask(NamedTuple):
+    """What starts a sub-task.
+
+    Attributes:
+        prefix: words before the program's.
+        variables: to set for whoever starts it, beside what `environment` holds.
+        environment: of the launcher.
+    """
+
+    prefix: list[str]
+    variables: dict[str, str]
+    environment: dict[str, str]
+
+
+def started_by(expected: ExpectedWorld, launcher_pid: int) -> str:
+    """The value of `STARTED_BY` for a guard's children, "" where no launcher has started the guard.
+
+    Args:
+        launcher_pid: of the guard's parent, which lies beside `mpiexec` where that is its helper.
+    """
+    if expected.launcher == "none":
+        return ""
+    try:
+        directory = os.path.dirname(os.readlink(f"/proc/{launcher_pid}/exe"))
+    except OSError:  # another user's, as slurmstepd is
+        directory = ""
+    return f"{expected.launcher}:{directory}"
+
+
+def sub_task(layout: Layout, env: Mapping[str, str]) -> SubTask:
+    """What starts a program in this layout.
+
+    Args:
+        env: of the task.
+
+    Raises:
+        ConfigError: no launcher is known, or it cannot start this layout.
+    """
+    launcher, program = find_launcher(env)
+    words = launcher.subtask_argv(layout)
+    if program != launcher.program:
+        words = [program if word == launcher.program else word for word in words[:1]] + words[1:]
+    return SubTask(words, variables(words, layout, launcher), launcher.nested_environment(env))
+
+
+def find_launcher(env: Mapping[str, str]) -> tuple[LauncherFile, str]:
+    """The launcher of sub-tasks, and its program: the one that was set, else the one that has started the world.
+
+    Raises:
+        ConfigError: none is found.
+    """
+    name = env.get("EXEX_LAUNCHER", "auto")
+    world_is, _, directory = env.get(STARTED_BY, "").rpartition(":")
+    if name != "auto":
+        launcher = load_launcher(name, env)
+    elif world_is:
+        launcher = _of_world(world_is, env)
+    else:
+        launcher = _of_this_machine(env)
+    for beside in (directory, os.path.dirname(sys.executable)):
+        path = os.path.join(beside, launcher.program)
+        if beside and os.access(path, os.X_OK):
+            return launcher, path
+    return launcher, launcher.program
+
+
+def _of_world(world_is: str, env: Mapping[str, str]) -> LauncherFile:
+    """The launcher whose ranks look like the world's. Of several the one that reads host names comes first."""
+    found = [launcher for name in launcher_names(env) if (launcher := load_launcher(name, env)).world_is == world_is]
+    if not found:
+        known = ", ".join(launcher_names(env))
+        raise ConfigError(
+            f"no launcher is known for sub-tasks of a world that {world_is} has started: set --launcher (known: {known}), or "
+            f"write a file into {data.directories('launchers', env)[0]}"
+        )
+    return min(found, key=lambda launcher: launcher.hosts == "offset")
+
+
+def _of_this_machine(env: Mapping[str, str]) -> LauncherFile:
+    """Of a world of one rank that no launcher has started: what `mpiexec` is."""
+    beside = os.path.join(os.path.dirname(sys.executable), "mpiexec")
+    path = beside if os.access(beside, os.X_OK) else "mpiexec"
+    found = describe_mpiexec(path, env)
+    if found.family is None:
+        raise ConfigError(f"no launcher is known for sub-tasks: {path} is {found.name}; set --launcher")
+    return load_launcher(_OF_FAMILY[found.family], env)
+
+
+def variables(prefix: list[str], layout: Layout, launcher: LauncherFile) -> dict[str, str]:
+    """What a script that builds its own command line finds in its environment; under Parsl's names, too."""
+    words = shlex.join(prefix)
+    numbers = {
+        "NUM_NODES": str(layout.nodes),
+        "RANKS_PER_NODE": str(layout.ranks_per_node),
+        "NUM_RANKS": str(layout.all_ranks),
+    }
+    program = os.path.basename(launcher.program).upper()
+    return {
+        "EXEX_MPI_PREFIX": words,
+        "EXEX_NODES": ",".join(layout.hosts),
+        **{f"EXEX_{name}": number for name, number in numbers.items()},
+        "PARSL_MPI_PREFIX": words,
+        f"PARSL_{program}_PREFIX": words,
+        **{f"PARSL_{name}": number for name, number in numbers.items()},
+    }
