@@ -8,9 +8,10 @@ of ALPS and PALS; tests/unit/test_world.py holds them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
+
+from exex.launch.hostlist import expand_counts
 
 Environment = Mapping[str, str]
 
@@ -80,16 +81,11 @@ def _srun(env: Environment) -> ExpectedWorld:
 
 
 def _slurm_tasks(counts: str, node: int) -> int | None:
-    """Tasks of the `node`-th node in Slurm's run-length list: "4(x2),3" is 4, 4, 3."""
-    for entry in counts.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", entry)
-        if match is None:
-            return None
-        repeats = int(match[2] or 1)
-        if node < repeats:
-            return int(match[1])
-        node -= repeats
-    return None
+    """Tasks of the `node`-th node in Slurm's list: "4(x2),3" is 4, 4, 3."""
+    try:
+        return expand_counts(counts)[node]
+    except (ValueError, IndexError):
+        return None
 
 
 def _pals(env: Environment) -> ExpectedWorld:
