@@ -48,8 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(role, ClientRole):
         from exex.client import script as client_script
         from exex.launch.foreground import take_stdio
+        from exex.launch.notices import NOTICES, pass_over
 
-        take_stdio(os.environ)
+        if not take_stdio(os.environ):  # `exex run` ends the script by SIGTERM; else all of this is for the guard
+            pass_over(NOTICES)
         for fd in launcher_fds:
             try:
                 os.close(fd)

@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 
+from exex.launch.notices import NOTICES
 from exex.worker.context import STOP_SIGNAL
 
 FIT, RESTORED, UNFIT = 0, 1, 2
@@ -19,7 +20,7 @@ FIT, RESTORED, UNFIT = 0, 1, 2
 LOWEST_FD = 500
 """exex's own descriptors in a task process are from here on: a task that closes all from 0 to 100 does not hit them."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, STOP_SIGNAL, signal.SIGCHLD, signal.SIGALRM, signal.SIGPIPE)
+_SIGNALS = (signal.SIGINT, *NOTICES, STOP_SIGNAL, signal.SIGCHLD, signal.SIGALRM, signal.SIGPIPE)
 
 
 def out_of_reach(fd: int) -> int:

@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Any, NamedTuple, TextIO
 
 from exex.errors import ProtocolError
+from exex.launch.notices import NOTICES, pass_over
 from exex.protocol import codec
 from exex.protocol.messages import AppSpec, Assign, Done
 from exex.protocol.payload import Large, Payload
@@ -41,7 +42,6 @@ one only if it is the first of its app here, or one of its app has been found to
 
 _PR_SET_PDEATHSIG = 1
 _FORGET = 0.9
-_SHIELDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Descriptors(NamedTuple):
@@ -204,37 +204,24 @@ def run_task_process(fds: Descriptors, place: Place, run_dir: str) -> None:
 
 
 def _shield() -> None:
-    """Survive the signals by which batch systems and terminals announce the end: the rank decides.
-
-    Handlers, and not SIG_IGN, because what a task starts must not inherit it: `Popen.terminate` would do nothing.
-    """
-    for number in _SHIELDED:
-        signal.signal(number, _ignore)
-        signal.siginterrupt(number, False)
+    """Survive the signals by which batch systems and terminals announce the end: the rank decides."""
+    pass_over((signal.SIGINT, *NOTICES))
     signal.signal(STOP_SIGNAL, context.stop.on_signal)
-    os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals, after_in_child=_unshield)
+    os.register_at_fork(before=_hold_stop, after_in_parent=_let_stop, after_in_child=_unshield)
 
 
-def _ignore(number: int, frame: object) -> None:
-    pass
+def _hold_stop() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, (STOP_SIGNAL,))
 
 
-def _hold_signals() -> None:
-    """Before a fork: a signal that the child gets at once must not find our handlers there."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, (*_SHIELDED, STOP_SIGNAL))
-
-
-def _let_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_SHIELDED, STOP_SIGNAL))
+def _let_stop() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (STOP_SIGNAL,))
 
 
 def _unshield() -> None:
     """In a child that a task forks."""
     signal.signal(STOP_SIGNAL, signal.SIG_DFL)
-    for number in _SHIELDED:
-        if signal.getsignal(number) is _ignore:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    _let_signals()
+    _let_stop()
 
 
 def _take_over_output(fds: Descriptors) -> None:

@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Mapping
 
+from exex.launch.notices import NOTICES
 from exex.worker import families, keeper, processes
 from exex.worker.context import STOP_SIGNAL, Place
 from exex.worker.processes import Died, End, Failed, Fork, Forked, Kill, Measure, Measured, Prepare, Ready
@@ -32,7 +33,7 @@ END_S = 5.0
 
 _PR_SET_CHILD_SUBREAPER = 36
 _OFTEN_NEEDED = ("cloudpickle",)
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_IGNORED = (signal.SIGINT, *NOTICES)
 
 
 def template_main(sock: socket.socket, environment: Mapping[str, str]) -> None:

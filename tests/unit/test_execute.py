@@ -18,7 +18,7 @@ from exex.protocol import context
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Kind, Outcome
 from exex.worker import bash, execute
-from exex.worker.context import Place, TaskContext, TaskStopped
+from exex.worker.context import STOP_SIGNAL, Place, TaskContext, TaskStopped
 
 PLACE = Place(3, "nid00012")
 TASK = (5 << CLIENT_SHIFT) + 7
@@ -503,7 +503,7 @@ def test_bash_starts_with_default_signals_an_empty_stdin_and_a_group_of_its_own(
     line, ignored, ids, pid = (tmp_path / "out").read_text().splitlines()
     assert line == "[]"
     mask = int(ignored.split()[1], 16)
-    assert not any(mask >> (number - 1) & 1 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGUSR1))
+    assert not any(mask >> (number - 1) & 1 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2))
     assert ids.split() == [pid, str(os.getsid(0))]
 
 
@@ -564,9 +564,9 @@ def test_a_stopped_bash_may_clean_up(tmp_path, to_file):
         with open(fifo) as started:
             pid = int(started.read())
         os.kill(pid, signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGUSR2)
+        os.kill(os.getpid(), STOP_SIGNAL)
 
-    before = signal.signal(signal.SIGUSR2, stop)
+    before = signal.signal(STOP_SIGNAL, stop)
     thread = threading.Thread(target=signal_both)
     thread.start()
     options = {"stderr": (str(tmp_path / "err"), "w")} if to_file else None
@@ -575,7 +575,7 @@ def test_a_stopped_bash_may_clean_up(tmp_path, to_file):
             run_bash(f"trap 'sleep 0.1; touch {done}; exit 1' TERM; echo $$ > {fifo}; while :; do sleep 0.01; done", options)
     finally:
         thread.join()
-        signal.signal(signal.SIGUSR2, before)
+        signal.signal(STOP_SIGNAL, before)
     assert done.exists()
 
 

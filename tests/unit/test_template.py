@@ -701,7 +701,7 @@ def test_a_signal_to_the_parent_costs_its_own_slot_at_the_most(world, fifo, tmp_
     process, other = world.fork(), world.fork(1)
     world.give(other, (hold, fifo))
     world.printed(other, "holding")
-    for number_of_signal in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number_of_signal in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         assert world.values(world.give(process, (signal_parent, number_of_signal, group))) == ["alive"]
     world.values(world.give(process, (start_family, str(tmp_path / "pids"))))
     pids = family_of(tmp_path / "pids")
@@ -754,7 +754,7 @@ def survive(number_of_signal):
     return child.wait(), status
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_signals_of_the_batch_system_do_not_end_it_but_what_it_starts(world, sent):
     """What tasks start has the usual dispositions: `Popen.terminate` and `multiprocessing` depend on it."""
     [(child, forked)] = world.values(world.give(world.fork(), (survive, sent)))
