@@ -90,6 +90,14 @@ class Config:
     slots: int | Literal["auto"] = _setting(
         "auto", "int", "Single-core tasks that a worker rank runs at once; auto: the cores granted to the rank.", 1, ("auto",)
     )
+    manager_slots: int | Literal["auto"] = _setting(
+        "auto",
+        "int",
+        "Single-core tasks that rank 0 of a larger world runs beside the manager; auto: none where it shares its node with other "
+        "ranks, else the cores granted to it less one.",
+        0,
+        ("auto",),
+    )
     isolation: Literal["process", "none"] = _setting(
         "process",
         "text",

@@ -15,7 +15,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one process of the job. Returns its exit status."""
     began_s = time.monotonic()
     from exex import cli
-    from exex.guard import ClientRole, Guard, GuardRole, end_the_world, status_is_written
+    from exex.guard import ClientRole, Guard, GuardRole, end_the_world
+    from exex.launch.job_dir import status_is_written
     from exex.launch.world import expected_world, inherited_fds_to_close, task_environment
     from exex.reaper import TAG, Reaper
 
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(role, GuardRole):
         if role.others_wait:
             end_the_world()
-        return 0 if status_is_written(os.environ) else role.status
+        return 0 if status_is_written(os.environ) and not role.manager_died else role.status
     if isinstance(role, ClientRole):
         from exex.client import script as client_script
         from exex.launch.foreground import take_stdio

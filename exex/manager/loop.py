@@ -73,6 +73,7 @@ class Settings:
         workers: ranks that must say Hello.
         run_dir: told to the clients.
         heartbeat_limit_s: silence after which a worker is given up; 0 for never.
+        own: the worker that this process turns itself, and that is never given up for its silence; None if there is none.
         detach: tasks of a client that is gone are finished, not cancelled.
         memory_bytes: for results of cached calls.
     """
@@ -86,6 +87,7 @@ class Settings:
     stop_timeout_s: float
     prefetch_s: float
     heartbeat_limit_s: float = 0.0
+    own: Rank | None = None
     detach: bool = False
     memory_bytes: int = MEMORY_BYTES
 
@@ -113,7 +115,7 @@ class ManagerLoop:
         settings: Settings,
         workers: Ranks,
         progress: Progress | None,
-        on_ready: Callable[[], None],
+        on_ready: Callable[[], object],
         *,
         clock: Callable[[], float] = time.monotonic,
         journal: Journal | None = None,
@@ -235,7 +237,8 @@ class ManagerLoop:
                 continue
             if rank in self.lost:
                 continue  # it was only slow; its attempts are with others now
-            self._liveness.heard(rank, self._now_s)
+            if rank != self._settings.own:
+                self._liveness.heard(rank, self._now_s)
             try:
                 message = self._from_worker.decode(frames)
                 if type(message) is Done:

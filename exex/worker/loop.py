@@ -233,6 +233,7 @@ class WorkerLoop:
         if done is not None:
             self._said_s = now_s
             self._send(done)
+            traffic = True
         queue = self.state.queue
         self.at_once = bool(self._inline and queue and state.may_run_inline(queue[0].spec))
         self.unsent = self._link.progress()
