@@ -1,0 +1,147 @@
+"""What the keys of a data file accept: readers, and tables of them.
+
+A reader returns a value as we hold it, or raises ValueError with what it accepts instead. Pure.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from exex.config import parse_duration
+from exex.errors import ConfigError
+
+Reader = Callable[[object], Any]
+
+
+def integer(least: int) -> Reader:
+    """An integer, `least` or more."""
+
+    def read(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"an integer, at least {least}")
+        return value
+
+    return read
+
+
+def number(value: object) -> float:
+    """A number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError("a number above 0")
+    return value
+
+
+def boolean(value: object) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def text(value: object) -> str:
+    """Text of one line."""
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError("text of one line")
+    return value
+
+
+def texts(value: object) -> tuple[str, ...]:
+    """A list of texts."""
+    if not isinstance(value, list) or not all(isinstance(each, str) and each and each.isprintable() for each in value):
+        raise ValueError("a list of texts of one line each")
+    return tuple(value)
+
+
+def table(value: object) -> dict[str, Any]:
+    """A table, of which nothing is checked."""
+    if not isinstance(value, dict):
+        raise ValueError("a table")
+    return value
+
+
+def named_texts(value: object) -> dict[str, str]:
+    """A table whose keys are names of variables, and whose values are texts."""
+    if not isinstance(value, dict) or not all(re.fullmatch(r"[A-Za-z_]\w*", name) for name in value):
+        raise ValueError("a table of names with texts")
+    for each in value.values():
+        text(each)
+    return dict(value)
+
+
+def choice(*names: str) -> Reader:
+    """One of these texts."""
+
+    def read(value: object) -> str:
+        if value not in names:
+            raise ValueError(" or ".join(names))
+        return str(value)
+
+    return read
+
+
+def pattern(value: object) -> str:
+    """A regular expression."""
+    try:
+        re.compile(text(value))
+    except (ValueError, re.error):
+        raise ValueError("a regular expression") from None
+    return str(value)
+
+
+def duration(value: object) -> float:
+    """Seconds, from text such as "24:00:00"."""
+    try:
+        return parse_duration(text(value))
+    except (ValueError, ConfigError):
+        raise ValueError('a duration as text, such as "24:00:00"') from None
+
+
+def steps(value: object) -> tuple[tuple[int, float], ...]:
+    """Pairs of a number of nodes and a duration, by rising numbers."""
+    try:
+        pairs = [(integer(1)(nodes), duration(limit)) for nodes, limit in value]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        pairs = []
+    if not pairs or sorted({nodes for nodes, _ in pairs}) != [nodes for nodes, _ in pairs]:
+        raise ValueError('a list of [nodes, "HH:MM:SS"], by rising numbers of nodes')
+    return tuple(pairs)
+
+
+class Keys(NamedTuple):
+    """A table of a file as it was read."""
+
+    where: str  # "FILE: queues.debug.", for messages
+    values: dict[str, Any]
+
+    def key(self, name: str) -> str:
+        """A key, for messages."""
+        return f"{self.where}{name}"
+
+
+def read_table(where: str, table: Mapping[str, object], readers: Mapping[str, Reader], required: tuple[str, ...] = ()) -> Keys:
+    """Check all keys of a table.
+
+    Args:
+        where: stands before a key's name in messages.
+        required: keys that must be there.
+
+    Raises:
+        ConfigError: an unknown key, a value that is not accepted, or one that is missing.
+    """
+    values = {}
+    for name, value in table.items():
+        if name not in readers:
+            near = difflib.get_close_matches(name, readers, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{where}{name} is no key; the nearest is {near!r}; all: {', '.join(readers)}")
+        try:
+            values[name] = readers[name](value)
+        except ValueError as error:
+            raise ConfigError(f"{where}{name} is {value!r}; accepted: {error}") from None
+    for name in required:
+        if name not in values:
+            raise ConfigError(f"{where}{name} is missing")
+    return Keys(where, values)

@@ -1,0 +1,37 @@
+#!/bin/bash -l
+# @{title}
+# Made by `exex jobscript` for @{machine}; change what you like. Start it by `qsub`, or by `bash` in the shell of a `qsub -I`.
+# It runs on a service node; aprun starts the ranks on the compute nodes.
+#
+#PBS -N @{name}
+@{request}
+#PBS -l walltime=@{walltime}
+@{queue}
+@{account}
+@{directives}
+#PBS -j oe
+
+cd "${PBS_O_WORKDIR:?this is a job script: submit it with qsub}" || exit
+
+@{modules}
+@{environment}
+@{setup}
+
+# exex leaves its exit status in this directory. After the loss of a rank that of the launcher says little.
+export EXEX_JOB_DIR="@{run_dir}/job-$PBS_JOBID"
+mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
+@{keep}
+
+# @{shape}
+# No compute node knows when the job ends: SECONDS counts from the start of this shell.
+@{command} &
+launcher=$!
+
+# Pass on that the job is to end. A signal interrupts `wait`: wait again until the launcher has ended.
+trap '@{no_more}kill -TERM "$launcher"' TERM
+while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
+[ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
+
+@{chain}
+
+exit "$status"

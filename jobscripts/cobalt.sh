@@ -1,0 +1,33 @@
+#!/bin/bash -l
+#COBALT --jobname @{name}
+@{request}
+#COBALT -t @{walltime}
+@{queue}
+@{account}
+@{directives}
+
+# @{title}
+# Made by `exex jobscript` for @{machine}; change what you like. Make it executable and start it by `qsub`. Cobalt's
+# directives must stand together, from the second line on.
+
+@{modules}
+@{environment}
+@{setup}
+
+# exex leaves its exit status in this directory. After the loss of a rank that of the launcher says little.
+export EXEX_JOB_DIR="@{run_dir}/job-${COBALT_JOBID:?this is a job script: submit it with qsub}"
+mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
+@{keep}
+
+# @{shape}
+@{command} &
+launcher=$!
+
+# Pass on that the job is to end. A signal interrupts `wait`: wait again until the launcher has ended.
+trap '@{no_more}kill -TERM "$launcher"' TERM
+while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
+[ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
+
+@{chain}
+
+exit "$status"

@@ -1,0 +1,35 @@
+#!/bin/bash
+# @{title}
+# Made by `exex jobscript` for @{machine}; change what you like. Start it by `bsub`, or by `bash` in the shell of a `bsub -Is`.
+# It runs on a launch node; jsrun starts the ranks on the compute nodes.
+#
+#BSUB -J @{name}
+@{request}
+#BSUB -W @{walltime}
+@{queue}
+@{account}
+@{directives}
+#BSUB -o @{name}-%J.out
+
+@{modules}
+@{environment}
+@{setup}
+
+# exex leaves its exit status in this directory. After the loss of a rank that of the launcher says little.
+export EXEX_JOB_DIR="@{run_dir}/job-${LSB_JOBID:?this is a job script: submit it with bsub}"
+mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
+@{keep}
+
+# @{shape}
+# LSF tells nobody when the job ends: SECONDS counts from the start of this shell.
+@{command} &
+launcher=$!
+
+# Pass on that the job is to end. A signal interrupts `wait`: wait again until the launcher has ended.
+trap '@{no_more}kill -TERM "$launcher"' TERM
+while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
+[ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
+
+@{chain}
+
+exit "$status"

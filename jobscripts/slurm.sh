@@ -1,0 +1,37 @@
+#!/bin/bash
+# @{title}
+# Made by `exex jobscript` for @{machine}; change what you like. Start it by `sbatch`, or by `bash` in the shell of an `salloc`.
+#
+#SBATCH --job-name=@{name}
+@{request}
+#SBATCH --time=@{walltime}
+@{queue}
+@{account}
+@{directives}
+#SBATCH --output=@{name}-%j.out
+# When a node fails, the others go on.
+#SBATCH --no-kill
+@{signal}
+
+@{modules}
+@{environment}
+@{setup}
+
+# exex leaves its exit status in this directory. After the loss of a rank that of the launcher says little.
+export EXEX_JOB_DIR="@{run_dir}/job-${SLURM_JOB_ID:?this is a job script: submit it with sbatch}"
+mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
+@{keep}
+
+# @{shape}
+@{command} &
+launcher=$!
+
+# Pass on what Slurm tells this shell. A signal interrupts `wait`: wait again until the launcher has ended.
+@{on_signal}
+trap '@{no_more}kill -TERM "$launcher"' TERM
+while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
+[ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
+
+@{chain}
+
+exit "$status"
