@@ -23,7 +23,6 @@ def hours_and_minutes(seconds: float) -> str:
 class BatchSystem(NamedTuple):
     """One batch system. The names in braces in `request`, `queue` and `account` stand for what a job asks for."""
 
-    title: str
     submit: str  # the program that takes a job script
     template: str  # file in jobscripts/
     prefix: str  # of a directive
@@ -32,6 +31,7 @@ class BatchSystem(NamedTuple):
     account: str  # directive
     resubmit: str  # in a job: submits the kept script again; the rest of the chain is $((left - 1))
     job_id: str  # pattern in the answer; its first group is the id
+    variables: str  # whose variables and node files a job finds, by the name that launcher files use
     name_chars: int = 200  # of a job's name, at most
     launcher: str = ""  # its own launcher, which passes signals on
     signal: str = ""  # directive: a signal to the script's shell {seconds} before the end
@@ -43,8 +43,8 @@ _SCRIPT = '"$EXEX_JOB_DIR/job.sh"'
 _PBS_ID = r"^(\d+(?:\[\])?(?:\.[\w.-]+)?)\s*$"
 
 SYSTEMS: dict[str, BatchSystem] = {
-    "slurm": BatchSystem(
-        title="Slurm",
+    "Slurm": BatchSystem(
+        variables="Slurm",
         submit="sbatch",
         template="slurm",
         prefix="#SBATCH",
@@ -57,8 +57,8 @@ SYSTEMS: dict[str, BatchSystem] = {
         signal="#SBATCH --signal=B:USR2@{seconds}",
         tells_end=True,
     ),
-    "pbs": BatchSystem(
-        title="PBS",
+    "PBS": BatchSystem(
+        variables="PBS",
         submit="qsub",
         template="pbs",
         prefix="#PBS",
@@ -68,8 +68,8 @@ SYSTEMS: dict[str, BatchSystem] = {
         resubmit=f"qsub -v EXEX_CHAIN=$((left - 1)) {_SCRIPT}",
         job_id=_PBS_ID,
     ),
-    "torque": BatchSystem(
-        title="Torque",
+    "Torque": BatchSystem(
+        variables="PBS",
         submit="qsub",
         template="alps",
         prefix="#PBS",
@@ -80,8 +80,8 @@ SYSTEMS: dict[str, BatchSystem] = {
         job_id=_PBS_ID,
         name_chars=15,
     ),
-    "cobalt": BatchSystem(
-        title="Cobalt",
+    "Cobalt": BatchSystem(
+        variables="Cobalt",
         submit="qsub",
         template="cobalt",
         prefix="#COBALT",
@@ -92,8 +92,8 @@ SYSTEMS: dict[str, BatchSystem] = {
         job_id=r"^(\d+)\s*$",
         tells_end=True,
     ),
-    "lsf": BatchSystem(
-        title="LSF",
+    "LSF": BatchSystem(
+        variables="LSF",
         submit="bsub",
         template="lsf",
         prefix="#BSUB",
@@ -105,7 +105,7 @@ SYSTEMS: dict[str, BatchSystem] = {
         walltime=hours_and_minutes,
     ),
 }
-"""By the name that machine files use. Torque is that of Cray's XE and XC, whose job scripts run on a service node."""
+"""By the name that machine files use. Torque is that of Cray's XE and XK, whose job scripts run on a service node."""
 
 NO_SYSTEM = "none"
 """The `batch_system` of a machine that has none."""

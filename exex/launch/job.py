@@ -17,6 +17,10 @@ from exex.launch.machines import Machine, Node, Queue
 NOTICE_S = 120.0
 """How long before the end a batch system that can do so sends a signal; a fifth of the walltime, if that is less."""
 
+MANY_NODES = 128
+PATIENCE_S = 300
+"""`start_timeout_s` of jobs with more than MANY_NODES nodes: all of them read Python from the same file system."""
+
 
 class JobOption(NamedTuple):
     """An option of `exex jobscript` and `exex submit`, as a command line shows it. Values arrive as they were typed."""
@@ -94,6 +98,11 @@ class Job:
         return int(min(NOTICE_S, self.walltime_s / 5))
 
 
+def variables(values: Mapping[str, Any]) -> dict[str, str]:
+    """The variables that the user sets in the script."""
+    return dict(_pairs("--set-env", values.get("set_env") or (), r"[A-Za-z_]\w*"))
+
+
 def plan_job(
     machine: Machine,
     values: Mapping[str, Any],
@@ -124,9 +133,11 @@ def plan_job(
     name = _name(values.get("name"), script_args[0], system.name_chars)
     chain = _whole(values, "chain", 0)
     if chain and queue and not queue.chain:
-        raise ConfigError(f"--chain: in the queue {queue.name} of {machine.name} jobs must not submit others")
+        raise ConfigError(f"--chain: in the queue {queue.name} of {machine.name} jobs may not submit others")
     venv = values.get("venv")
     exex_args = [] if slots is None or config.slots != "auto" else ["--slots", str(slots)]
+    if nodes > MANY_NODES and config.start_timeout_s < PATIENCE_S and "--start-timeout-s" not in words:
+        exex_args += ["--start-timeout-s", str(PATIENCE_S)]
     return Job(
         machine=machine,
         queue=queue,
@@ -137,7 +148,7 @@ def plan_job(
         ranks_per_node=ranks_per_node,
         slots=slots,
         chain=chain,
-        environment=tuple(_pairs("--set-env", values.get("set_env") or (), r"[A-Za-z_]\w*")),
+        environment=tuple(variables(values).items()),
         python=values.get("python") or (f"{venv.rstrip('/')}/bin/python" if venv else python),
         venv=venv,
         modules=_lines("--module", values.get("module") or (), r"[\w./+:@-]+", "a name without spaces"),

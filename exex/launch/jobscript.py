@@ -177,12 +177,19 @@ def _command(job: Job, launcher_argv: Sequence[str]) -> str:
 
 
 def _wrapped(words: Sequence[str]) -> list[str]:
-    """Words in lines of a readable width."""
-    lines = [""]
+    """Words in lines of a readable width; an option and its value stay together."""
+    pieces: list[str] = []
     for word in words:
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > _WIDTH - len(_INDENT):
-            lines.append("")
-        lines[-1] += f" {word}" if lines[-1] else word
+        if pieces and not word.startswith("-") and pieces[-1].startswith("-") and " " not in pieces[-1]:
+            pieces[-1] += f" {word}"
+        else:
+            pieces.append(word)
+    lines = [pieces[0]]
+    for piece in pieces[1:]:
+        if len(lines[-1]) + 1 + len(piece) > _WIDTH - len(_INDENT):
+            lines.append(piece)
+        else:
+            lines[-1] += f" {piece}"
     return lines
 
 

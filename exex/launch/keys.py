@@ -1,15 +1,11 @@
-"""What the keys of a data file accept: readers, and tables of them.
-
-A reader returns a value as we hold it, or raises ValueError with what it accepts instead. Pure.
-"""
+"""Readers of values in machine files: each returns the value as we hold it, or raises ValueError with what it accepts. Pure."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from exex.config import parse_duration
 from exex.errors import ConfigError
@@ -35,13 +31,6 @@ def number(value: object) -> float:
     return value
 
 
-def boolean(value: object) -> bool:
-    """True or false."""
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
 def text(value: object) -> str:
     """Text of one line."""
     if not isinstance(value, str) or not value or not value.isprintable():
@@ -56,13 +45,6 @@ def texts(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def table(value: object) -> dict[str, Any]:
-    """A table, of which nothing is checked."""
-    if not isinstance(value, dict):
-        raise ValueError("a table")
-    return value
-
-
 def named_texts(value: object) -> dict[str, str]:
     """A table whose keys are names of variables, and whose values are texts."""
     if not isinstance(value, dict) or not all(re.fullmatch(r"[A-Za-z_]\w*", name) for name in value):
@@ -72,15 +54,11 @@ def named_texts(value: object) -> dict[str, str]:
     return dict(value)
 
 
-def choice(*names: str) -> Reader:
-    """One of these texts."""
-
-    def read(value: object) -> str:
-        if value not in names:
-            raise ValueError(" or ".join(names))
-        return str(value)
-
-    return read
+def variable(value: object) -> str:
+    """The name of a variable of the environment."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_]\w*", value):
+        raise ValueError("the name of a variable")
+    return value
 
 
 def pattern(value: object) -> str:
@@ -109,39 +87,3 @@ def steps(value: object) -> tuple[tuple[int, float], ...]:
     if not pairs or sorted({nodes for nodes, _ in pairs}) != [nodes for nodes, _ in pairs]:
         raise ValueError('a list of [nodes, "HH:MM:SS"], by rising numbers of nodes')
     return tuple(pairs)
-
-
-class Keys(NamedTuple):
-    """A table of a file as it was read."""
-
-    where: str  # "FILE: queues.debug.", for messages
-    values: dict[str, Any]
-
-    def key(self, name: str) -> str:
-        """A key, for messages."""
-        return f"{self.where}{name}"
-
-
-def read_table(where: str, table: Mapping[str, object], readers: Mapping[str, Reader], required: tuple[str, ...] = ()) -> Keys:
-    """Check all keys of a table.
-
-    Args:
-        where: stands before a key's name in messages.
-        required: keys that must be there.
-
-    Raises:
-        ConfigError: an unknown key, a value that is not accepted, or one that is missing.
-    """
-    values = {}
-    for name, value in table.items():
-        if name not in readers:
-            near = difflib.get_close_matches(name, readers, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"{where}{name} is no key; the nearest is {near!r}; all: {', '.join(readers)}")
-        try:
-            values[name] = readers[name](value)
-        except ValueError as error:
-            raise ConfigError(f"{where}{name} is {value!r}; accepted: {error}") from None
-    for name in required:
-        if name not in values:
-            raise ConfigError(f"{where}{name} is missing")
-    return Keys(where, values)

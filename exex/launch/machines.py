@@ -1,17 +1,15 @@
 """Machines: what the files in `configs/` say of them, checked. Pure but for reading the file.
 
-Every key of a file is declared in `_MACHINE` and the tables below it, with what it accepts. Whatever is not understood is an
-error that names file and key: a misspelt limit must not send a job of a thousand nodes to a queue that refuses it.
+Whatever is not understood is an error that names file and key: a misspelt limit must not send a job of a thousand nodes to a
+queue that refuses it. docs/machines.md describes the keys.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import re
 import string
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -19,7 +17,7 @@ from typing import Any, NamedTuple
 from exex.errors import ConfigError
 from exex.launch import data, keys
 from exex.launch.batch import NO_SYSTEM, SYSTEMS, BatchSystem
-from exex.launch.keys import Reader, read_table
+from exex.launch.toml_table import Table, read_table
 
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9][\w.@-]*")
 
@@ -137,167 +135,165 @@ def load_machine(name: str, env: Mapping[str, str]) -> Machine:
     Raises:
         ConfigError: there is no such file, or it says something that is not understood; it names file and key.
     """
-    path, text = data.read("configs", name, env)
-    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    try:
-        table = toml.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
-    return _machine(name if "/" not in name else name.rpartition("/")[2].removesuffix(".toml"), path, table)
+    file = data.read("configs", name, env)
+    return _machine(name.rpartition("/")[2].removesuffix(".toml"), read_table(file.path, file.text))
 
 
-# ---- what a file may say ----
-
-_NODE: dict[str, Reader] = {
-    "cores": keys.integer(1),
-    "usable_cores": keys.integer(1),
-    "threads_per_core": keys.integer(1),
-    "memory_gib": keys.number,
-    "scratch": keys.text,
-}
-_ACCELERATORS: dict[str, Reader] = {"kind": keys.text, "names": keys.texts, "variable": keys.text, "by_launcher": keys.boolean}
-_ACCOUNT: dict[str, Reader] = {"required": keys.boolean, "pattern": keys.pattern, "example": keys.text}
-_QUEUE: dict[str, Reader] = {
-    "default": keys.boolean,
-    "nodes_least": keys.integer(1),
-    "nodes_most": keys.integer(1),
-    "walltime_most": keys.duration,
-    "walltime_steps": keys.steps,
-    "options": keys.texts,
-    "directives": keys.texts,
-    "chain": keys.boolean,
-    "site": keys.named_texts,
-    "node": keys.table,
-    "accelerators": keys.table,
-}
-_MACHINE: dict[str, Reader] = {
-    "description": keys.text,
-    "batch_system": keys.choice(*SYSTEMS, NO_SYSTEM),
-    "launcher": keys.text,
-    "nodes": keys.integer(1),
-    "retired": keys.integer(1950),
-    "request": keys.texts,
-    "queue_option": keys.text,
-    "directives": keys.texts,
-    "modules": keys.texts,
-    "notes": keys.texts,
-    "site": keys.named_texts,
-    "environment": keys.named_texts,
-    "node": keys.table,
-    "accelerators": keys.table,
-    "account": keys.table,
-    "queues": keys.table,
-}
+# ---- reading a file ----
 
 
-# ---- from keys to a machine ----
-
-
-def _machine(name: str, path: str, table: Mapping[str, object]) -> Machine:
-    own = read_table(f"{path}: ", table, _MACHINE, ("description", "batch_system", "launcher"))
-    top = own.values
-    site = top.get("site", {})
-    for field in site:
-        if field in FIELDS:
-            raise ConfigError(f"{own.key('site')}.{field}: {field} has a meaning of its own; choose another name")
-    system = SYSTEMS.get(top["batch_system"])
-    top.setdefault("queue_option", system.queue if system else "{queue}")
-    _check_fields(f"{path}: queue_option", (top["queue_option"],), ("queue",))
-    node = _node(f"{path}: ", top.get("node", {}), top.get("accelerators"))
-    queues = {}
-    for queue_name, queue_table in top.get("queues", {}).items():
-        if not isinstance(queue_table, dict) or not _QUEUE_NAME.fullmatch(queue_name):
-            raise ConfigError(f"{path}: queues.{queue_name} is {queue_table!r}; accepted: a table with a name without spaces")
-        queues[queue_name] = _queue(f"{path}: queues.{queue_name}.", queue_name, queue_table, top)
-    if sum(queue.default for queue in queues.values()) > 1:
-        raise ConfigError(f"{path}: queues: more than one is the default")
+def _machine(name: str, top: Table) -> Machine:
+    batch_system = top.choice("batch_system", (*SYSTEMS, NO_SYSTEM))
+    system = SYSTEMS.get(batch_system)
+    site = _site(top, FIELDS)
+    fields = (*FIELDS, *site)
+    queue_option = _directives(top, "queue_option", ("queue",), (system.queue if system else "",), is_one=True)[0]
+    accelerators = _accelerators(top, None)
+    base = _Base(site, queue_option, top.table("node"), accelerators)
     machine = Machine(
         name=name,
-        path=path,
-        description=top["description"],
-        batch_system=top["batch_system"],
-        launcher=top["launcher"],
-        nodes=top.get("nodes"),
-        retired=top.get("retired"),
-        request=top.get("request", system.request if system else ()),
-        directives=top.get("directives", ()),
-        queue_option=top["queue_option"],
-        modules=top.get("modules", ()),
-        notes=top.get("notes", ()),
+        path=top.path,
+        description=top.read("description", keys.text),
+        batch_system=batch_system,
+        launcher=top.read("launcher", keys.text),
+        nodes=top.read("nodes", keys.integer(1), None),
+        retired=top.read("retired", keys.integer(1950), None),
+        request=_directives(top, "request", fields, system.request if system else ()),
+        directives=_directives(top, "directives", fields, ()),
+        queue_option=queue_option,
+        modules=top.read("modules", keys.texts, ()),
+        notes=top.read("notes", keys.texts, ()),
         site=site,
-        environment=top.get("environment", {}),
-        node=node,
-        account=Account(**read_table(f"{path}: account.", top.get("account", {}), _ACCOUNT).values),
-        queues=queues,
+        environment=top.read("environment", keys.named_texts, {}),
+        node=_node(top.table("node"), None, accelerators),
+        account=_account(top.table("account")),
+        queues=_queues(top.table("queues"), base),
     )
-    for key in ("request", "directives"):
-        _check_fields(f"{path}: {key}", getattr(machine, key), (*FIELDS, *site))
+    top.refuse_unknown()
     return machine
 
 
-def _queue(where: str, name: str, table: Mapping[str, object], machine: Mapping[str, Any]) -> Queue:
-    """One queue; what it says of nodes goes over what `machine`, the file's own keys, says."""
-    read = read_table(where, table, _QUEUE)
-    own = read.values
-    least, most = own.get("nodes_least", 1), own.get("nodes_most")
+class _Base(NamedTuple):
+    """What the machine says, for its queues to go over."""
+
+    site: Mapping[str, str]
+    queue_option: str
+    node: Table
+    accelerators: Accelerators | None
+
+
+def _queues(table: Table, base: _Base) -> dict[str, Queue]:
+    queues = {}
+    for name in table.names():
+        if not _QUEUE_NAME.fullmatch(name):
+            raise table.wrong(name, "is no name of a queue")
+        queues[name] = _queue(name, table.table(name), base)
+    defaults = [queue.name for queue in queues.values() if queue.default]
+    if len(defaults) > 1:
+        raise table.wrong(defaults[1], f"is the default, and so is {defaults[0]}")
+    return queues
+
+
+def _queue(name: str, table: Table, base: _Base) -> Queue:
+    least = table.read("nodes_least", keys.integer(1), 1)
+    most = table.read("nodes_most", keys.integer(1), None)
     if most is not None and most < least:
-        raise ConfigError(f"{read.key('nodes_most')} is {most}; accepted: at least nodes_least, {least}")
-    if "walltime_most" in own and "walltime_steps" in own:
-        raise ConfigError(f"{read.key('walltime_steps')}: accepted: this or walltime_most")
-    site = machine.get("site", {})
-    for field in own.get("site", {}):
-        if field not in site:
-            raise ConfigError(f"{read.key('site')}.{field} is no key of the machine's own site table")
-    _check_fields(read.key("directives"), own.get("directives", ()), (*FIELDS, *site))
-    merged = {**machine.get("node", {}), **own.get("node", {})}
-    if "cores" in own.get("node", {}) and "usable_cores" not in own["node"]:
-        merged.pop("usable_cores", None)
-    return Queue(
+        raise table.wrong("nodes_most", f"is {most}; accepted: at least nodes_least, {least}")
+    limit_s, steps = table.read("walltime_most", keys.duration, None), table.read("walltime_steps", keys.steps, ())
+    if limit_s is not None and steps:
+        raise table.wrong("walltime_steps", "is set, and walltime_most, too")
+    site = _site(table, ())
+    for field in site:
+        if field not in base.site:
+            raise table.wrong(f"site.{field}", "is no key of the machine's own site table")
+    fields = (*FIELDS, *base.site)
+    queue = Queue(
         name=name,
-        default=own.get("default", False),
+        options=_directives(table, "options", fields, (base.queue_option.format(queue=name),)),
+        node=_node(table.table("node"), base.node, _accelerators(table, base.accelerators)),
+        default=table.flag("default", False),
         nodes_least=least,
         nodes_most=most,
-        walltimes_s=own.get("walltime_steps", ((1, own["walltime_most"]),) if "walltime_most" in own else ()),
-        options=own.get("options", (machine["queue_option"].format(queue=name),)),
-        directives=own.get("directives", ()),
-        chain=own.get("chain", True),
-        site=own.get("site", {}),
-        node=_node(where, merged, own.get("accelerators", machine.get("accelerators"))),
+        walltimes_s=steps or (() if limit_s is None else ((1, limit_s),)),
+        directives=_directives(table, "directives", fields, ()),
+        chain=table.flag("chain", True),
+        site=site,
     )
+    table.refuse_unknown()
+    return queue
 
 
-def _node(where: str, table: Mapping[str, object], accelerators: Mapping[str, object] | None) -> Node:
-    read = read_table(f"{where}node.", table, _NODE)
-    own = read.values
-    cores, usable = own.get("cores"), own.get("usable_cores", own.get("cores"))
+def _node(table: Table, base: Table | None, accelerators: Accelerators | None) -> Node:
+    """A node's shape; what `table` does not say is as `base` says."""
+
+    def read(key: str, reader: keys.Reader, default: Any) -> Any:
+        return table.read(key, reader, default if base is None else base.read(key, reader, default))
+
+    own = table.read("cores", keys.integer(1), None)
+    cores = read("cores", keys.integer(1), None)
+    usable = table.read("usable_cores", keys.integer(1), own or read("usable_cores", keys.integer(1), cores))
     if usable is not None and (cores is None or usable > cores):
-        raise ConfigError(f"{read.key('usable_cores')} is {usable}; accepted: at most cores, {cores}")
-    devices = None
-    if accelerators is not None:
-        where_devices = f"{where}accelerators."
-        devices = Accelerators(**read_table(where_devices, accelerators, _ACCELERATORS, ("kind", "names", "variable")).values)
-        if not devices.names or len(set(devices.names)) < len(devices.names):
-            raise ConfigError(f"{where_devices}names is {list(devices.names)}; accepted: one name for each device")
-        if not re.fullmatch(r"[A-Za-z_]\w*", devices.variable):
-            raise ConfigError(f"{where_devices}variable is {devices.variable!r}; accepted: the name of a variable")
-    memory = own.get("memory_gib")
-    return Node(
+        raise table.wrong("usable_cores", f"is {usable}; accepted: at most cores, {cores}")
+    memory = read("memory_gib", keys.number, None)
+    node = Node(
         cores=cores,
         usable_cores=usable,
-        threads_per_core=own.get("threads_per_core", 1),
+        threads_per_core=read("threads_per_core", keys.integer(1), 1),
         memory_bytes=None if memory is None else int(memory * 1024**3),
-        scratch=own.get("scratch", ""),
-        accelerators=devices,
+        scratch=read("scratch", keys.text, ""),
+        accelerators=accelerators,
     )
+    table.refuse_unknown()
+    return node
 
 
-def _check_fields(where: str, texts: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """That every name in braces is one that we can fill in."""
+def _accelerators(parent: Table, base: Accelerators | None) -> Accelerators | None:
+    table = parent.table("accelerators")
+    if not parent.has("accelerators"):
+        return base
+    names = table.read("names", keys.texts)
+    if not names or len(set(names)) < len(names):
+        raise table.wrong("names", f"is {list(names)}; accepted: one name for each device")
+    devices = Accelerators(
+        kind=table.read("kind", keys.text),
+        names=names,
+        variable=table.read("variable", keys.variable),
+        by_launcher=table.flag("by_launcher", False),
+    )
+    table.refuse_unknown()
+    return devices
+
+
+def _account(table: Table) -> Account:
+    account = Account(
+        required=table.flag("required", False),
+        pattern=table.read("pattern", keys.pattern, Account().pattern),
+        example=table.read("example", keys.text, ""),
+    )
+    table.refuse_unknown()
+    return account
+
+
+def _site(parent: Table, taken: Sequence[str]) -> dict[str, str]:
+    """Values of fields that the file itself names."""
+    site: dict[str, str] = parent.read("site", keys.named_texts, {})
+    for field in site:
+        if field in taken:
+            raise parent.wrong(f"site.{field}", "has a meaning of its own; choose another name")
+    return site
+
+
+def _directives(
+    table: Table, key: str, fields: Sequence[str], default: tuple[str, ...], *, is_one: bool = False
+) -> tuple[str, ...]:
+    """Directives, in whose braces only `fields` may stand."""
+    texts = (table.read(key, keys.text, default[0]),) if is_one else table.read(key, keys.texts, default)
     for text in texts:
         try:
             names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
         except ValueError as error:
-            raise ConfigError(f"{where} is {text!r}: {error}; a brace of its own is written twice") from None
+            raise table.wrong(key, f"is {text!r}: {error}; a brace of its own is written twice") from None
         for name in names:
-            if name not in known:
-                raise ConfigError(f"{where} is {text!r}; accepted in braces: {', '.join(known)}")
+            if name not in fields:
+                raise table.wrong(key, f"is {text!r}; accepted in braces: {', '.join(fields)}")
+    return tuple(texts)

@@ -33,7 +33,12 @@ def make_script(job: Job, env: Mapping[str, str]) -> str:
         ConfigError: a file that cannot be used, or a job that the launcher has no words for.
     """
     launcher = load_launcher(job.launcher, env)
-    template = data.read("jobscripts", job.machine.system.template, env, ".sh")
+    system = job.machine.system
+    if system.variables not in launcher.batch_systems:
+        raise ConfigError(
+            f"{launcher.name} does not start jobs of {job.machine.batch_system}, but of {', '.join(launcher.batch_systems)}"
+        )
+    template = data.read("jobscripts", system.template, env, ".sh")
     return job_script(job, template.text, launcher.world_argv(world_layout(job)))
 
 
@@ -61,8 +66,9 @@ def keep_script(script: str, name: str, directory: str) -> str:
 def _run(argv: Sequence[str]) -> Answer:
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_ANSWER_TIMEOUT_S, check=False
-        )
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_ANSWER_TIMEOUT_S,
+            check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise StartError(f"{argv[0]} did not answer within {_ANSWER_TIMEOUT_S:g} s; see whether the job is queued") from error
     except OSError as error:
@@ -70,18 +76,16 @@ def _run(argv: Sequence[str]) -> Answer:
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
-def submit(
-    system: BatchSystem, path: str, env: Mapping[str, str], run: Callable[[Sequence[str]], Answer] = _run
-) -> str:
+def submit(system: BatchSystem, path: str, env: Mapping[str, str], run: Callable[[Sequence[str]], Answer] = _run) -> str:
     """Hand a script to the batch system; the id of the job.
 
     Raises:
         StartError: there is no such batch system here, it refuses the job, or its answer names none.
     """
     if shutil.which(system.submit, path=env.get("PATH", os.defpath)) is None:
-        raise StartError(f"{system.title}'s {system.submit} is not on PATH: submit {path} where it is, on a login node of the machine")
+        raise StartError(f"{system.submit} is not on PATH: submit {path} on a login node of the machine")
     answer = run([system.submit, path])
-    said = (answer.err.strip() or answer.out.strip()) or "nothing"
+    said = answer.err.strip() or answer.out.strip() or "nothing"
     if answer.status != 0:
         raise StartError(f"{system.submit} {path} ended with status {answer.status}; it said: {said}")
     found = job_id(system, answer.out)
