@@ -91,6 +91,10 @@ class LauncherFile:
         """
         return self._argv(layout, "subtask", ())
 
+    def can_say(self, field: str) -> bool:
+        """Whether there are words for this part of a layout, or the file says that it is left out."""
+        return field in self.left_out or field in _said(self.words)
+
     def nested_environment(self, env: Mapping[str, str]) -> dict[str, str]:
         """What the launcher of a sub-task must be given: no variable of the world that is an option to it.
 
@@ -166,7 +170,7 @@ class LauncherFile:
             "env": layout.env,
         }
         for name, is_asked in asked.items():
-            if is_asked and name not in self.left_out and name not in _said(self.words):
+            if is_asked and not self.can_say(name):
                 raise ConfigError(
                     f"{self.name} has no words for {name}, which this launch asks for: {self.path} does not use {{{name}}}"
                 )

@@ -1,12 +1,15 @@
 """Launchers as data: the command lines of every file, what files and layouts are refused, what a sub-task inherits."""
 
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exex import cli
 from exex.errors import ConfigError
 from exex.launch.launchers import Layout, launcher_names, load_launcher
 from exex.launch.layout import spell_hosts, spell_walltime
@@ -325,6 +328,50 @@ def test_a_wrong_file_is_told_what_is_wrong(user, text, message):
         load_launcher("go", env)
     assert str(caught.value).startswith(f"{env['XDG_CONFIG_HOME']}/exex/launchers/go.toml")
     assert message in str(caught.value)
+
+
+# ---- exex launchers ----
+
+
+def exex(*words, **env):
+    """`exex launchers` with these words."""
+    return CliRunner(env=OURS | env).invoke(cli.main, ["launchers", *words])
+
+
+def test_launchers_are_listed():
+    done = exex()
+    assert done.exit_code == 0
+    lines = done.output.splitlines()
+    assert [line.split()[0] for line in lines] == ["name", *NAMES]
+    assert "goes on    goes on    yes" in next(line for line in lines if line.startswith("srun"))
+
+
+def test_a_wrong_file_does_not_hide_the_others(user):
+    done = exex(**user("go", "about"))
+    assert done.exit_code == 0
+    assert [line.split()[0] for line in done.output.splitlines()[:-1]] == ["name", *NAMES]
+    assert "go.toml is not TOML" in done.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_launcher_is_shown_with_command_lines(name):
+    done = exex("show", name)
+    assert done.exit_code == 0
+    assert FILES[name].text.rstrip() in done.output
+    world, subtask = (line for line in done.output.splitlines()[-4:] if not line.startswith("#"))
+    assert shlex.split(world)[-4:] == [Path(sys.executable).name, "-m", "exex.run", "workflow.py"]
+    assert shlex.split(subtask)[-2:] == ["./solver", "input"]
+
+
+def test_a_small_launcher_is_shown(user):
+    done = exex("show", "go", **user("go", SMALLEST))
+    assert done.output.splitlines()[-1] == "go -n 16 ./solver input"
+
+
+def test_a_launcher_that_is_not_there_is_not_shown():
+    done = exex("show", "srnu")
+    assert done.exit_code == 2
+    assert "exex launchers: there is no launcher 'srnu'; the nearest is 'srun'" in done.output
 
 
 def test_a_launcher_that_is_not_there():
