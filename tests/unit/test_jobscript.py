@@ -363,6 +363,14 @@ def test_told_to_end_it_passes_that_on_and_ends_the_chain(site, system):
     assert here.submitted() == []
 
 
+def test_told_to_end_after_its_own_end_the_chain_goes_on(site):
+    here = site("PBS")
+    path = here.script(chain="2")
+    path.write_text(path.read_text().replace("launcher=$!\n", 'launcher=$!\necho 75 > "$EXEX_JOB_DIR/status"\n'))  # a slow launcher
+    assert told(here, path, signal.SIGTERM)[0] == 75
+    assert len(here.submitted()) == 1
+
+
 def test_notice_is_passed_on_and_the_chain_goes_on(site):
     here = site("Slurm", launcher="srun")
     path = here.script(chain="2")
