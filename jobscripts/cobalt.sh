@@ -23,8 +23,8 @@ mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 @{command} &
 launcher=$!
 
-# Pass on that the job is to end. A signal interrupts `wait`: wait again until the launcher has ended.
-trap '@{no_more}kill -TERM "$launcher"' TERM
+# A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
+trap '@{on_term}' TERM
 while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
 [ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
 

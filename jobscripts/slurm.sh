@@ -26,9 +26,9 @@ mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 @{command} &
 launcher=$!
 
-# Pass on what Slurm tells this shell. A signal interrupts `wait`: wait again until the launcher has ended.
+# A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
 @{on_signal}
-trap '@{no_more}kill -TERM "$launcher"' TERM
+trap '@{on_term}' TERM
 while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
 [ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
 

@@ -99,7 +99,7 @@ def _blocks(job: Job, launcher_argv: Sequence[str]) -> dict[str, str]:
         "shape": _shape(job),
         "command": _command(job, launcher_argv),
         "keep": _keep(job),
-        "no_more": """[ -e "$EXEX_JOB_DIR/status" ] || left=0; """ if job.chain else "",
+        "on_term": "left=0" if job.chain else ":",
         "chain": _chain(job),
     }
 
@@ -199,8 +199,8 @@ def _keep(job: Job) -> str:
         return ""
     return f"""\
 
-# Jobs that may follow this one, each with one less: a chain that gets nowhere comes to its end. None follows if the job is
-# told to end before it ends by itself. This script is kept for them.
+# Jobs that may follow this one, each with one less: a chain that gets nowhere comes to its end. None follows a job that is
+# told to end. This script is kept for them.
 left=${{EXEX_CHAIN:-{job.chain}}}
 unset EXEX_CHAIN
 cp "$0" "$EXEX_JOB_DIR/job.sh\""""
@@ -212,7 +212,6 @@ def _chain(job: Job) -> str:
     return f"""\
 # 75: the allocation has ended before the work. The next job goes on from the journal.
 if [ "$status" -eq 75 ] && [ "$left" -gt 0 ]; then
-    trap '' TERM # the end may come while it is being submitted
     echo "exit status 75: submitting the next job; $((left - 1)) more may follow it"
     {job.machine.system.resubmit}
 fi"""

@@ -66,8 +66,7 @@ class Site:
 
     def submit(self, *words: str) -> str:
         """Submit a job; its id."""
-        path = f"PATH={os.path.dirname(sys.executable)}:$PATH"  # where the environment's mpiexec is
-        done = self.exex("submit", "--setup", path, *words)
+        done = self.exex("submit", *words)
         assert done.status == 0, done.err
         return done.out.strip()
 
@@ -133,7 +132,13 @@ def describe(here: Site, system: str) -> None:
     """A machine file of the user's, `here`, for a site whose scripts start the real mpiexec."""
     root = here.launch.environment()
     names = [name for name in root if name.startswith(("OMPI_ALLOW", "PRTE_MCA"))]
-    environment = {name: root[name] for name in names} | {"PYTHONPATH": str(ROOT), "HYDRA_LAUNCHER": "fork", "PRTE_MCA_ras": "^slurm"}
+    environment = {
+        **{name: root[name] for name in names},
+        "PATH": f"{Path(here.launch.mpiexec).parent}:$PATH",
+        "PYTHONPATH": str(ROOT),
+        "HYDRA_LAUNCHER": "fork",
+        "PRTE_MCA_ras": "^slurm",
+    }
     folder = Path(here.batch.environment["HOME"], ".config", "exex", "configs")
     folder.mkdir(parents=True)
     text = HERE.format(

@@ -27,6 +27,7 @@ from launching import play  # noqa: E402
 from options import Option, Refused, parse  # noqa: E402
 
 _KILL_WAIT_S = 5.0
+_LATE_S = 15.0  # batch systems look at the clock now and then (Slurm has been seen to end a minute's job after 87 s)
 
 BATCH_SYSTEMS = {"Slurm": "sbatch", "PBS": "qsub", "Torque": "qsub", "Cobalt": "qsub", "LSF": "bsub"}
 
@@ -453,7 +454,7 @@ def _watch(plan: dict[str, Any]) -> None:
         number, before_s = plan["signal"]
         if _still_runs(shell, began_s + plan["walltime_s"] - before_s):
             shell.send_signal(number)
-    if _still_runs(shell, began_s + plan["walltime_s"]):
+    if _still_runs(shell, began_s + plan["walltime_s"] + _LATE_S):
         os.killpg(shell.pid, signal.SIGTERM)
         if _still_runs(shell, time.monotonic() + _KILL_WAIT_S):
             os.killpg(shell.pid, signal.SIGKILL)

@@ -237,8 +237,9 @@ class Site:
         """Start the script as the batch system would."""
         env = {"PATH": f"{self.top / 'bin'}:{os.environ['PATH']}", "HOME": str(self.top), **self.variables, **variables}
         return subprocess.Popen(
-            ["bash", path], cwd=self.top / "work", env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            ["bash", path], cwd=self.top / "work", env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
 
     def run(self, path, **variables):
         """Its exit status, stdout and stderr."""
@@ -344,38 +345,30 @@ def test_without_a_chain_nothing_is_submitted(site):
     assert here.submitted() == []
 
 
-def told(here, path, number, **variables):
-    """Run a script whose launcher waits for a signal, and send it to the script's shell alone."""
+def told(here, path, number, to_all=True, **variables):
+    """Run a script whose launcher waits for a signal, and send it to all processes of the job, or to the shell alone."""
     process = here.start(path, TEST_WAIT="20", **variables)
     until = time.monotonic() + 20
     while not (here.top / "work" / "called").exists():
         assert time.monotonic() < until
         time.sleep(0.01)
-    process.send_signal(number)
+    os.kill(-process.pid if to_all else process.pid, number)
     out, _ = process.communicate(timeout=30)
     return process.returncode, out
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_told_to_end_it_passes_that_on_and_ends_the_chain(site, system):
+def test_told_to_end_it_waits_for_the_ranks_and_ends_the_chain(site, system):
     here = site(system)
     assert told(here, here.script(chain="2"), signal.SIGTERM, TEST_STATUS="75") == (75, "SIGTERM\n")
     assert here.submitted() == []
-
-
-def test_told_to_end_after_its_own_end_the_chain_goes_on(site):
-    here = site("PBS")
-    path = here.script(chain="2")
-    path.write_text(path.read_text().replace("launcher=$!\n", 'launcher=$!\necho 75 > "$EXEX_JOB_DIR/status"\n'))  # a slow launcher
-    assert told(here, path, signal.SIGTERM)[0] == 75
-    assert len(here.submitted()) == 1
 
 
 def test_notice_is_passed_on_and_the_chain_goes_on(site):
     here = site("Slurm", launcher="srun")
     path = here.script(chain="2")
     assert "#SBATCH --signal=B:USR2@120\n" in path.read_text()
-    status, out = told(here, path, signal.SIGUSR2, TEST_STATUS="75")
+    status, out = told(here, path, signal.SIGUSR2, to_all=False, TEST_STATUS="75")
     assert (status, out.splitlines()[0], len(here.submitted())) == (75, "SIGUSR2", 1)
 
 

@@ -17,8 +17,8 @@ export MPICH_GNI_FORK_MODE=FULLCOPY
 export EXEX_JOB_DIR="$PWD/runinfo/job-${COBALT_JOBID:?this is a job script: submit it with qsub}"
 mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 
-# Jobs that may follow this one, each with one less: a chain that gets nowhere comes to its end. None follows if the job is
-# told to end before it ends by itself. This script is kept for them.
+# Jobs that may follow this one, each with one less: a chain that gets nowhere comes to its end. None follows a job that is
+# told to end. This script is kept for them.
 left=${EXEX_CHAIN:-3}
 unset EXEX_CHAIN
 cp "$0" "$EXEX_JOB_DIR/job.sh"
@@ -29,14 +29,13 @@ aprun -n 256 -N 1 -d 64 -j 1 -cc none -b \
     -- workflow.py &
 launcher=$!
 
-# Pass on that the job is to end. A signal interrupts `wait`: wait again until the launcher has ended.
-trap '[ -e "$EXEX_JOB_DIR/status" ] || left=0; kill -TERM "$launcher"' TERM
+# A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
+trap 'left=0' TERM
 while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
 [ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
 
 # 75: the allocation has ended before the work. The next job goes on from the journal.
 if [ "$status" -eq 75 ] && [ "$left" -gt 0 ]; then
-    trap '' TERM # the end may come while it is being submitted
     echo "exit status 75: submitting the next job; $((left - 1)) more may follow it"
     qsub --env EXEX_CHAIN=$((left - 1)) "$EXEX_JOB_DIR/job.sh"
 fi

@@ -22,8 +22,8 @@ export PALS_RPC_TIMEOUT=240
 export EXEX_JOB_DIR="$PWD/runinfo/job-$PBS_JOBID"
 mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 
-# Jobs that may follow this one, each with one less: a chain that gets nowhere comes to its end. None follows if the job is
-# told to end before it ends by itself. This script is kept for them.
+# Jobs that may follow this one, each with one less: a chain that gets nowhere comes to its end. None follows a job that is
+# told to end. This script is kept for them.
 left=${EXEX_CHAIN:-3}
 unset EXEX_CHAIN
 cp "$0" "$EXEX_JOB_DIR/job.sh"
@@ -36,14 +36,13 @@ mpiexec -n 25 --ppn 1 --cpu-bind none --no-transfer --no-abort-on-failure \
     -- workflow.py &
 launcher=$!
 
-# Pass on that the job is to end. A signal interrupts `wait`: wait again until the launcher has ended.
-trap '[ -e "$EXEX_JOB_DIR/status" ] || left=0; kill -TERM "$launcher"' TERM
+# A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
+trap 'left=0' TERM
 while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
 [ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
 
 # 75: the allocation has ended before the work. The next job goes on from the journal.
 if [ "$status" -eq 75 ] && [ "$left" -gt 0 ]; then
-    trap '' TERM # the end may come while it is being submitted
     echo "exit status 75: submitting the next job; $((left - 1)) more may follow it"
     qsub -v EXEX_CHAIN=$((left - 1)) "$EXEX_JOB_DIR/job.sh"
 fi

@@ -27,9 +27,9 @@ srun --nodes=64 --ntasks=64 --ntasks-per-node=1 --cpu-bind=none --export=ALL --k
     -- workflow.py &
 launcher=$!
 
-# Pass on what Slurm tells this shell. A signal interrupts `wait`: wait again until the launcher has ended.
+# A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
 trap 'kill -USR2 "$launcher"' USR2
-trap 'kill -TERM "$launcher"' TERM
+trap ':' TERM
 while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
 [ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
 

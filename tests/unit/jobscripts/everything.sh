@@ -39,8 +39,8 @@ mpiexec -n 10 --ppn 1 --cpu-bind none --no-transfer --no-abort-on-failure \
 b' &
 launcher=$!
 
-# Pass on that the job is to end. A signal interrupts `wait`: wait again until the launcher has ended.
-trap 'kill -TERM "$launcher"' TERM
+# A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
+trap ':' TERM
 while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
 [ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
 

@@ -25,8 +25,8 @@ mpiexec -n 4 --map-by ppr:1:node --bind-to none --with-ft ulfm \
     -- workflow.py &
 launcher=$!
 
-# Pass on what Slurm tells this shell. A signal interrupts `wait`: wait again until the launcher has ended.
-trap 'kill -TERM "$launcher"' TERM
+# A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
+trap ':' TERM
 while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
 [ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
 

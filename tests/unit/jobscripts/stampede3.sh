@@ -21,8 +21,8 @@ env 'SLURM_TASKS_PER_NODE=1(x4)' ibrun -n 4 \
     -- workflow.py &
 launcher=$!
 
-# Pass on what Slurm tells this shell. A signal interrupts `wait`: wait again until the launcher has ended.
-trap 'kill -TERM "$launcher"' TERM
+# A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
+trap ':' TERM
 while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
 [ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
 

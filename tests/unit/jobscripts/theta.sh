@@ -23,8 +23,8 @@ aprun -n 128 -N 1 -d 64 -j 1 -cc none -b \
     -- workflow.py &
 launcher=$!
 
-# Pass on that the job is to end. A signal interrupts `wait`: wait again until the launcher has ended.
-trap 'kill -TERM "$launcher"' TERM
+# A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
+trap ':' TERM
 while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
 [ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
 
