@@ -189,3 +189,36 @@ def check_subtask(job, told, found):
             assert world["ranks"] == dict.fromkeys(job.world.hosts, 1)
     if os.geteuid() == 0 and job.subtask.hosts:
         assert [rank["host"] for rank in ranks] == [job.subtask.hosts[number // job.subtask.ranks_per_node] for number in range(4)]
+
+
+LOSS = """
+import os
+import exex
+
+@exex.python_app
+def kills_its_rank():
+    import os, psutil
+    if os.path.exists("killed"):
+        return
+    guard = me = psutil.Process()
+    while guard.parent().cmdline() == me.cmdline():
+        guard = guard.parent()
+    [rank] = [child for child in guard.children() if any("/libmpi" in mapped.path for mapped in child.memory_maps())]
+    open("killed", "w").close()
+    rank.kill()
+    rank.wait()
+
+kills_its_rank().result()
+print("went on", flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", [name for name in LAUNCHERS if load_launcher(name, {}).goes_on])
+def test_a_job_goes_on_without_a_rank(launch, tmp_path, name):
+    job = fake(launch, name, tmp_path / "job")
+    (launch.cwd / "workflow.py").write_text(LOSS)
+    world = job.world._replace(nodes=3, hosts=job.hosts[:3])
+    ended = launch.finish(job.start([*job.world_file.world_argv(world), sys.executable, "-m", "exex.run", "workflow.py"]))
+    assert "went on" in ended.out, (ended.out, ended.err)
+    assert ended.status == 0
+    assert "it was killed by SIGKILL; 1 attempt will be run again on the 1 worker left" in ended.err
