@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from exex.errors import ConfigError
@@ -42,6 +42,10 @@ class Table:
         self._name = name
         self._values = values
         self._known: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        """All keys, where they may be any."""
+        return iter(self._values)
 
     def wrong(self, key: str, problem: str) -> ConfigError:
         """An error about a key."""

@@ -239,7 +239,10 @@ class _Run:
                 reports.bind(f"{directory}/reports")
                 reports.setblocking(False)
                 ranks = [{"host": place.host, "env": variables(place)} for place in self.places]
-                plan: dict[str, Any] = {"ranks": ranks, "remove": remove, "is_hydra": is_hydra, "socket": f"{directory}/reports"}
+                names = "".join(f"127.0.0.1 {host}\n" for host in counts(self.places))
+                Path(directory, "hosts").write_text(Path("/etc/hosts").read_text() + names)
+                plan: dict[str, Any] = {"ranks": ranks, "remove": remove, "is_hydra": is_hydra}
+                plan |= {"socket": f"{directory}/reports", "hosts": f"{directory}/hosts"}
                 Path(directory, "plan").write_text(json.dumps(plan))
                 self._start(f"{directory}/plan")
                 self._watch(reports)
