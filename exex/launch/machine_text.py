@@ -16,7 +16,16 @@ def machines_table(env: Mapping[str, str]) -> str:
     Raises:
         ConfigError: a file that cannot be used.
     """
-    return _aligned([_HEAD, *(_row(load_machine(name, env)) for name in machine_names(env))], "  ")
+    return _aligned(machine_rows(env), "  ")
+
+
+def machine_rows(env: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """The table, row by row; the first one is the head.
+
+    Raises:
+        ConfigError: a file that cannot be used.
+    """
+    return [_HEAD, *(_row(load_machine(name, env)) for name in machine_names(env))]
 
 
 def _row(machine: Machine) -> tuple[str, ...]:

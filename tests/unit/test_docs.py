@@ -12,6 +12,7 @@ import pytest
 
 from exex.config import Config
 from exex.launch.launchers import load_launcher
+from exex.launch.machines import load_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -82,6 +83,8 @@ def test_toml_blocks_are_what_the_page_is_about(document: Path, tmp_path: Path) 
             path.write_text(block.text)
             if document.name == "launchers.md":
                 load_launcher(str(path), {})
+            elif document.name == "machines.md":
+                load_machine(str(path), {})
             else:
                 Config.load(str(path), {}, {})
 
