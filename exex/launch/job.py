@@ -200,7 +200,7 @@ def _why_not(machine: Machine, queue: Queue | None, nodes: int, walltime_s: floa
         return f"{where} takes {queue.nodes_least} nodes or more, not {nodes}"
     limit_s = queue.walltime_most_s(nodes)
     if limit_s is not None and walltime_s > limit_s:
-        return f"{where} lets {nodes} nodes run for {clock(limit_s)}, not {clock(walltime_s)}"
+        return f"{where} lets {nodes} node{'s' if nodes > 1 else ''} run for {clock(limit_s)}, not {clock(walltime_s)}"
     return ""
 
 

@@ -184,7 +184,7 @@ def test_a_chain_that_gets_nowhere_ends(site):
     [
         (["--nodes", "3"], "the queue main of here takes 1 to 2 nodes, not 3"),
         (["--nodes", "5"], "here has 4 nodes, not 5"),
-        (["--walltime", "2:00:00"], "the queue main of here lets 1 nodes run for 01:00:00, not 02:00:00"),
+        (["--walltime", "2:00:00"], "the queue main of here lets 1 node run for 01:00:00, not 02:00:00"),
         (["--queue", "mian"], "here has no queue 'mian'; the nearest is 'main'; all: main"),
         (["--account", "a b"], "--account is 'a b'; accounts of here are names"),
         (["--walltime", "soon"], "--walltime: 'soon' is no duration"),

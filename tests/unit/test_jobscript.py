@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from exex.config import Config
 from exex.errors import ConfigError
@@ -282,6 +284,15 @@ def test_arguments_arrive_as_they_are(site, system):
     assert directory == str(here.top / "work")
     assert env["EXEX_JOB_DIR"] == f"{here.top}/work/runinfo/job-{here.job}"
     assert sorted(os.listdir(here.top / "work")) == ["called", "job.sh", "runinfo"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12), max_size=5))
+def test_any_arguments_arrive_as_they_are(tmp_path_factory, args):
+    here = Site(tmp_path_factory.mktemp("any") / "top", "Slurm")
+    assert here.run(here.script(args=("workflow.py", *args)))[0] == 0
+    words = here.called()[0]
+    assert words[words.index("--") + 1 :] == ["workflow.py", *args]
 
 
 def test_slurm_and_cobalt_tell_the_end_themselves(site):
