@@ -84,6 +84,31 @@ def task_variables() -> str:
     return "\n".join(rows)
 
 
+# ---- launchers.md ----
+
+
+def launchers() -> str:
+    """The table of launchers."""
+    from exex.launch.launcher_list import launcher_rows
+
+    heads, *rows = launcher_rows({"HOME": "/nonexistent"})
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
+
+
+def launcher_fields() -> str:
+    """The table of fields of words."""
+    from exex.launch.word_lines import VALUES
+
+    return "\n".join(["| field | stands for |", "|---|---|", *(f"| `{{{name}}}` | {text} |" for name, text in VALUES.items())])
+
+
+def launcher_conditions() -> str:
+    """The table of conditions besides fields."""
+    from exex.launch.word_lines import FLAGS
+
+    return "\n".join(["| condition | holds if |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in FLAGS.items())])
+
+
 # ---- all ----
 
 PARTS = {
@@ -93,10 +118,14 @@ PARTS = {
     "errors": errors,
     "options": options,
     "task variables": task_variables,
+    "launchers": launchers,
+    "launcher fields": launcher_fields,
+    "launcher conditions": launcher_conditions,
 }
 DOCUMENTS = {
     "architecture.md": ("messages", "states", "outcomes", "errors"),
     "running.md": ("options", "task variables"),
+    "launchers.md": ("launchers", "launcher fields", "launcher conditions"),
 }
 
 

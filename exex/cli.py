@@ -1,4 +1,4 @@
-"""The command line: `exex run`, `exex journal`, `exex doctor`, the options of `python -m exex.run`. Only this imports click."""
+"""Command lines: `exex run`, `exex journal`, `exex doctor` and more, and `python -m exex.run`. Only this imports click."""
 
 from __future__ import annotations
 
@@ -265,3 +265,29 @@ def doctor() -> None:
     from exex.launch.doctor import run_doctor
 
     sys.exit(run_doctor(os.environ))
+
+
+# ---- exex launchers ----
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def launchers(context: click.Context) -> None:
+    """List the launchers that exex knows."""
+    from exex.launch.launcher_list import launcher_table
+
+    if context.invoked_subcommand is None:
+        print(launcher_table(os.environ))
+
+
+@launchers.command("show")
+@click.argument("name")
+def show_launcher(name: str) -> None:
+    """Print the file of launcher NAME, or of the path NAME, and command lines that are made of it."""
+    from exex.launch.launcher_list import launcher_page
+
+    try:
+        print(launcher_page(name, os.environ))
+    except ConfigError as error:
+        print(f"exex launchers: {error}", file=sys.stderr)
+        sys.exit(_USAGE)

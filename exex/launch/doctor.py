@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from exex.errors import StartError
+from exex.errors import ConfigError, StartError
 from exex.launch.allocation import find_allocation, usable_cores
 from exex.launch.foreground import descendants
 from exex.launch.launcher import Launcher, Library, find_mpiexec, launch_argv, mpi_library
@@ -99,7 +99,10 @@ def _shared_memory() -> Check:
 
 def _world(library: Library, launcher: Launcher, env: Mapping[str, str]) -> Check:
     """Start ranks, and have them talk."""
-    argv, additions = launch_argv(launcher, _HELLO_RANKS, os.getuid())
+    try:
+        argv, additions = launch_argv(launcher, _HELLO_RANKS, os.getuid())
+    except ConfigError as error:  # a launcher's file of the user
+        return Check(False, "world", str(error))
     began_s = time.monotonic()
     status, output = _run([*argv, sys.executable, "-c", _HELLO_PROGRAM], {**task_environment(env), **additions})
     took_s = time.monotonic() - began_s
