@@ -58,7 +58,7 @@ def main() -> int:
             os._exit(127)
     os.close(int(os.environ["PMI_FD"]))  # the rank's own
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as report:
-        report.connect(plan["socket"])
+        report.connect("\0" + plan["reports_to"])
         report.send(json.dumps({"rank": rank, "pid": child, "parent": parent}).encode())
         _, status = os.waitpid(child, 0)
         report.send(json.dumps({"rank": rank, "code": os.waitstatus_to_exitcode(status)}).encode())

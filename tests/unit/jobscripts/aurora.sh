@@ -32,6 +32,10 @@ launcher=$!
 # A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
 trap ':' TERM
 while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
-[ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
+if [ -e "$EXEX_JOB_DIR/status" ]; then
+    status=$(<"$EXEX_JOB_DIR/status")
+elif [ "$status" -eq 0 ]; then
+    status=1 # it was ended from outside, whatever the launcher says
+fi
 
 exit "$status"

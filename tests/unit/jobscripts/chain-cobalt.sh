@@ -32,7 +32,11 @@ launcher=$!
 # A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
 trap 'left=0' TERM
 while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
-[ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
+if [ -e "$EXEX_JOB_DIR/status" ]; then
+    status=$(<"$EXEX_JOB_DIR/status")
+elif [ "$status" -eq 0 ]; then
+    status=1 # it was ended from outside, whatever the launcher says
+fi
 
 # 75: the allocation has ended before the work. The next job goes on from the journal.
 if [ "$status" -eq 75 ] && [ "$left" -gt 0 ]; then

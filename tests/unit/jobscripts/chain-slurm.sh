@@ -36,7 +36,11 @@ launcher=$!
 trap 'kill -USR2 "$launcher"' USR2
 trap 'left=0' TERM
 while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
-[ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
+if [ -e "$EXEX_JOB_DIR/status" ]; then
+    status=$(<"$EXEX_JOB_DIR/status")
+elif [ "$status" -eq 0 ]; then
+    status=1 # it was ended from outside, whatever the launcher says
+fi
 
 # 75: the allocation has ended before the work. The next job goes on from the journal.
 if [ "$status" -eq 75 ] && [ "$left" -gt 0 ]; then

@@ -29,6 +29,10 @@ launcher=$!
 trap 'kill -USR2 "$launcher"' USR2
 trap ':' TERM
 while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
-[ -e "$EXEX_JOB_DIR/status" ] && status=$(<"$EXEX_JOB_DIR/status")
+if [ -e "$EXEX_JOB_DIR/status" ]; then
+    status=$(<"$EXEX_JOB_DIR/status")
+elif [ "$status" -eq 0 ]; then
+    status=1 # it was ended from outside, whatever the launcher says
+fi
 
 exit "$status"
