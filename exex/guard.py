@@ -29,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from exex.launch.job_dir import is_held_in_foreground, status_is_written, write_status
+from exex.launch.job_dir import is_held_in_foreground
 from exex.launch.leftovers import note_shared_memory, remove_shared_memory
 from exex.reaper import Reaper
 from exex.transport.alarm import Alarm, Host, Kind, Meeting, Note
@@ -72,12 +72,10 @@ class GuardRole:
 
     Attributes:
         others_wait: its rank failed before the handshake, and others may wait for it in MPI_Init.
-        manager_died: the launcher must hear of the status, wherever else it was left.
     """
 
     status: int
     others_wait: bool
-    manager_died: bool
 
 
 class Control:
@@ -166,7 +164,7 @@ class Guard:
         self._others_wait = True
         self._client_may_speak = False  # its manager died without a word
         self._in_mpi_init = False
-        self._orderly = self._manager_died = False
+        self._orderly = False
         self._death: int | None = None  # how the rank ended, to be told to the first guard
         self._limit_s = 0.0
         self._alive_s = self._turned_s = time.monotonic()
@@ -279,7 +277,7 @@ class Guard:
         others_wait = not self._ready and self._others_wait
         if self._is_first and self._client_may_speak:  # workers wait for their manager; Hydra does not always notice by itself
             others_wait = True
-        return GuardRole(status, others_wait=bool(status) and others_wait, manager_died=self._manager_died)
+        return GuardRole(status, others_wait=bool(status) and others_wait)
 
     def _from_rank(self) -> ClientRole | None:
         """Take what the rank has said; in the client that it has asked for, its role."""
@@ -347,7 +345,6 @@ class Guard:
         if note.kind == Kind.END:
             self._status = self._status or note.code
             self._others_wait = False  # they hear it from the first one, too
-            self._manager_died = True
             self._set_deadline(0, "")
 
     def _on_signals(self, numbers: bytes) -> None:
@@ -409,8 +406,6 @@ class Guard:
             self._status = code if code > 0 else 1
             if code < 0:
                 print(f"exex: {self._where} {how_it_ended(code)}", file=sys.stderr, flush=True)
-            if self._alarm.rank == 0 and not status_is_written(os.environ):
-                write_status(os.environ, self._status)
             self._client_may_speak = True
 
     def _end(self) -> int:

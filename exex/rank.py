@@ -213,8 +213,8 @@ class RankProcess:
             self._answered = loop.state.memo.answered
         self._broken = bool(loop.error or loop.lost)
         linger_s = time.monotonic() + (_LINGER_S if self._broken else self._config.stop_timeout_s)
-        while (unsent := workers.progress() or self._broken) and time.monotonic() < linger_s:
-            self._waiter.wait(False, False, most_s=0.01, unsent=unsent)  # our last words are still under way
+        while (workers.progress() or self._broken) and time.monotonic() < linger_s:
+            self._waiter.wait(False, False, most_s=0.01)  # our last words are still under way
         return status
 
     def _open_journal(self) -> Journal | None:
@@ -248,7 +248,7 @@ class RankProcess:
         while True:
             traffic = loop.turn()
             watching = watching and not self._is_cut_off(clients)
-            pause_s = 1.0
+            pause_s = loop.next_s()
             self._reassure_guard()
             for message in self._from_guard(local, ready):
                 if message["op"] == "notice":
@@ -262,7 +262,7 @@ class RankProcess:
                 self._end_after_client(loop)
             if local is not None and not local.stopped:  # last: what it is told is there at once
                 traffic |= local.turn(ready)
-                pause_s = local.next_s()
+                pause_s = min(pause_s, local.next_s())
             if loop.finished:
                 if client_status is not None:
                     return OUT_OF_TIME if loop.out_of_time else client_status or (1 if loop.error else 0)
@@ -275,8 +275,8 @@ class RankProcess:
                 if time.monotonic() > give_up_s:
                     return OUT_OF_TIME if loop.out_of_time else 1
             at_once = local is not None and (traffic or local.at_once)
-            unsent = loop.unsent or (local is not None and local.unsent)
-            ready = self._waiter.wait(traffic, at_once, loop.eager(), pause_s, unsent)
+            self._waiter.watch_output(clients.fileno(), watching and loop.unsent)
+            ready = self._waiter.wait(traffic, at_once, loop.eager(), pause_s)
 
     def _end_after_client(self, loop: ManagerLoop) -> None:
         """The script has ended: so does the job, at once, or when its tasks are done if they are to be finished."""

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(role, GuardRole):
         if role.others_wait:
             end_the_world()
-        return 0 if status_is_written(os.environ) and not role.manager_died else role.status
+        return 0 if status_is_written(os.environ) else role.status
     if isinstance(role, ClientRole):
         from exex.client import script as client_script
         from exex.launch.foreground import take_stdio

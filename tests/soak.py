@@ -118,8 +118,8 @@ class Samples:
         axes.set_xlabel("seconds")
         axes.set_ylabel("resident memory (MiB)")
         axes.set_ylim(bottom=0)
-        axes.legend()
-        figure.savefig(path, dpi=120)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        figure.savefig(path, dpi=100, bbox_inches="tight")
         return True
 
 

@@ -34,6 +34,8 @@ def run(script: str, args: list[str], message: dict[str, Any], config: Config) -
     )
     try:
         session.start(StreamLink(socket.socket(fileno=message["fd"])), settings)
+    except ManagerLost:
+        return 1  # rank 0, or its guard, has said why
     except ExexError as error:
         print(f"exex: the workflow {script} cannot start: {error}", file=sys.stderr, flush=True)
         return 1

@@ -15,7 +15,7 @@ import time
 
 from exex.client.inbox import Inbox
 from exex.client.outbox import Outbox
-from exex.errors import ProtocolError, StartError
+from exex.errors import ManagerLost, ProtocolError, StartError
 from exex.protocol import codec
 from exex.protocol.messages import Answer, Applied, Attach, Checkpointed, Finish, JobEnds, Message, Submit, Welcome
 from exex.transport.base import GONE, Link
@@ -59,12 +59,13 @@ class Talk:
 
         Raises:
             StartError: no answer within `timeout_s`, or a manager that cannot be used.
+            ManagerLost: the job has ended.
         """
         give_up_s = time.monotonic() + timeout_s
         try:
             self._send(Attach(version=__version__, pid=os.getpid(), title=title))
         except ConnectionError as error:
-            raise StartError(f"there is no manager at the other end ({error}); see what rank 0 printed") from error
+            raise ManagerLost(f"there is no manager at the other end ({error}); see what rank 0 printed") from error
         while (received := self._link.receive()) is None:
             left_s = give_up_s - time.monotonic()
             if left_s <= 0:
@@ -72,10 +73,10 @@ class Talk:
             can_wait = self._link.fileno() >= 0 and not self._link.progress()
             select.select([self._link] if can_wait else [], [], [], min(left_s, 1.0) if can_wait else 0.001)
         if received[1] is GONE:
-            raise StartError("the manager ended before it had answered; see what rank 0 printed")
+            raise ManagerLost("the manager ended before it had answered; see what rank 0 printed")
         message = self._decoder.decode(received[1])
         if isinstance(message, JobEnds):
-            raise StartError(f"the manager takes no client: {message.reason}")
+            raise ManagerLost(f"the manager takes no client: {message.reason}")
         if not isinstance(message, Welcome):
             raise StartError(f"the manager answered with {type(message).__name__} instead of Welcome")
         if message.version != __version__:

@@ -127,7 +127,10 @@ def _shared_memory() -> Check:
 
 def _world(library: Library, launcher: Launcher, env: Mapping[str, str]) -> Check:
     """Start ranks, and have them talk."""
-    argv, additions = launch_argv(launcher, _HELLO_RANKS, os.getuid())
+    try:
+        argv, additions = launch_argv(launcher, _HELLO_RANKS, os.getuid())
+    except ConfigError as error:  # a launcher's file of the user
+        return Check(False, "world", str(error))
     began_s = time.monotonic()
     status, output = _run([*argv, sys.executable, "-c", _HELLO_PROGRAM], {**task_environment(env), **additions})
     took_s = time.monotonic() - began_s

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from exex.errors import StartError
+from exex.launch.launchers import LauncherFile, load_launcher
 from exex.launch.world import library_family, task_environment
 
 Family = Literal["hydra", "openmpi"]
@@ -137,41 +138,27 @@ def _ask(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def goes_on_argv(family: Family, version: str) -> list[str]:
-    """Options with which a launcher lets the other ranks go on when one dies. Pure.
-
-    Hydra goes by the end of a rank's guard instead of that of its connection. Open MPI 5 turns its ULFM on; before that it
-    has nothing that works.
-    """
-    if family == "hydra":
-        return ["-disable-auto-cleanup"]
-    number = re.search(r"(\d+)\.\d+", version)
-    return ["--with-ft", "ulfm"] if number and int(number[1]) >= 5 else []
+def _file(family: Family) -> LauncherFile:
+    return load_launcher(f"mpiexec-{family}", os.environ)
 
 
 def launch_argv(launcher: Launcher, ranks: int, uid: int) -> tuple[list[str], dict[str, str]]:
-    """The launcher's part of a command line for ranks on this machine alone, and what its environment needs. Pure.
+    """The launcher's part of a command line for ranks on this machine alone, and what its environment needs.
 
-    More ranks than cores are allowed, and no rank is bound to cores: a worker's task processes need all of them.
+    Both come from the launcher's file in `launchers/`. More ranks than cores are allowed, and no rank is bound to cores: a
+    worker's task processes need all of them.
 
     Args:
         uid: of the user; Open MPI refuses root unless it is told twice.
     """
-    family = launcher.family or "openmpi"
-    goes_on = goes_on_argv(family, launcher.name)
-    if family == "hydra":
-        return [launcher.path, "-launcher", "fork", "-hosts", "localhost", "-bind-to", "none", *goes_on, "-n", str(ranks)], {}
-    argv = [launcher.path, "--host", f"localhost:{ranks}", "--oversubscribe", "--bind-to", "none", *goes_on, "-n", str(ranks)]
-    env = {"OMPI_MCA_mpi_yield_when_idle": "1"}
-    if uid == 0:
-        env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    return argv, env
+    file = _file(launcher.family or "openmpi")
+    return file.local_argv(ranks, launcher.path, launcher.name), file.local_environment(uid)
 
 
 def world_argv(
     launcher: Launcher, ranks: int, *, python: str, exex_args: Sequence[str], script_args: Sequence[str], uid: int
 ) -> tuple[list[str], dict[str, str]]:
-    """Command line that starts an exex job on this machine, and what its environment needs. Pure.
+    """Command line that starts an exex job on this machine, and what its environment needs.
 
     Args:
         ranks: manager and workers.

@@ -2,8 +2,9 @@
 
 Runs in the guard before it forks, so it imports little and never touches MPI.
 
-Sources: environments captured under srun, Hydra (MPICH 5.0), PRRTE (Open MPI 5.0) and ORTE (Open MPI 4.1); the manuals
-of ALPS and PALS; tests/unit/test_world.py holds them.
+Sources: environments captured under srun, Hydra (MPICH 5.0, Intel MPI 2021.18), PRRTE (Open MPI 5.0) and ORTE (Open MPI
+4.1); the manuals of ALPS, PALS and Flux; tests/unit/test_world.py holds them. The files in `launchers/` say the same of each
+launcher (`ranks_see`, `world_is`), and a test compares; a guard does not read them, as 8,192 of them start at once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Environment = Mapping[str, str]
 class ExpectedWorld(NamedTuple):
     """The world as the launcher's variables describe it; None where they do not tell."""
 
-    launcher: str  # srun, Hydra mpiexec, Open MPI mpiexec, PALS mpiexec, aprun, jsrun, PMI, PMIx or none
+    launcher: str  # srun, Hydra mpiexec, Open MPI mpiexec, PALS mpiexec, aprun, jsrun, flux run, PMI, PMIx or none
     rank: int | None = None
     size: int | None = None
     ranks_on_node: int | None = None  # of this world, this process's node
@@ -31,9 +32,9 @@ class ExpectedWorld(NamedTuple):
 def expected_world(env: Environment) -> ExpectedWorld:
     """The world that this process should find itself in.
 
-    The first that fits counts. Inside an allocation mpiexec starts its helpers through srun, so what mpiexec sets goes
-    before SLURM_STEP_*; cray_shasta sets PALS_* in every srun step, so SLURM_STEP_* goes before PALS_*; the shell of
-    `salloc` and a batch script have SLURM_JOB_ID but no step.
+    The first that fits counts. Inside an allocation mpiexec starts its helpers through srun, and Flux may have been started
+    by it, so what they set goes before SLURM_STEP_*; cray_shasta sets PALS_* in every srun step, so SLURM_STEP_* goes before
+    PALS_*; the shell of `salloc` and a batch script have SLURM_JOB_ID but no step.
     """
     for is_here, describe in _LAUNCHERS:
         if is_here(env):
@@ -88,6 +89,16 @@ def _slurm_tasks(counts: str, node: int) -> int | None:
         return None
 
 
+def _is_flux(env: Environment) -> bool:
+    """In a job of Flux, and not in an srun that it started."""
+    size = _number(env, "FLUX_JOB_SIZE")
+    return "FLUX_TASK_RANK" in env and size is not None and _number(env, "PMI_SIZE") in (None, size)
+
+
+def _flux(env: Environment) -> ExpectedWorld:
+    return ExpectedWorld("flux run", _number(env, "FLUX_TASK_RANK"), _number(env, "FLUX_JOB_SIZE"))
+
+
 def _pals(env: Environment) -> ExpectedWorld:
     rank = _number(env, "PALS_RANKID", "PMI_RANK")
     return ExpectedWorld("PALS mpiexec", rank, _number(env, "PMI_SIZE"), _number(env, "PMI_LOCAL_SIZE"))
@@ -105,6 +116,7 @@ _LAUNCHERS: list[tuple[Callable[[Environment], bool], Callable[[Environment], Ex
     (lambda env: "JSM_NAMESPACE_RANK" in env, _jsrun),
     (lambda env: "OMPI_COMM_WORLD_SIZE" in env, _openmpi),
     (lambda env: "MPI_LOCALNRANKS" in env and "PMI_RANK" in env, _pmi("Hydra mpiexec")),
+    (_is_flux, _flux),
     (_is_srun, _srun),
     (lambda env: "PALS_APID" in env or "PALS_RANKID" in env, _pals),
     (lambda env: "ALPS_APP_PE" in env, _aprun),
@@ -167,8 +179,13 @@ _PREFIXES = (
     *("PMI_", "PMI2_", "PMIX_", "PRTE_", "HYDI_", "JSM_", "PALS_", "ALPS_APP_", "MV2_COMM_WORLD_"),
     *("OMPI_COMM_WORLD_", "OMPI_WORLD_", "OMPI_APP_CTX_", "OMPI_MCA_orte_", "OMPI_MCA_ess_base_"),
     *("SLURM_STEP_", "SLURM_CPU_BIND", "SLURM_MEM_BIND", "SLURM_SRUN_COMM_", "SLURM_PMIX"),
+    *("HYDRA_BSTRAP_", "I_MPI_INFO_"),
 )
-_HYDRA = {"MPI_LOCALNRANKS", "MPI_LOCALRANKID", "GFORTRAN_UNBUFFERED_PRECONNECTED"}
+_HYDRA = {
+    *("MPI_LOCALNRANKS", "MPI_LOCALRANKID", "GFORTRAN_UNBUFFERED_PRECONNECTED"),
+    *("HYDRA_LAUNCH_TYPE", "HYDRA_IP_VERSION", "I_MPI_HYDRA_UUID", "I_MPI_INTERNAL_MEM_POLICY"),  # Intel MPI
+    *("I_MPI_PIN_INFO", "I_MPI_PIN_MAPPING", "I_MPI_RETURN_WIN_MEM_NUMA"),
+}
 _OPENMPI = {
     *("OMPI_ARGV", "OMPI_COMMAND", "OMPI_FILE_LOCATION", "OMPI_FIRST_RANKS", "OMPI_LIBDIR_LOC", "OMPI_NUM_APP_CTX"),
     *("OMPI_TOOL_NAME", "OMPI_UNIVERSE_SIZE", "OMPI_VERSION", "OPAL_USER_PARAMS_GIVEN"),
@@ -182,8 +199,17 @@ _SLURM = {  # of the step and the process, not of the job
 _EXEX = {  # a job that a task starts is another job
     *("EXEX_JOB_DIR", "EXEX_TTY", "EXEX_TASK_ID", "EXEX_ATTEMPT", "EXEX_RANK", "EXEX_NODE", "EXEX_GUARD"),
 }
-_NAMES = _HYDRA | _OPENMPI | _SLURM | _EXEX
-_LAUNCHER_VALUES = {"OMPI_MCA_ess": "^singleton", "OMPI_MCA_pmix": "^s1,s2,cray,isolated"}  # others are the user's
+_FLUX = {  # FLUX_URI leads to the instance, and stays
+    *("FLUX_TASK_RANK", "FLUX_TASK_LOCAL_ID", "FLUX_JOB_ID", "FLUX_JOB_SIZE", "FLUX_JOB_NNODES"),
+    *("FLUX_KVS_NAMESPACE", "FLUX_PMI_LIBRARY_PATH"),
+}
+_NAMES = _HYDRA | _OPENMPI | _SLURM | _EXEX | _FLUX
+_LAUNCHER_VALUES = {  # others are the user's
+    "OMPI_MCA_ess": "^singleton",
+    "OMPI_MCA_pmix": "^s1,s2,cray,isolated",
+    "I_MPI_BIND_WIN_ALLOCATE": "localalloc",
+    "I_MPI_HYDRA_TOPOLIB": "ipl2",
+}
 _SETTINGS = ("PMIX_MCA_", "PRTE_MCA_")
 _SETTING_NAMES = {
     *("PMI_NO_FORK", "PMI_NO_PREINITIALIZE", "PMI_MMAP_SYNC_WAIT_TIME", "PMI_MAX_KVS_ENTRIES"),
@@ -197,7 +223,7 @@ def task_environment(env: Environment) -> dict[str, str]:
     """`env` without what tells a process that it is a rank, so that a task may start MPI programs of its own.
 
     The job's variables (SLURM_JOB_ID, PBS_NODEFILE) and the user's settings of MPI (OMPI_MCA_*, PRTE_MCA_*, MPIR_CVAR_*,
-    HYDRA_*, FI_*, UCX_*) stay.
+    HYDRA_*, I_MPI_*, FI_*, UCX_*) stay.
     """
     return {name: value for name, value in env.items() if not _tells_a_rank(name, value)}
 

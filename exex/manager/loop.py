@@ -51,6 +51,10 @@ OUT_OF_TIME = 75
 QUIET_S = 2.0
 """How long nothing has run, because nothing fits any more, before the job ends early."""
 
+ANSWER_S = 1e-3
+"""How long values that other tasks have waited for, and their client perhaps not, may be held back from it: in a chain each
+Answer would wake the client, and cost it more than its task costs anybody else."""
+
 
 class Journal(Store, Protocol):
     """A store as the loop sees it. None of the methods waits for a disk."""
@@ -107,7 +111,7 @@ class ManagerLoop:
         lost: ranks that died or fell silent, and how.
         out_of_time: the allocation ends before all tasks are done.
         finished: every worker has left.
-        unsent: messages wait to be sent.
+        unsent: messages wait for a client to read.
     """
 
     def __init__(
@@ -431,14 +435,27 @@ class ManagerLoop:
             self._to_worker(worker.rank, state.take_assign(worker))
             traffic = True
         state.refilled.clear()
-        self.unsent = self._workers.progress()  # first: workers are woken here
+        self._workers.progress()  # first: workers are woken here
         for number, client in self._records.items():
-            if client.tasks or client.started:
+            if (client.tasks or client.started) and not self._is_held_back(client):
                 self._to_client(number, client.take_answer())
                 traffic = True
         if self._clients is not None and not self.finished:
-            self.unsent |= self._clients.progress()
+            self.unsent = self._clients.progress()
         return traffic
+
+    def _is_held_back(self, client: ClientRecord) -> bool:
+        """Whether an Answer can wait: it has only values that other tasks have waited for, and more will come."""
+        if client.hurry or not self.state.assigned:
+            return False
+        if client.held_since_s < 0:
+            client.held_since_s = self._now_s
+        return self._now_s - client.held_since_s < ANSWER_S
+
+    def next_s(self) -> float:
+        """Seconds until a turn must follow even if nothing arrives."""
+        held = any(client.held_since_s >= 0 for client in self._records.values())
+        return ANSWER_S if held else 1.0
 
     def _to_worker(self, rank: Rank, message: object) -> None:
         try:

@@ -60,6 +60,8 @@ class ClientRecord:
         finished: it has sent Finish, or it is gone.
         used: every task number it has ever used.
         functions: digests of those that it has sent.
+        hurry: its next Answer holds more than values that other tasks have waited for.
+        held_since_s: when the oldest outcome in its next Answer was held back; negative if none is.
     """
 
     def __init__(self, number: int) -> None:
@@ -82,6 +84,8 @@ class ClientRecord:
         self.payloads: list[Payload] = []
         self.causes: dict[int, list[TaskId]] = {}
         self.started: list[TaskId] = []
+        self.hurry = False
+        self.held_since_s = -1.0
 
     def take_answer(self) -> Answer:
         """The next Answer; its values are kept until the client has applied it."""
@@ -239,6 +243,8 @@ class ManagerState:
         if outcome == Outcome.CANCELLED:
             return  # the client knows: it asked for it
         client.kept[task.id] = (outcome, payload)
+        if task.dependents is None or outcome != Outcome.DONE:
+            client.hurry = True
         if causes:
             client.causes[len(client.tasks)] = causes
         client.tasks.append(task.id)

@@ -280,6 +280,7 @@ def _attempt_failed(state: ManagerState, task: Task, app: App, outcome: int, err
         client = state.clients[task.id >> CLIENT_SHIFT]
         client.tasks.append(task.id)
         client.outcomes.append(Outcome.ASK)
+        client.hurry = True
         client.payloads.append(error)
     elif task.attempt - state.losses.get(task.id, 0) <= app.spec.retries:
         task.attempt += 1

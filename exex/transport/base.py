@@ -39,6 +39,9 @@ class Link(Protocol):
     def polled(self) -> bool:
         """Whether messages may arrive of which `fileno` does not tell."""
 
+    def transferring(self) -> bool:
+        """Whether messages are under way that move only while this end is polled (`progress`, `receive`)."""
+
     def woken(self) -> None:
         """To be called when `fileno` was readable, before `receive`."""
 

@@ -67,6 +67,10 @@ class JoinedRanks:
         """See `Link.polled`: that of the others."""
         return self._others is not None and self._others.polled()
 
+    def transferring(self) -> bool:
+        """See `Link.transferring`."""
+        return self._others is not None and self._others.transferring()
+
     def woken(self) -> None:
         """See `Link.woken`."""
         if self._others is not None:

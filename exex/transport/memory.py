@@ -124,6 +124,10 @@ class MemoryLink:
         """See `Link.polled`: whoever sends here turns the receiver, too."""
         return True
 
+    def transferring(self) -> bool:
+        """See `Link.transferring`."""
+        return False
+
     def woken(self) -> None:
         """See `Link.woken`: `receive` is enough."""
 

@@ -242,7 +242,11 @@ class MpiLink:
 
     def polled(self) -> bool:
         """See `Link.polled`: until all peers are known to be on this node, and while one that was announced is missing."""
-        return bool(self._owing or self._arriving) or len(self._bell.heard) < self._peers
+        return bool(self._owing) or len(self._bell.heard) < self._peers
+
+    def transferring(self) -> bool:
+        """See `Link.transferring`: large messages, of which MPI moves a piece with each look."""
+        return bool(self._arriving or self._unsent)
 
     def woken(self) -> None:
         """See `Link.woken`."""

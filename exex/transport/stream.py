@@ -168,6 +168,10 @@ class StreamLink:
         """See `Link.polled`."""
         return False
 
+    def transferring(self) -> bool:
+        """See `Link.transferring`: the kernel tells when there is room."""
+        return False
+
     def woken(self) -> None:
         """See `Link.woken`: `receive` is enough."""
 

@@ -25,6 +25,13 @@ UNPOLLED_S = 0.001
 IDLE_S = 0.05
 """Longest sleep at all."""
 
+TRANSFER_S = 0.01
+"""While large messages are under way, a loop looks again and again until it has found nothing for so long. Both sides must look
+for a piece to move, and a message of 1 MB has many pieces."""
+
+TRANSFER_POLL_S = 0.001
+"""Longest sleep between looks while large messages are under way."""
+
 _PR_SET_TIMERSLACK = 29
 
 
@@ -40,6 +47,7 @@ class Waiter:
         self._silent_since = time.monotonic()
         self._links: dict[int, Link] = {}
         self._watched: list[Link] = []
+        self._writing: set[int] = set()
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)  # ns; the default of 50 us rounds short sleeps up
 
     def watch(self, fd: int) -> None:
@@ -49,6 +57,12 @@ class Waiter:
     def watch_writable(self, fd: int) -> None:
         """Wake when `fd` is writable."""
         self._epoll.register(fd, select.EPOLLOUT)
+
+    def watch_output(self, fd: int, wanted: bool) -> None:
+        """Wake also when there is room to write to `fd`, which is watched; or no longer."""
+        if wanted != (fd in self._writing):
+            (self._writing.add if wanted else self._writing.discard)(fd)
+            self._epoll.modify(fd, select.EPOLLIN | select.EPOLLOUT if wanted else select.EPOLLIN)
 
     def watch_link(self, link: Link) -> None:
         """Wake when something may have arrived at `link`; poll while it must be polled."""
@@ -60,23 +74,28 @@ class Waiter:
     def forget(self, fd: int) -> None:
         """Watch `fd` no longer. Must be called before it is closed."""
         self._links.pop(fd, None)
+        self._writing.discard(fd)
         self._epoll.unregister(fd)
 
-    def wait(self, traffic: bool, at_once: bool, eager: bool = False, most_s: float = IDLE_S, unsent: bool = False) -> list[int]:
-        """Descriptors that are readable, possibly none; links among them have been told.
+    def wait(self, traffic: bool, at_once: bool, eager: bool = False, most_s: float = IDLE_S) -> list[int]:
+        """Descriptors that are ready, possibly none; links among them have been told.
 
         Args:
             traffic: whether the last turn had anything to do.
             at_once: do not sleep: there is more to do.
             eager: somebody waits for what comes next, and there is a core to spare: do not sleep yet after traffic.
             most_s: sleep no longer than this.
-            unsent: a link has not sent all yet, which no descriptor tells.
         """
         now = time.monotonic()
         if traffic:
             self._silent_since = now
         silence_s = now - self._silent_since
-        if any(link.polled() for link in self._watched):
+        if any(link.transferring() for link in self._watched):
+            pause_s = min(silence_s * 0.1, TRANSFER_POLL_S, most_s)
+            if silence_s < TRANSFER_S:
+                os.sched_yield()
+                at_once = True
+        elif any(link.polled() for link in self._watched):
             pause_s = min(silence_s * 0.1, LONGEST_S, most_s)
             if silence_s < (SPIN_S if eager else POLL_S):
                 os.sched_yield()

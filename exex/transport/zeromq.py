@@ -69,6 +69,10 @@ class _Socket:
         """See `Link.polled`."""
         return False
 
+    def transferring(self) -> bool:
+        """See `Link.transferring`: libzmq has a thread for that."""
+        return False
+
     def woken(self) -> None:
         """See `Link.woken`: `receive` is enough."""
 

@@ -109,7 +109,6 @@ class WorkerLoop:
         stopped: the manager has said Stop, and our Bye is on its way.
         together: it has said that all ranks can leave MPI in order.
         at_once: there is more to do.
-        unsent: messages wait to be sent.
     """
 
     def __init__(
@@ -131,7 +130,6 @@ class WorkerLoop:
         self.stopped = False
         self.together = False
         self.at_once = False
-        self.unsent = False
         self._beat_s = beat_s
         self._limit_s = limit_s
         self._said_s = self._heard_s = self._turned_s = time.monotonic()
@@ -236,10 +234,11 @@ class WorkerLoop:
             traffic = True
         queue = self.state.queue
         self.at_once = bool(self._inline and queue and state.may_run_inline(queue[0].spec))
-        self.unsent = self._link.progress()
+        self._link.progress()
         for port in self._ports:
             if port.process is not None:
-                self.unsent |= port.process.link.progress()
+                stream = port.process.link
+                self._waiter.watch_output(stream.fileno(), stream.progress() and not stream.gone)
         return traffic
 
     def _keep_in_touch(self, now_s: float) -> None:
@@ -308,10 +307,10 @@ class WorkerLoop:
         """After our Bye: wait until every other worker has said it, too, or until the manager gives up on them."""
         until = time.monotonic() + most_s
         while (left_s := until - time.monotonic()) > 0:
-            unsent = self._link.progress()
+            self._link.progress()
             arrived = self._link.receive()
             if arrived is None:
-                self._waiter.wait(False, False, most_s=left_s, unsent=unsent)
+                self._waiter.wait(False, False, most_s=left_s)
             elif arrived[1] is GONE:
                 return
             elif type(message := self._calls.decode(arrived[1])) is Leave:
@@ -459,5 +458,5 @@ def run(loop: WorkerLoop, waiter: Waiter, on_guard: Callable[[list[int]], object
     while not loop.stopped:
         on_guard(ready)
         traffic = loop.turn(ready)
-        ready = waiter.wait(traffic, loop.at_once, loop.eager(), loop.next_s(), loop.unsent)
+        ready = waiter.wait(traffic, loop.at_once, loop.eager(), loop.next_s())
     loop.await_leave(stop_timeout_s)

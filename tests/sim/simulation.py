@@ -769,6 +769,9 @@ class _Part:
     def polled(self) -> bool:
         return True
 
+    def transferring(self) -> bool:
+        return False
+
     def woken(self) -> None:
         pass
 

@@ -16,6 +16,11 @@ OPEN_MPI_4 = "mpiexec (OpenRTE) 4.1.4\n\nReport bugs to http://www.open-mpi.org/
 PALS = "PALS 1.2.12\n"
 
 
+@pytest.fixture(autouse=True)
+def no_files_of_the_users(monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+
+
 # ---- which mpiexec ----
 
 

@@ -22,7 +22,7 @@ from exex.client import session
 from exex.client.pressure import Pressure
 from exex.client.session import Settings
 from exex.protocol import codec
-from exex.protocol.messages import Applied, Attach, Cancel, Finish, Submit, Verdict, Welcome
+from exex.protocol.messages import Applied, Attach, Cancel, Finish, JobEnds, Submit, Verdict, Welcome
 from exex.transport.stream import StreamLink
 from exex.version import __version__
 from tests.fakes import FakeManager, Job, shaken
@@ -335,16 +335,17 @@ def test_the_handshake(manager):
 
 
 @pytest.mark.parametrize(
-    ("messages", "text"),
+    ("messages", "error", "text"),
     [
-        ([], "did not answer within 0.2 s"),
-        ([None], "the manager ended before|no manager at the other end"),
-        ([Welcome(version="0.0.1", client=0, manager_pid=1, workers=1, slots=1, run_dir="")], "0.0.1"),
+        ([], StartError, "did not answer within 0.2 s"),
+        ([None], ManagerLost, "the manager ended before|no manager at the other end"),
+        ([JobEnds(reason="rank 2 is lost")], ManagerLost, "takes no client: rank 2 is lost"),
+        ([Welcome(version="0.0.1", client=0, manager_pid=1, workers=1, slots=1, run_dir="")], StartError, "0.0.1"),
     ],
 )
-def test_handshakes_that_fail(messages, text):
+def test_handshakes_that_fail(messages, error, text):
     link, _other = answering(*messages)
-    with pytest.raises(StartError, match=text):
+    with pytest.raises(error, match=text):
         session.start(link, Settings(start_timeout_s=0.2))
     with pytest.raises(NoManagerError):
         echo(1)

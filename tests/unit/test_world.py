@@ -26,6 +26,7 @@ USER = variables("""
     MPIR_CVAR_CH4_NETMOD=ofi
     HYDRA_LAUNCHER=ssh
     I_MPI_FABRICS=shm
+    I_MPI_PIN_DOMAIN=core
     OMPI_MCA_btl=self,sm
     OMPI_MCA_mpi_yield_when_idle=1
     OMPI_ALLOW_RUN_AS_ROOT=1
@@ -124,6 +125,36 @@ HYDRA = variables("""
     PMI_HOSTNAME=node1
     PMI_RANK=1
     PMI_SIZE=3
+""")
+
+# mpiexec of Intel MPI 2021.18 on one node; of I_MPI_INFO_* some
+HYDRA_INTEL = variables("""
+    GFORTRAN_UNBUFFERED_PRECONNECTED=y
+    HYDRA_BSTRAP_DEBUG=0
+    HYDRA_BSTRAP_DOWNSTREAM_CONTROL=
+    HYDRA_BSTRAP_DOWNSTREAM_HOSTS=
+    HYDRA_BSTRAP_LAUNCHER=fork
+    HYDRA_BSTRAP_LOCALHOST=localhost
+    HYDRA_BSTRAP_NODE_ID=0
+    HYDRA_BSTRAP_PROXY_ID=0
+    HYDRA_BSTRAP_UPSTREAM_FD=7
+    HYDRA_IP_VERSION=2
+    HYDRA_LAUNCH_TYPE=2
+    I_MPI_BIND_WIN_ALLOCATE=localalloc
+    I_MPI_HYDRA_TOPOLIB=ipl2
+    I_MPI_HYDRA_UUID=f4360000-788e-5097-cb60-06005ccca830
+    I_MPI_INFO_CACHES=3
+    I_MPI_INFO_LCPU=2
+    I_MPI_INFO_NUMA_NODE_MAP=
+    I_MPI_INTERNAL_MEM_POLICY=default
+    I_MPI_PIN_INFO=1
+    I_MPI_PIN_MAPPING=2:0 0,1 1
+    I_MPI_RETURN_WIN_MEM_NUMA=-1,0
+    MPI_LOCALNRANKS=2
+    MPI_LOCALRANKID=1
+    PMI_FD=11
+    PMI_RANK=1
+    PMI_SIZE=2
 """)
 
 # mpiexec of MPICH in a batch script: srun starts its proxies, two of them, and they 3 ranks and 1
@@ -239,6 +270,18 @@ JSRUN = variables("""
     PMIX_NAMESPACE=2
     PMIX_RANK=5
 """)
+FLUX = variables("""
+    FLUX_JOB_ID=f2Vd5PqKJ
+    FLUX_JOB_NNODES=2
+    FLUX_JOB_SIZE=4
+    FLUX_KVS_NAMESPACE=job-42
+    FLUX_TASK_LOCAL_ID=1
+    FLUX_TASK_RANK=3
+    PMI_FD=11
+    PMI_RANK=3
+    PMI_SIZE=4
+""")
+FLUX_INSTANCE = {"FLUX_URI": "local:///tmp/flux-Xy12/local-0", "FLUX_JOB_TMPDIR": "/tmp/flux-Xy12/jobtmp-0"}
 OURS = variables("""
     EXEX_ATTEMPT=1
     EXEX_JOB_DIR=/tmp/exex-a1b2c3d4
@@ -258,6 +301,7 @@ WORLDS = {
     "srun none": (SLURM_JOB, STEP, ExpectedWorld("srun", 2, 3, 1)),
     "srun cray_shasta": (SLURM_JOB, SRUN_CRAY_SHASTA, ExpectedWorld("srun", 2, 3, 1)),
     "hydra": (NOTHING, HYDRA, ExpectedWorld("Hydra mpiexec", 1, 3, 3)),
+    "hydra of intel mpi": (NOTHING, HYDRA_INTEL, ExpectedWorld("Hydra mpiexec", 1, 2, 2)),
     "hydra in slurm": (SLURM_JOB, HYDRA_IN_SLURM, ExpectedWorld("Hydra mpiexec", 3, 4, 1)),
     "open mpi 5": (NOTHING, OPENMPI_5, ExpectedWorld("Open MPI mpiexec", 2, 3, 3)),
     "open mpi 5 in slurm": (SLURM_JOB, BATCH | OPENMPI_5, ExpectedWorld("Open MPI mpiexec", 2, 3, 3)),
@@ -267,6 +311,9 @@ WORLDS = {
     "pals": (NOTHING, PALS, ExpectedWorld("PALS mpiexec", 35, 64, 32)),
     "aprun": (NOTHING, ALPS, ExpectedWorld("aprun", 17, None, None)),
     "jsrun": (NOTHING, JSRUN, ExpectedWorld("jsrun", 5, 42, 6)),
+    "flux": (FLUX_INSTANCE, FLUX, ExpectedWorld("flux run", 3, 4, None)),
+    "flux in slurm": (SLURM_JOB | FLUX_INSTANCE, STEP | FLUX, ExpectedWorld("flux run", 3, 4, None)),
+    "hydra in flux": (FLUX_INSTANCE, FLUX | HYDRA, ExpectedWorld("Hydra mpiexec", 1, 3, 3)),
     "ibrun": (SLURM_JOB, STEP | {"PMI_RANK": "60", "PMI_SIZE": "112"}, ExpectedWorld("PMI", 60, 112, None)),
     "another pmix": (NOTHING, {"PMIX_NAMESPACE": "a", "PMIX_RANK": "4"}, ExpectedWorld("PMIx", 4, None, None)),
     "exex run, a task of it": (NOTHING, OURS, ExpectedWorld("none", None, None, None)),
