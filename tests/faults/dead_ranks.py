@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from exex.launch.launcher import goes_on_argv
+from exex.launch.launchers import load_launcher
 from tests.endurance import MARK, nobody_left, processes
 from tests.launch import Ended, Launch
 from tests.slurm import Cluster, why_not
@@ -158,8 +158,8 @@ def manager_dies(launch: Launch, mark: str, rng: random.Random) -> Ended:
     status_dir.mkdir()
     path = launch.cwd / "workflow.py"
     path.write_text(WORKFLOW.replace("range(10, 1900)", "range(10, 100_000)"))
-    goes_on = goes_on_argv("openmpi" if launch.family == "openmpi" else "hydra", "5.0")
-    argv = [launch.mpiexec, *goes_on, "-n", "4", sys.executable, "-m", "exex.run", str(path)]
+    file = load_launcher("mpiexec-openmpi" if launch.family == "openmpi" else "mpiexec-hydra", {"HOME": "/nonexistent"})
+    argv = [launch.mpiexec, *file.goes_on, "-n", "4", sys.executable, "-m", "exex.run", str(path)]
     process = launch.start(argv, **{MARK: mark, "EXEX_JOB_DIR": str(status_dir)})
     first = process.stdout.readline().split()
     if first[:1] != ["manager"]:
