@@ -284,6 +284,7 @@ for i in range(10_000):
 """
 
 
+@pytest.mark.timeout(300)
 def test_a_lost_node_and_signals_before_the_end(site: Site, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
     if site.launch.family == "openmpi":
         pytest.skip("Slurm's pmix ends a step that loses a rank; signals do not depend on the library")
