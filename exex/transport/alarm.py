@@ -30,6 +30,7 @@ _BODY = struct.Struct("<BIi")
 _MAC_BYTES = 16
 _MOST_TAKEN = 1024  # datagrams in a row: who floods a guard does not keep it from its work
 _SIOCGIFADDR = 0x8915
+_LOOPBACK = "127.0.0.1"
 _IFREQ = struct.Struct("16s16x")  # netdevice(7): a name, then a sockaddr_in with the address at its byte 4
 
 SIGN_ON_S = 0.25
@@ -75,9 +76,13 @@ class Meeting(NamedTuple):
 
 def addresses() -> tuple[str, ...]:
     """IPv4 addresses of this node's interfaces, without asking a name server; the loopback last."""
-    found = []
+    found = [_LOOPBACK]
+    try:
+        interfaces = socket.if_nameindex()
+    except OSError:  # some containers do not let anybody ask
+        interfaces = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for _, name in socket.if_nameindex():
+        for _, name in interfaces:
             try:
                 answer = fcntl.ioctl(sock, _SIOCGIFADDR, _IFREQ.pack(name.encode()))
             except OSError:  # without an address

@@ -162,6 +162,14 @@ def test_unreachable_addresses_do_no_harm(first: Alarm) -> None:
     guard.close()
 
 
+def test_where_interfaces_cannot_be_listed_there_is_this_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(alarm.socket, "if_nameindex", refuse)
+    assert addresses() == ("127.0.0.1",)
+
+
 def test_a_meeting_names_this_node_and_a_new_secret() -> None:
     one, two = new_meeting(5, 2), new_meeting(5, 2)
     assert one.hosts == addresses() and addresses()[-1] == "127.0.0.1"
