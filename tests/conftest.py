@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.launch import Launch
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a run in the background inherits that, and would hand it on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
