@@ -9,8 +9,9 @@ import pytest
 
 from tests.launch import Launch
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a run in the background inherits that, and would hand it on
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:  # a run in the background, or by nohup, inherits that, and would hand it on
+        signal.signal(number, handler)
 
 
 @pytest.fixture
