@@ -303,7 +303,9 @@ class ZeroMQTarget:
                     self.server._socket.poll(1)
                     continue
                 if arrived[1] == [word]:
-                    return
+                    break
+                self._hear(arrived[1])
+            while (arrived := self.server.receive()) is not None:  # else what was sent ahead would count as growth
                 self._hear(arrived[1])
 
     def _hear(self, frames: list) -> None:
