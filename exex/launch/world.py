@@ -185,6 +185,7 @@ _SLURM = {  # of the step and the process, not of the job
 }
 _EXEX = {  # a job that a task starts is another job
     *("EXEX_JOB_DIR", "EXEX_TTY", "EXEX_TASK_ID", "EXEX_ATTEMPT", "EXEX_RANK", "EXEX_NODE", "EXEX_GUARD"),
+    *("EXEX_GRANTED_CORES", "EXEX_GRANTED_GPUS", "EXEX_GRANTED_NODES"),
 }
 _NAMES = _HYDRA | _OPENMPI | _SLURM | _EXEX
 _LAUNCHER_VALUES = {"OMPI_MCA_ess": "^singleton", "OMPI_MCA_pmix": "^s1,s2,cray,isolated"}  # others are the user's

@@ -241,6 +241,9 @@ JSRUN = variables("""
 """)
 OURS = variables("""
     EXEX_ATTEMPT=1
+    EXEX_GRANTED_CORES=4
+    EXEX_GRANTED_GPUS=0,1
+    EXEX_GRANTED_NODES=node1,node2
     EXEX_JOB_DIR=/tmp/exex-a1b2c3d4
     EXEX_NODE=node1
     EXEX_RANK=1
