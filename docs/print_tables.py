@@ -73,14 +73,15 @@ def options() -> str:
 
 
 def task_variables() -> str:
-    """The table of variables that a bash app finds."""
+    """The table of variables that tasks find."""
     from exex.config import INTERNAL_VARIABLES
 
-    rows = ["| variable | meaning |", "|---|---|"]
+    tasks = {"set for a bash app": "a bash app", "set for a task that asks for resources": "a task that asks for resources"}
+    rows = ["| variable | set for | meaning |", "|---|---|---|"]
     for name, text in INTERNAL_VARIABLES.items():
         who, _, meaning = text.partition(": ")
-        if who == "set for a bash app":
-            rows.append(f"| `{name}` | {meaning} |")
+        if who in tasks:
+            rows.append(f"| `{name}` | {tasks[who]} | {meaning} |")
     return "\n".join(rows)
 
 

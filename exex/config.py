@@ -29,6 +29,9 @@ INTERNAL_VARIABLES = {
     "EXEX_ATTEMPT": "set for a bash app: the attempt, from 1",
     "EXEX_RANK": "set for a bash app: the rank of its worker",
     "EXEX_NODE": "set for a bash app: the host name of its worker",
+    "EXEX_GRANTED_CORES": "set for a task that asks for resources: how many cores it has, on this node",
+    "EXEX_GRANTED_GPUS": "set for a task that asks for resources: names of its accelerators on this node, with commas",
+    "EXEX_GRANTED_NODES": "set for a task that asks for resources: host names of its nodes, this one first, with commas",
 }
 """Names that start with `EXEX_` and are no fields of `Config`."""
 
@@ -98,6 +101,18 @@ class Config:
         "ranks, else the cores granted to it less one.",
         0,
         ("auto",),
+    )
+    bind: Literal["auto", "cores", "none"] = _setting(
+        "auto",
+        "text",
+        "cores: each slot is bound to CPUs of its own. auto: where the launcher gave each rank CPUs of its own. none: nowhere.",
+        choices=("auto", "cores", "none"),
+    )
+    gpus: str = _setting(
+        "auto", "text", "Accelerators of each node, by the names that mask them: 0,1,2,3; auto: those that are found; none."
+    )
+    gpu_variable: str = _setting(
+        "auto", "text", "Variable that masks accelerators; auto: CUDA_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES or ZE_AFFINITY_MASK."
     )
     isolation: Literal["process", "none"] = _setting(
         "process",

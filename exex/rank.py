@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from exex.config import Config, parse_duration
 from exex.errors import ExexError, JournalError, StartError
 from exex.guard import RankRole, how_it_ended
-from exex.launch import allocation
+from exex.launch import allocation, equipment
 from exex.launch.deadline import find_end_s, reserve_s
 from exex.launch.job_dir import clear_status, write_status
 from exex.launch.leftovers import shared_memory
@@ -64,6 +64,7 @@ class RankProcess:
         self._waiter = Waiter()
         _raise_descriptor_limit()
         self._masks: list[set[int]] = []  # affinity of each rank on this node
+        self._neighbours: dict[int, set[int]] = {}  # the same of those that have slots, by rank
         self._broken = False
         self._reassured_s = 0.0
         self._ends_in_s: float | None = None
@@ -103,8 +104,10 @@ class RankProcess:
         message = singletons_message(self._expected, mpi.library(), world.size)
         if message:
             raise SingletonsError(message)
-        if "auto" in (self._config.slots, self._config.manager_slots):
-            self._masks = mpi.share_on_node(world, os.sched_getaffinity(0))
+        if "auto" in (self._config.slots, self._config.manager_slots) or self._config.bind != "none":
+            shared = mpi.share_on_node(world, (world.rank, os.sched_getaffinity(0)))
+            self._masks = [mask for _, mask in shared]
+            self._neighbours = {rank: mask for rank, mask in shared if rank or self._first_has_slots(world.rank, world.size)}
         if world.size == 1:
             status = self._alone()
         elif world.rank == 0:
@@ -354,6 +357,12 @@ class RankProcess:
             return self._config.slots
         return allocation.auto_slots(os.sched_getaffinity(0), max(1, len(self._masks)), self._masks)
 
+    def _first_has_slots(self, rank: int, size: int) -> bool:
+        """Whether rank 0, if it is on the node of `rank`, runs tasks there."""
+        if size == 1 or self._config.manager_slots != "auto":
+            return size == 1 or self._config.manager_slots != 0
+        return rank == 0 and self._manager_slots() > 0  # alone on its node
+
     def _manager_slots(self) -> int:
         config = self._config
         if isinstance(config.manager_slots, int):
@@ -368,6 +377,7 @@ class RankProcess:
 
     def _new_worker(self, rank: int, link: Link, slots: int, inline: bool) -> worker_loop.WorkerLoop:
         config = self._config
+        found = self._equipment(rank, slots)
         template = self._begin(Template(self._template_socket), rank)
         place = Place(rank, self._node)
         beat_s, limit_s = (self._beat_s(), self._heartbeat_limit_s()) if rank != OWN else (0.0, 0.0)
@@ -377,11 +387,23 @@ class RankProcess:
             link,
             template,
             self._waiter,
+            equipment=found,
             grace_s=config.grace_s,
             inline=inline,
             tasks_per_process=config.tasks_per_process if isinstance(config.tasks_per_process, int) else 0,
             beat_s=beat_s,
             limit_s=limit_s,
+        )
+
+    def _equipment(self, rank: int, slots: int) -> worker_loop.Equipment:
+        """What the tasks of this rank may use of its node."""
+        config, cpus = self._config, os.sched_getaffinity(0)
+        is_granted = bool(allocation.find_allocation(os.environ).batch_system) or cpus < equipment.read_all_cpus()
+        siblings = equipment.read_siblings(cpus)
+        return worker_loop.Equipment(
+            equipment.slot_cores(config.bind, slots, cpus, self._neighbours, rank, is_granted, siblings),
+            equipment.read_memory(os.environ),
+            equipment.find_gpus(config.gpus, os.environ, equipment.nvidia_files()),
         )
 
     def _begin(self, template: Template, rank: int) -> Template:
@@ -393,6 +415,7 @@ class RankProcess:
             rank=rank,
             node=self._node,
             script=self._script,
+            gpu_variable=equipment.find_gpu_variable(self._config.gpu_variable, os.environ),
         )
         return template
 

@@ -219,7 +219,7 @@ class ManagerLoop:
         """End the job when time is up, or once nothing that is left fits."""
         state = self.state
         assert state.ends_s is not None
-        if not state.shelved or state.assigned or state.ready.count:
+        if not state.shelved or state.assigned or state.ready.count or state.ready.line.count:
             self._quiet_since_s = now_s
         if now_s < state.ends_s and now_s - self._quiet_since_s < QUIET_S:
             return
@@ -321,6 +321,7 @@ class ManagerLoop:
             workers=len(self.state.workers),
             slots=self.state.slots(),
             run_dir=self._settings.run_dir,
+            nodes=self.state.nodes.shapes(),
         )
         self._to_client(number, welcome)
 

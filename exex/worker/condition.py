@@ -1,6 +1,6 @@
 """What a task may have changed about its process, beside Python's own objects: seen and undone before the next task.
 
-Directory, umask, environment, timer and Python's streams are put back. A process whose descriptors or signals are not
+Directory, umask, environment, timer, CPUs and Python's streams are put back. A process whose descriptors or signals are not
 what they were is replaced: nobody knows what else has changed, and a new one takes a few milliseconds.
 """
 
@@ -42,6 +42,7 @@ class Condition:
         self._cwd = os.getcwd()
         self._umask = os.umask(0)
         os.umask(self._umask)
+        self._cpus = os.sched_getaffinity(0)
         self._environ = os.environ
         self._variables = dict(os.environ._data)  # type: ignore[attr-defined]  # compared without decoding
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
@@ -69,6 +70,9 @@ class Condition:
             os.chdir(self._cwd)
             found = RESTORED
         if os.umask(self._umask) != self._umask:
+            found = RESTORED
+        if os.sched_getaffinity(0) != self._cpus:
+            os.sched_setaffinity(0, self._cpus)
             found = RESTORED
         if os.environ is not self._environ or os.environ._data != self._variables:  # type: ignore[attr-defined]
             self._restore_environment()

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from time import perf_counter
 from typing import Any, NamedTuple, TextIO
@@ -25,7 +25,7 @@ from exex.protocol.messages import AppSpec, Assign, Done
 from exex.protocol.payload import Large, Payload
 from exex.transport.base import GONE
 from exex.transport.stream import BlockingStream
-from exex.worker import condition, context
+from exex.worker import condition, context, granted
 from exex.worker.context import STOP_SIGNAL, Place
 from exex.worker.execute import execute, flush_output, open_function
 from exex.worker.processes import dropped
@@ -108,6 +108,7 @@ class TaskLoop:
         tasks, payloads, values, attempts = batch.tasks, batch.payloads, batch.values, batch.attempts
         apps, tokens, place = self._apps, self._tokens, self._place
         numbers = batch.calls if len(batch.calls) == len(tasks) else repeat(batch.calls[0], len(tasks))
+        run = granted.execute_with(batch.grants[0]) if batch.grants else execute  # it is the only call then
         ended_s = perf_counter()
         look_after: App | None = None
         for i, number in enumerate(numbers):
@@ -124,7 +125,7 @@ class TaskLoop:
                 self._stream.send(dropped(len(tasks) - i))
                 return True
             function = app.function or self._open(app)
-            outcome, result, seconds = execute(
+            outcome, result, seconds = run(
                 app.spec, function, payloads[i], values.get(i), tasks[i], attempts.get(i, 1), place
             )
             ended_s = perf_counter()
@@ -180,8 +181,12 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def run_task_process(fds: Descriptors, place: Place, run_dir: str) -> None:
-    """Be a task process until the rank closes the stream. Does not return."""
+def run_task_process(fds: Descriptors, place: Place, run_dir: str, cores: Sequence[int] = ()) -> None:
+    """Be a task process until the rank closes the stream. Does not return.
+
+    Args:
+        cores: CPU numbers to which it is bound; empty for wherever it is.
+    """
     status = os.EX_SOFTWARE
     try:
         os.setsid()
@@ -189,6 +194,7 @@ def run_task_process(fds: Descriptors, place: Place, run_dir: str) -> None:
         _take_over_output(fds)
         _reseed()
         context.run_dir = run_dir
+        granted.bind(cores)
         stream = BlockingStream(socket.socket(fileno=condition.out_of_reach(fds.stream)))
         TaskLoop(stream, condition.out_of_reach(fds.tokens), place, condition.Condition()).run()
         status = 0
