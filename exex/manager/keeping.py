@@ -217,13 +217,12 @@ def release_what_nobody_wants(state: ManagerState) -> None:
 
 def note_loss(state: ManagerState, node: NodeRecord) -> None:
     """A node has lost a worker, perhaps its last one."""
-    if node.kept is not None and not node.can_ever_meet(node.kept.request):
+    if node.kept is not None and not (node.workers and node.can_ever_meet(node.kept.request)):
         release(state, node)
     if not node.workers:
         state.nodes.touched.pop(node, None)
         state.packing.idle.pop(node, None)
-        for shape in state.ready.line.shapes.values():
-            shape.forget_node(node)
+        state.ready.line.forget_node(node)
 
 
 # ---- small tasks ----------------------------------------------------------------------------------------------
