@@ -33,10 +33,13 @@ def place_big(state: ManagerState) -> None:
     line, nodes = state.ready.line, state.nodes
     if not nodes.watched:
         _begin_to_watch(state)
-    if not line.count and not state.packing.kept:
+    packing = state.packing
+    if not line.count and not packing.kept and not packing.idle:
         return
     keeping.release_what_nobody_wants(state)
     follow(state)
+    if _is_as_it_was(state):
+        return
     ahead: list[Shape] = []  # shapes whose first task does not fit, in their order
     turn = _Turn(state)
     while heads := line.in_order(but=ahead):  # again, if there are more kinds than are looked at together
@@ -49,6 +52,24 @@ def place_big(state: ManagerState) -> None:
                 heapq.heapreplace(heads, (shape.head()[0], shape))
             else:
                 heapq.heappop(heads)
+    packing.blocked, packing.blocked_at = ahead, (line.number, line.count)
+
+
+def _is_as_it_was(state: ManagerState) -> bool:
+    """Whether nothing has changed for the tasks that did not fit at the last placement. O(kinds that wait)."""
+    packing, line = state.packing, state.ready.line
+    if packing.blocked_at != (line.number, line.count) or state.now_s >= packing.next_look_s or state.ends_s is not None:
+        return False
+    if not packing.blocked or any(shape.changed for shape in packing.blocked):
+        return False
+    first = state.ready.first()
+    if first is None:
+        return True
+    assert first.app is not None
+    keys = [shape.head()[0] for shape in packing.blocked]
+    if packing.big_placed >= state.nodes.slots or packing.small_number <= min(key[1] for key in keys):
+        return False  # it may be the turn of small tasks
+    return first.app.spec.priority >= max(key[0] for key in keys)
 
 
 class _Turn:

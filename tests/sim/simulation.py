@@ -834,8 +834,8 @@ class Simulation:
             ]
             assert not untold, f"clients {untold} were not told that the job ends"
             return
-        untold_ranks = {(rank, task) for rank, task in self.owed_drops if not self.workers[rank].dead}
-        assert not untold_ranks, f"these were never told to drop the task: {untold_ranks}"
+        untold = {(rank, task) for rank, task in self.owed_drops if self.workers[rank].is_up()}
+        assert not untold, f"these were never told to drop the task: {untold}"
         assert not self.manager.tasks and not self.manager.dropped and not self.manager.ready.count
         assert not self.manager.holdings and not self.manager.broken and not self.manager.packing.kept
         assert not self.manager.ready.line.count and not self.manager.ready.affinity

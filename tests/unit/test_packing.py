@@ -21,6 +21,12 @@ from exex.protocol.request import Request
 GIB = 1024**3
 
 
+@pytest.fixture(autouse=True)
+def all_nodes_are_looked_at_whenever_something_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "LOOK_SHARE", 0.0)
+    monkeypatch.setattr(keeping, "FILL_SHARE", 0.0)
+
+
 class Machine:
     """A manager, its nodes, and one client; tasks end when the test says so.
 
@@ -424,7 +430,6 @@ def test_a_node_that_comes_free_sooner_replaces_a_slower_one() -> None:
 
 
 def test_a_gang_starts_when_its_nodes_are_ready_and_not_only_when_all_nodes_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeping, "AT_ONCE", 0)
     monkeypatch.setattr(keeping, "LOOK_SHARE", 1000.0)
     machine = Machine(3, 1)
     small = machine.submit(3)
