@@ -299,7 +299,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gangs", description=__doc__)
     parser.add_argument("--nodes", type=int, default=8192)
     parser.add_argument("--slots", type=int, default=8, help="of each node")
-    parser.add_argument("--hours", type=float, default=2.0, help="for which the work would keep the whole machine busy")
+    parser.add_argument("--hours", type=float, default=1.0, help="for which the work would keep the whole machine busy")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", choices=("exex", "fcfs", "smallest"))
     args = parser.parse_args()

@@ -127,9 +127,10 @@ def _check_line(state: ManagerState) -> None:
         assert shape.ready.keys() <= shape.kept.keys() <= known, shape
         assert shape.spare.keys() <= known and shape.fits.scores().keys() <= known, shape
         assert all(node.kept is shape for node in shape.kept), shape
-        for node in known - state.nodes.touched.keys() if shape.is_looked_up else ():
+        for node in known - state.nodes.touched.keys() if shape in line.followed else ():
             fits = node.fits(request)
             assert (node in shape.fits) == (fits and node.kept is None), (shape, node)
             assert (node in shape.spare) == (fits and node.kept not in (None, shape)), (shape, node)
             assert (node in shape.ready) == (fits and node.kept is shape), (shape, node)
+    assert all(line.shapes[shape.request] is shape for shape in line.followed)
     assert line.count == sum(shape.waiting for shape in line.shapes.values())

@@ -20,16 +20,14 @@ LOOKED_AT = 256
 LOOK_SHARE = 1e-4
 """Pause, in seconds per node and app, after a look at all of them: some fifty times what it takes."""
 
-AT_ONCE = 64
-"""With no more nodes and apps than this there is no pause."""
-
+FILL_SHARE = 2e-5
+"""The same for each kept node with free slots, after small tasks were looked for that are short enough."""
 
 HALF = 0.5
 """Nodes are chosen by when they are as likely free as not."""
 
 GOLDEN = 0.6180339887498949
 """Multiples of it, less their integer parts, are spread evenly over 0 to 1: luck without a random generator."""
-
 
 ENOUGH = 16
 """Gangs of more nodes are large: of so many nodes, out of a like part of all, it is estimated when they come free."""
@@ -48,8 +46,7 @@ def is_time_to_look(state: ManagerState) -> bool:
 
 
 def _pause_s(state: ManagerState) -> float:
-    number = len(state.nodes.by_name) + len(state.apps)
-    return number * LOOK_SHARE if number > AT_ONCE else 0.0
+    return (len(state.nodes.by_name) + len(state.apps)) * LOOK_SHARE
 
 
 def keep(state: ManagerState, shape: Shape, key: Key, is_first: bool, may_look: bool) -> bool:
@@ -217,13 +214,12 @@ def release_what_nobody_wants(state: ManagerState) -> None:
 
 def note_loss(state: ManagerState, node: NodeRecord) -> None:
     """A node has lost a worker, perhaps its last one."""
-    if node.kept is not None and not node.can_ever_meet(node.kept.request):
+    if node.kept is not None and not (node.workers and node.can_ever_meet(node.kept.request)):
         release(state, node)
     if not node.workers:
         state.nodes.touched.pop(node, None)
         state.packing.idle.pop(node, None)
-        for shape in state.ready.line.shapes.values():
-            shape.forget_node(node)
+        state.ready.line.forget_node(node)
 
 
 # ---- small tasks ----------------------------------------------------------------------------------------------
@@ -231,26 +227,30 @@ def note_loss(state: ManagerState, node: NodeRecord) -> None:
 
 def fill_kept(state: ManagerState) -> None:
     """Give small tasks the slots of kept nodes that are not wanted, or not wanted before they will have ended."""
-    ready, now_s = state.ready, state.now_s
-    in_vain_s = -1.0  # nothing is short enough for so much time
-    for node in list(state.packing.idle):
-        if not ready.count:
-            return
-        shape = node.kept
-        assert shape is not None
-        beyond = 0 if shape.request.whole else max(0, node.free - shape.request.cores)
-        left_s = shape.until_s(node) - now_s
+    ready, packing, now_s = state.ready, state.packing, state.now_s
+    if not packing.idle or not ready.count or now_s < packing.next_fill_s:
+        return
+    packing.next_fill_s = now_s + len(packing.idle) * FILL_SHARE
+    is_in_vain = False  # for what was left last, and so for less, nothing is short enough
+    for node in sorted(packing.idle, key=_wanted_at_s, reverse=True):
+        assert node.kept is not None
+        request, left_s = node.kept.request, _wanted_at_s(node) - now_s
+        beyond = 0 if request.whole else max(0, node.free - request.cores)
         for worker in node.workers.values():
             taken = min(worker.room - worker.held, beyond)
             if taken > 0:
                 give(state, worker, taken)
                 beyond -= taken
             free = worker.room - worker.held
-            if free > 0 and left_s > in_vain_s:
+            if free > 0 and not is_in_vain:
                 tasks = ready.take_fitting(free, lambda task: _is_shorter(state, task, left_s), LOOKED_AT)  # noqa: B023
                 assign(state, worker, tasks)
-                if not tasks:
-                    in_vain_s = left_s
+                is_in_vain = not tasks
+
+
+def _wanted_at_s(node: NodeRecord) -> float:
+    assert node.kept is not None
+    return node.kept.until_s(node)
 
 
 def _is_shorter(state: ManagerState, task: Task, left_s: float) -> bool:

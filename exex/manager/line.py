@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from exex.manager.nodes import NodeRecord, Nodes
 from exex.manager.task import Status, Task
@@ -91,13 +91,12 @@ class Shape:
             is begun on nodes that are kept for it.
         changed: something has changed since the first task was last found not to fit.
         passed: how many tasks have gone before the first one because they prefer the node at hand.
-        is_looked_up: touched nodes must be followed.
         capable: nodes that can meet the request when they are idle, as of `losses`.
     """
 
     __slots__ = (
-        "_queues", "capable", "changed", "first_of_line", "first_since_s", "fits", "is_looked_up", "kept", "limit_s", "losses",
-        "passed", "planned", "ready", "request", "share_slots", "spare", "starts_s", "waiting",
+        "_queues", "capable", "changed", "first_of_line", "first_since_s", "fits", "kept", "limit_s", "losses", "passed",
+        "planned", "ready", "request", "share_slots", "spare", "starts_s", "waiting",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
@@ -116,7 +115,6 @@ class Shape:
         self.limit_s = math.inf
         self.changed = True
         self.passed = 0
-        self.is_looked_up = False
         self.capable = 0
         self.losses = -1
 
@@ -163,12 +161,6 @@ class Shape:
 
     # ---- nodes ----
 
-    def look_up(self, nodes: Iterable[NodeRecord]) -> None:
-        """Look at all nodes once; from then on `follow` those that are touched."""
-        self.is_looked_up = True
-        for node in nodes:
-            self.follow(node)
-
     def follow(self, node: NodeRecord) -> None:
         """A node has changed. O(1)."""
         fits = node.fits(self.request)
@@ -205,7 +197,6 @@ class Shape:
         self.fits.drop(node)
         self.spare.pop(node, None)
         self.ready.pop(node, None)
-        self.kept.pop(node, None)
 
     def is_possible(self, nodes: Nodes) -> bool:
         """Whether enough nodes can meet the request when they are idle. O(1), but after a loss."""
@@ -225,7 +216,8 @@ class Line:
     Attributes:
         count: of those that wait.
         number: that the next one gets.
-        shapes: of all requests that tasks wait with, or that were looked up.
+        shapes: of all requests that tasks wait with, or did lately.
+        followed: those that must follow touched nodes.
         in_use: there was one.
     """
 
@@ -233,7 +225,9 @@ class Line:
         self.count = 0
         self.number = 0
         self.shapes: dict[Request, Shape] = {}
+        self.followed: dict[Shape, None] = {}
         self.in_use = False
+        self._heads: list[tuple[Key, int, Shape]] = []  # heap; of each shape that waits an entry that is not too late
 
     def push(self, task: Task) -> None:
         """Add a task, which becomes READY."""
@@ -244,6 +238,8 @@ class Line:
         if shape is None:
             shape = self.shapes[request] = Shape(request)
         shape.push(task, self.number)
+        if shape.waiting == 1 or shape.head()[1] is task:
+            self._note_head(shape)
         self.number += 1
         self.count += 1
         self.in_use = True
@@ -265,16 +261,35 @@ class Line:
         if not shape.waiting:
             shape.clear()
 
-    def in_order(self) -> list[tuple[Key, Shape]]:
-        """Up to WINDOW shapes with tasks that wait, by the place of the first one."""
-        heads = [(shape.head()[0], shape) for shape in self.shapes.values() if shape.waiting]
-        return heapq.nsmallest(WINDOW, heads, key=lambda item: item[0])
+    def _note_head(self, shape: Shape) -> None:
+        key = shape.head()[0]
+        heapq.heappush(self._heads, (key, id(shape), shape))
 
-    def looked_up(self) -> list[Shape]:
-        """Shapes that must follow touched nodes. Forgets requests that nobody waits with, if they are many."""
-        found = [shape for shape in self.shapes.values() if shape.is_looked_up]
-        if len(found) > WINDOW or len(self.shapes) > 2 * WINDOW:
-            for shape in [shape for shape in self.shapes.values() if not shape.waiting and not shape.kept]:
-                del self.shapes[shape.request]
-            found = [shape for shape in found if shape.waiting or shape.kept]
-        return found
+    def in_order(self, but: Sequence[Shape] = ()) -> list[tuple[Key, Shape]]:
+        """Shapes with tasks that wait, by the place of the first one: WINDOW with those in `but`, which are left out."""
+        found: dict[Shape, Key] = {}
+        while self._heads and len(found) < WINDOW:
+            key, _, shape = heapq.heappop(self._heads)
+            if not shape.waiting or shape in found:
+                continue
+            if shape.head()[0] == key:
+                found[shape] = key
+            else:
+                self._note_head(shape)  # the first one is gone, and another comes later
+        for shape in found:
+            self._note_head(shape)
+        return [(key, shape) for shape, key in found.items() if shape not in but]
+
+    def look_up(self, shape: Shape, nodes: Nodes) -> None:
+        """Look at all nodes once for a shape; from then on it follows. Others, with which nobody waits, do no longer."""
+        if len(self.followed) >= WINDOW:
+            for other in [other for other in self.followed if not other.waiting and not other.kept]:
+                del self.followed[other], self.shapes[other.request]
+        self.followed[shape] = None
+        for node in nodes.by_name.values():
+            shape.follow(node)
+
+    def forget_node(self, node: NodeRecord) -> None:
+        """A node is gone, and kept for nobody."""
+        for shape in self.followed:
+            shape.forget_node(node)

@@ -135,6 +135,8 @@ class NodeRecord:
         """Whether a share of this kind fits now."""
         if self.free < (self.slots if request.whole else request.cores) or self.slots < request.cores:
             return False
+        if request.whole and self.big:
+            return False  # a gang that has lost its rank here, and is not known to have ended
         if self.memory_bytes and self.free_memory < request.memory_bytes:
             return False
         return not request.gpus or self._usable_gpus() >= request.gpus

@@ -33,36 +33,72 @@ def place_big(state: ManagerState) -> None:
     line, nodes = state.ready.line, state.nodes
     if not nodes.watched:
         _begin_to_watch(state)
-    if not line.count and not state.packing.kept:
+    packing = state.packing
+    if not line.count and not packing.kept and not packing.idle:
         return
     keeping.release_what_nobody_wants(state)
     follow(state)
-    heads = line.in_order()
-    heapq.heapify(heads)
-    small = _SmallTurns(state)
+    if _is_as_it_was(state):
+        return
     ahead: list[Shape] = []  # shapes whose first task does not fit, in their order
-    is_first, may_look, state.packing.first = True, None, None
-    while heads:
-        key, shape = heads[0]
-        task = shape.head()[1]
+    turn = _Turn(state)
+    while heads := line.in_order(but=ahead):  # again, if there are more kinds than are looked at together
+        heapq.heapify(heads)
+        while heads:
+            key, shape = heads[0]
+            if not turn.start_first(key, shape, ahead):
+                ahead.append(shape)
+            if shape.waiting and shape not in ahead:
+                heapq.heapreplace(heads, (shape.head()[0], shape))
+            else:
+                heapq.heappop(heads)
+    packing.blocked, packing.blocked_at = ahead, (line.number, line.count)
+
+
+def _is_as_it_was(state: ManagerState) -> bool:
+    """Whether nothing has changed for the tasks that did not fit at the last placement. O(kinds that wait)."""
+    packing, line = state.packing, state.ready.line
+    if packing.blocked_at != (line.number, line.count) or state.now_s >= packing.next_look_s or state.ends_s is not None:
+        return False
+    if not packing.blocked or any(shape.changed for shape in packing.blocked):
+        return False
+    first = state.ready.first()
+    if first is None:
+        return True
+    assert first.app is not None
+    keys = [shape.head()[0] for shape in packing.blocked]
+    if packing.big_placed >= state.nodes.slots or packing.small_number <= min(key[1] for key in keys):
+        return False  # it may be the turn of small tasks
+    return first.app.spec.priority >= max(key[0] for key in keys)
+
+
+class _Turn:
+    """What is remembered during one placement."""
+
+    def __init__(self, state: ManagerState) -> None:
+        self._state = state
+        self._small = _SmallTurns(state)
+        self._is_first = True  # nodes are kept for nobody further ahead
+        self._may_look: bool | None = None
+        state.packing.first = None
+
+    def start_first(self, key: Key, shape: Shape, ahead: list[Shape]) -> bool:
+        """Start the first task of a shape, fail or shelve it if it can never be; else keep nodes for it, and return False."""
+        state, task = self._state, shape.head()[1]
         assert task.app is not None
-        small.go_first(key, task, ahead)
-        if not shape.is_possible(nodes):
+        self._small.go_first(key, task, ahead)
+        if not shape.is_possible(state.nodes):
             _fail_all(state, shape)
         elif not fits_in_time(state, task.app):
-            line.take(shape, task)
+            state.ready.line.take(shape, task)
             shelve(state, task)
         elif not _start_one(state, shape, ahead):
-            heapq.heappop(heads)
-            may_look = keeping.is_time_to_look(state) if may_look is None else may_look
-            is_first = not keeping.keep(state, shape, key, is_first, may_look) and is_first
+            if self._may_look is None:
+                self._may_look = keeping.is_time_to_look(state)
+            self._is_first = not keeping.keep(state, shape, key, self._is_first, self._may_look) and self._is_first
             follow(state)
-            ahead.append(shape)
-            continue
-        if shape.waiting:
-            heapq.heapreplace(heads, (shape.head()[0], shape))
-        else:
-            heapq.heappop(heads)
+            return False
+        return True
 
 
 def _begin_to_watch(state: ManagerState) -> None:
@@ -78,7 +114,7 @@ def follow(state: ManagerState) -> None:
     touched = state.nodes.touched
     if not touched:
         return
-    shapes = state.ready.line.looked_up()
+    shapes = state.ready.line.followed
     idle = state.packing.idle
     for node in touched:
         for shape in shapes:
@@ -95,8 +131,8 @@ def follow(state: ManagerState) -> None:
 
 def _start_one(state: ManagerState, shape: Shape, ahead: list[Shape]) -> bool:
     """Start the first task of a shape, or one close behind that prefers the node at hand. False if it does not fit."""
-    if not shape.is_looked_up:
-        shape.look_up(state.nodes.by_name.values())
+    if shape not in state.ready.line.followed:
+        state.ready.line.look_up(shape, state.nodes)
     if not shape.changed:
         return False
     task = shape.head()[1]

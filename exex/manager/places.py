@@ -10,7 +10,7 @@ from exex.protocol.messages import TaskId
 if TYPE_CHECKING:
     from exex.manager.nodes import NodeRecord
 
-REMEMBERED = 100_000
+REMEMBERED = 50_000
 """Tasks whose node is remembered, so that others can run near them: the last ones that ended."""
 
 

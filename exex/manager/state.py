@@ -113,7 +113,8 @@ class Packing:
         small_wait: small tasks waited at the last placement; `small_number`: their place in the line of big ones.
         small_placed: how many were placed since they got it; `big_placed`: slots that big ones got.
         delayed: the first task of the line that small ones have delayed last: none is delayed twice.
-        next_look_s: when all nodes may be looked at again.
+        next_look_s: when all nodes may be looked at again; `next_fill_s`: when kept nodes may be filled again.
+        blocked: shapes of which the first task did not fit at the last placement, and `blocked_at`, what the line was then.
         unknown_s: what is expected of apps of which nothing is known; `longest_s`: of the longest tasks.
     """
 
@@ -126,6 +127,9 @@ class Packing:
     big_placed: int = 0
     delayed: Task | None = None
     next_look_s: float = 0.0
+    next_fill_s: float = 0.0
+    blocked: list[Shape] = field(default_factory=list)
+    blocked_at: tuple[int, int] = (0, 0)
     unknown_s: float = 0.0
     longest_s: float = 0.0
 

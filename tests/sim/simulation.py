@@ -834,7 +834,8 @@ class Simulation:
             ]
             assert not untold, f"clients {untold} were not told that the job ends"
             return
-        assert not self.owed_drops, f"these were never told to drop the task: {self.owed_drops}"
+        untold = {(rank, task) for rank, task in self.owed_drops if self.workers[rank].is_up()}
+        assert not untold, f"these were never told to drop the task: {untold}"
         assert not self.manager.tasks and not self.manager.dropped and not self.manager.ready.count
         assert not self.manager.holdings and not self.manager.broken and not self.manager.packing.kept
         assert not self.manager.ready.line.count and not self.manager.ready.affinity

@@ -5,16 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from exex.errors import InvalidResourceSpecification, WorkerLost
-from exex.manager import keeping, transitions
+from exex.manager import grants, keeping, transitions
+from exex.manager.nodes import NodeRecord
 from exex.manager.placement import place
 from exex.manager.state import ManagerState
 from exex.manager.task import Status
 from exex.protocol import payload
 from exex.protocol.messages import AppSpec, Assign, Attach, Cancel, Done, Grant, Hello, Outcome, Submit
+from exex.protocol.request import Request
 
 GIB = 1024**3
+
+
+@pytest.fixture(autouse=True)
+def all_nodes_are_looked_at_whenever_something_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "LOOK_SHARE", 0.0)
+    monkeypatch.setattr(keeping, "FILL_SHARE", 0.0)
 
 
 class Machine:
@@ -420,7 +430,6 @@ def test_a_node_that_comes_free_sooner_replaces_a_slower_one() -> None:
 
 
 def test_a_gang_starts_when_its_nodes_are_ready_and_not_only_when_all_nodes_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeping, "AT_ONCE", 0)
     monkeypatch.setattr(keeping, "LOOK_SHARE", 1000.0)
     machine = Machine(3, 1)
     small = machine.submit(3)
@@ -764,3 +773,60 @@ def test_many_kinds_of_requests_are_served_in_order() -> None:
         machine.done(task)
     assert order == tasks
     assert len(machine.state.ready.line.shapes) <= 200
+
+
+def test_the_first_of_many_kinds_is_found_though_others_have_gone_or_were_cancelled() -> None:
+    machine = Machine(1, 4, memory_gib=100)
+    (first,) = machine.submit(cores=4)
+    tasks = [machine.submit(cores=4, memory_bytes=GIB + size)[0] for size in range(100)]
+    urgent = machine.submit(cores=4, memory_bytes=GIB + 70, priority=-1)[0]
+    transitions.on_cancel(machine.state, machine.client, Cancel(tasks[:30]))
+    machine.done(first)
+    order = []
+    while machine.running():
+        (task,) = machine.running()
+        order.append(task)
+        machine.done(task)
+    assert order == [urgent, *tasks[30:]]
+
+
+def test_an_event_costs_no_look_at_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(500, 4)
+    running = [*machine.submit(500, cores=3)]
+    machine.submit(300, cores=3)
+    machine.submit(100, cores=2)
+    machine.state.packing.next_look_s = 1e9  # looks at all nodes are made from time to time, whatever happens
+    looks = 0
+    fits = NodeRecord.fits
+
+    def counted(node: NodeRecord, request: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        return fits(node, request)
+
+    monkeypatch.setattr(NodeRecord, "fits", counted)
+    monkeypatch.setattr(ManagerState, "check", lambda state: None)
+    for task in running[:200]:
+        machine.done(task)
+    assert looks < 200 * 20, "one node is touched twice, and there are two kinds of requests"
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5)), min_size=1, max_size=6), st.data())
+def test_slots_of_a_node_are_taken_of_few_workers_and_whole_ones_first(workers: list[tuple[int, int]], data: Any) -> None:
+    machine = Machine(0)
+    for rank, (slots, _) in enumerate(workers, 1):
+        transitions.on_hello(machine.state, rank, Hello("1", "3", "n", rank, slots, "", []))
+    machine.state.nodes.watch()
+    for rank, (_, held) in enumerate(workers, 1):
+        machine.state.workers[rank].held = held
+        machine.state.nodes.touch(machine.state.workers[rank])
+    node = machine.state.nodes.by_name["n"]
+    if not node.free:
+        return
+    cores = data.draw(st.integers(1, node.free))
+    chosen = grants._choose_slots(node, Request(cores, 0, 0, 1, False))
+    assert sum(slots for _, slots in chosen) == cores
+    assert all(0 < slots <= worker.free for worker, slots in chosen) and len({worker for worker, _ in chosen}) == len(chosen)
+    if any(worker.free >= cores for worker in node.workers.values()):
+        assert len(chosen) == 1
+    assert sum(slots < worker.free for worker, slots in chosen[1:]) <= 1, "beside the lead one at the most gives a part"
