@@ -19,7 +19,7 @@ from exex.launch import allocation, equipment
 from exex.launch.deadline import find_end_s, reserve_s
 from exex.launch.job_dir import clear_status, write_status
 from exex.launch.leftovers import shared_memory
-from exex.launch.world import ExpectedWorld, singletons_message
+from exex.launch.world import ExpectedWorld, settling_s, singletons_message
 from exex.manager.loop import OUT_OF_TIME, ManagerLoop, Settings
 from exex.manager.progress import Progress
 from exex.transport.alarm import Meeting, new_meeting
@@ -104,6 +104,7 @@ class RankProcess:
         message = singletons_message(self._expected, mpi.library(), world.size)
         if message:
             raise SingletonsError(message)
+        time.sleep(settling_s(self._expected, mpi.library()))
         if "auto" in (self._config.slots, self._config.manager_slots) or self._config.bind != "none":
             shared = mpi.share_on_node(world, (world.rank, os.sched_getaffinity(0)))
             self._masks = [mask for _, mask in shared]

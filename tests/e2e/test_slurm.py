@@ -100,9 +100,9 @@ def worlds(site: Site) -> str:
     return "\n".join(
         [
             site.world("-N4 -n4"),  # a rank per node
-            site.world("-N2 -n4 --ntasks-per-node=2"),  # two
-            site.world("-N2 -n2", before="taskset -c 0"),  # ranks that were granted one core
-            site.world("-N2 -n2", "--slots 3 --manager-slots 2"),
+            site.world("-N2 -n4 --ntasks-per-node=2 -w node1,node2"),  # two
+            site.world("-N2 -n2 -w node1,node2", before="taskset -c 0"),  # ranks that were granted one core
+            site.world("-N2 -n2 -w node1,node2", "--slots 3 --manager-slots 2"),
         ]
     )
 

@@ -18,7 +18,7 @@ from exex.protocol import context
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Kind, Outcome
 from exex.worker import bash, execute
-from exex.worker.context import STOP_SIGNAL, Place, TaskContext, TaskStopped
+from exex.worker.context import STOP_SIGNAL, Place, Stop, TaskContext, TaskStopped
 
 PLACE = Place(3, "nid00012")
 TASK = (5 << CLIENT_SHIFT) + 7
@@ -552,13 +552,10 @@ def test_a_bash_that_closes_its_stderr():
 
 
 @pytest.mark.parametrize("to_file", [True, False])
-def test_a_stopped_bash_may_clean_up(tmp_path, to_file):
+def test_a_stopped_bash_may_clean_up(tmp_path, to_file, monkeypatch):
     """The template sends SIGTERM to bash and the stop signal to us; we wait until bash has done what its trap says."""
     fifo, done = str(tmp_path / "fifo"), tmp_path / "done"
     os.mkfifo(fifo)
-
-    def stop(number, frame):
-        raise TaskStopped
 
     def signal_both():
         with open(fifo) as started:
@@ -566,7 +563,8 @@ def test_a_stopped_bash_may_clean_up(tmp_path, to_file):
         os.kill(pid, signal.SIGTERM)
         os.kill(os.getpid(), STOP_SIGNAL)
 
-    before = signal.signal(STOP_SIGNAL, stop)
+    monkeypatch.setattr(bash, "stop", Stop())  # as in a task process: it raises nothing before bash can be waited for
+    before = signal.signal(STOP_SIGNAL, bash.stop.on_signal)
     thread = threading.Thread(target=signal_both)
     thread.start()
     options = {"stderr": (str(tmp_path / "err"), "w")} if to_file else None
