@@ -73,15 +73,65 @@ def options() -> str:
 
 
 def task_variables() -> str:
-    """The table of variables that a bash app finds."""
+    """The table of variables that tasks find."""
     from exex.config import INTERNAL_VARIABLES
 
-    rows = ["| variable | meaning |", "|---|---|"]
+    tasks = {"set for a bash app": "a bash app", "set for a task that asks for resources": "a task that asks for resources"}
+    rows = ["| variable | set for | meaning |", "|---|---|---|"]
     for name, text in INTERNAL_VARIABLES.items():
         who, _, meaning = text.partition(": ")
-        if who == "set for a bash app":
-            rows.append(f"| `{name}` | {meaning} |")
+        if who in tasks:
+            rows.append(f"| `{name}` | {tasks[who]} | {meaning} |")
     return "\n".join(rows)
+
+
+# ---- launchers.md ----
+
+
+def launchers() -> str:
+    """The table of launchers."""
+    from exex.launch.launcher_list import launcher_rows
+
+    heads, *rows = launcher_rows({"HOME": "/nonexistent"})
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
+
+
+def launcher_fields() -> str:
+    """The table of fields of words."""
+    from exex.launch.word_lines import VALUES
+
+    return "\n".join(["| field | stands for |", "|---|---|", *(f"| `{{{name}}}` | {text} |" for name, text in VALUES.items())])
+
+
+def launcher_conditions() -> str:
+    """The table of conditions besides fields."""
+    from exex.launch.word_lines import FLAGS
+
+    return "\n".join(["| condition | holds if |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in FLAGS.items())])
+
+
+# ---- job-scripts.md, machines.md ----
+
+
+def job_options() -> str:
+    """The table of options of `exex jobscript`."""
+    from exex.launch.job import OPTIONS
+
+    rows = ["| option | what it says |", "|---|---|"]
+    for option in OPTIONS:
+        metavar = option.metavar.replace("|", "\\|")
+        again = " May be given several times." if option.is_list else ""
+        rows.append(f"| `{option.option} {metavar}` | {option.help}{again} |")
+    return "\n".join(rows)
+
+
+def machines() -> str:
+    """The table of machines."""
+    from exex.launch.machine_text import machine_rows
+
+    head, *rows = machine_rows({"HOME": "/nobody"})
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *(f"| {' | '.join([f'`{row[0]}`', *row[1:]])} |" for row in rows)])
 
 
 # ---- all ----
@@ -93,10 +143,18 @@ PARTS = {
     "errors": errors,
     "options": options,
     "task variables": task_variables,
+    "job options": job_options,
+    "machines": machines,
+    "launchers": launchers,
+    "launcher fields": launcher_fields,
+    "launcher conditions": launcher_conditions,
 }
 DOCUMENTS = {
+    "job-scripts.md": ("job options",),
+    "machines.md": ("machines",),
     "architecture.md": ("messages", "states", "outcomes", "errors"),
     "running.md": ("options", "task variables"),
+    "launchers.md": ("launchers", "launcher fields", "launcher conditions"),
 }
 
 

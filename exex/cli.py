@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from exex.config import Config
 from exex.errors import ConfigError, ExexError
 from exex.launch.world import expected_world, task_environment
 from exex.version import __version__
+
+if TYPE_CHECKING:
+    from exex.launch.job import Job
 
 _SCRIPT_SETTINGS: dict[str, Any] = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
 _INTERRUPTED = 130
@@ -183,9 +186,10 @@ def shape(cores: int, workers: int | None, slots: int | str) -> tuple[int, int]:
     return workers, slots
 
 
-def _add(name: str, callback: Callable[..., None], params: list[click.Parameter]) -> None:
-    command = click.Command(name, callback=callback, params=params, help=callback.__doc__, context_settings=_SCRIPT_SETTINGS)
-    main.add_command(command)
+def _add(
+    name: str, callback: Callable[..., None], params: list[click.Parameter], command: type[click.Command] = click.Command
+) -> None:
+    main.add_command(command(name, callback=callback, params=params, help=callback.__doc__, context_settings=_SCRIPT_SETTINGS))
 
 
 _add(
@@ -202,6 +206,101 @@ _add(
         *_script_arguments(),
     ],
 )
+
+
+# ---- exex jobscript, exex submit, exex machines ----
+
+
+class _JobCommand(click.Command):
+    """A command with the options of a job script, which are imported when they are wanted: every rank imports this module."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Also settings of the job, but for `walltime`: the batch system's is meant."""
+        from exex.launch.job import OPTIONS
+
+        options = [click.Option([o.option, o.name], metavar=o.metavar, help=o.help, multiple=o.is_list) for o in OPTIONS]
+        settings = [option for option in _config_options() if option.name != "walltime"]
+        return [*self.params, *options, *settings, *_script_arguments(), *super().get_params(ctx)[len(self.params) :]]
+
+
+@contextlib.contextmanager
+def _job_errors(command: str) -> Iterator[None]:
+    try:
+        yield
+    except ExexError as error:
+        print(f"exex {command}: {error}", file=sys.stderr)
+        sys.exit(_USAGE if isinstance(error, ConfigError) else 1)
+
+
+def _plan(params: dict[str, Any]) -> Job:
+    """The job that `params` ask for."""
+    from exex.launch.job import OPTIONS, plan_job, variables
+    from exex.launch.machines import load_machine
+
+    values = {entry.name: params.pop(entry.name) for entry in OPTIONS}
+    if values["machine"] is None:
+        raise ConfigError("--machine is missing; `exex machines` lists them")
+    config, words = _take_config({**params, "walltime": None}, variables(values))
+    script_args = [params["script"], *params["args"]]
+    machine = load_machine(values["machine"], os.environ)
+    return plan_job(machine, values, config=config, words=words, script_args=script_args, python=sys.executable)
+
+
+def _jobscript_command(**params: Any) -> None:
+    """Print the job script that runs SCRIPT on a machine.
+
+    Options stand before SCRIPT; what follows it is the script's own.
+    """
+    from exex.launch.submit import make_script
+
+    with _job_errors("jobscript"):
+        print(make_script(_plan(params), os.environ), end="")
+
+
+def _submit_command(dry_run: bool, **params: Any) -> None:
+    """Submit a job that runs SCRIPT, and print its id.
+
+    The job script is kept in the current directory. Options stand before SCRIPT; what follows it is the script's own.
+    """
+    from exex.launch import submit
+
+    with _job_errors("submit"):
+        _check_script(params["script"])
+        job = _plan(params)
+        script = submit.make_script(job, os.environ)
+        if dry_run:
+            print(f"{script}\n# {job.machine.system.submit} {job.name}.sh")
+            return
+        path = submit.keep_script(script, job.name, os.getcwd())
+        print(f"exex submit: the job script is {path}", file=sys.stderr)
+        print(submit.submit(job.machine.system, path, os.environ))
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def machines(context: click.Context) -> None:
+    """List the machines that job scripts can be made for."""
+    if context.invoked_subcommand is None:
+        from exex.launch.machine_text import machines_table
+
+        with _job_errors("machines"):
+            print(machines_table(os.environ))
+
+
+@machines.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Show all that is known of the machine NAME: nodes, queues, settings."""
+    from exex.launch.machine_text import machine_text
+    from exex.launch.machines import load_machine
+
+    with _job_errors("machines"):
+        print(machine_text(load_machine(name, os.environ)))
+
+
+_DRY_RUN = click.Option(["--dry-run"], is_flag=True, help="Print the job script and the command, and submit nothing.")
+_add("jobscript", _jobscript_command, [], _JobCommand)
+_add("submit", _submit_command, [_DRY_RUN], _JobCommand)
 
 
 # ---- exex journal ----

@@ -22,12 +22,16 @@ PREFIX = "EXEX_"
 INTERNAL_VARIABLES = {
     "EXEX_CONFIG": "the TOML file, as --config",
     "EXEX_GUARD": "set in all processes of a job: whose they are, so that none outlives it",
-    "EXEX_JOB_DIR": "set by `exex run` for its job: the directory of the job's socket and status",
+    "EXEX_JOB_DIR": "set by `exex run` and by job scripts for their job: the directory of the job's socket and status",
+    "EXEX_CHAIN": "set by a job script for the next job of its chain: how many may follow that one",
     "EXEX_TTY": "set by `exex run` for its job: the terminal for the progress line",
     "EXEX_TASK_ID": "set for a bash app: the number of the task",
     "EXEX_ATTEMPT": "set for a bash app: the attempt, from 1",
     "EXEX_RANK": "set for a bash app: the rank of its worker",
     "EXEX_NODE": "set for a bash app: the host name of its worker",
+    "EXEX_GRANTED_CORES": "set for a task that asks for resources: how many cores it has, on this node",
+    "EXEX_GRANTED_GPUS": "set for a task that asks for resources: names of its accelerators on this node, with commas",
+    "EXEX_GRANTED_NODES": "set for a task that asks for resources: host names of its nodes, this one first, with commas",
 }
 """Names that start with `EXEX_` and are no fields of `Config`."""
 
@@ -89,6 +93,26 @@ class Config:
 
     slots: int | Literal["auto"] = _setting(
         "auto", "int", "Single-core tasks that a worker rank runs at once; auto: the cores granted to the rank.", 1, ("auto",)
+    )
+    manager_slots: int | Literal["auto"] = _setting(
+        "auto",
+        "int",
+        "Single-core tasks that rank 0 of a larger world runs beside the manager; auto: none where it shares its node with other "
+        "ranks, else the cores granted to it less one.",
+        0,
+        ("auto",),
+    )
+    bind: Literal["auto", "cores", "none"] = _setting(
+        "auto",
+        "text",
+        "cores: each slot is bound to CPUs of its own. auto: where the launcher gave each rank CPUs of its own. none: nowhere.",
+        choices=("auto", "cores", "none"),
+    )
+    gpus: str = _setting(
+        "auto", "text", "Accelerators of each node, by the names that mask them: 0,1,2,3; auto: those that are found; none."
+    )
+    gpu_variable: str = _setting(
+        "auto", "text", "Variable that masks accelerators; auto: CUDA_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES or ZE_AFFINITY_MASK."
     )
     isolation: Literal["process", "none"] = _setting(
         "process",

@@ -3,15 +3,16 @@
 It never touches MPI and has no threads, so it may fork at any time. It does nothing but outlive the others: it reaps
 them, passes signals on to the client, replaces a dead template, gives up on a start that takes too long, and ends with
 the job's own status. A launcher judges a rank by this process: when a worker rank dies, or hangs for so long that it must
-be killed, its guard tells the manager, ends as if nothing had happened, and the job goes on.
+be killed, its guard tells that of rank 0, ends as if nothing had happened, and the job goes on. When rank 0 dies, its guard
+tells all others to end.
 
 Between guard and rank goes a socket of JSON messages, `{"op": ...}`:
 
-rank -> guard: `initialising` (about to call MPI_Init), `watch` (MPI is up: how long the rank may hang, where to report
-its death, its shared memory), `ready` (handshake passed), `alive` (it turns), `client` (start the workflow's process),
-`status` (end with this status).
+rank -> guard: `initialising` (about to call MPI_Init), `watch` (MPI is up: its number, how long it may hang, where the guards
+meet, its shared memory), `ready` (handshake passed), `alive` (it turns), `client` (start the workflow's process), `status` (end
+with this status; `orderly`: everybody was told).
 guard -> rank: `client-exited` (status), `notice` (a signal that announces the end of the job), `template` (a new one; its
-socket comes along as a descriptor).
+socket comes along as a descriptor), `died` (another rank has, and how).
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from exex.launch.job_dir import is_held_in_foreground
 from exex.launch.leftovers import note_shared_memory, remove_shared_memory
 from exex.reaper import Reaper
-from exex.transport.alarm import Address, Death, raise_alarm
+from exex.transport.alarm import Alarm, Host, Kind, Meeting, Note
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -54,6 +56,7 @@ class RankRole:
 
     control: Control
     template: socket.socket
+    alarm_port: int  # of its guard
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,14 @@ class Control:
         """The socket."""
         return self._socket.fileno()
 
-    def send(self, op: str, fd: int | None = None, **fields: Any) -> None:
-        """Send a message; one that nobody reads any more is lost."""
+    def send(self, op: str, fd: int | None = None, **fields: Any) -> bool:
+        """Send a message. False if it is lost: nobody reads any more, or for too long."""
         data = json.dumps({"op": op, **fields}).encode()
         try:
             socket.send_fds(self._socket, [data], [] if fd is None else [fd])
-        except (BrokenPipeError, ConnectionError):
-            pass
+        except (BlockingIOError, ConnectionError):
+            return False
+        return True
 
     def receive(self) -> dict[str, Any] | None:
         """The next message, with `"fd"` if a descriptor came along; `{"op": "gone"}` at the end; None for now."""
@@ -160,9 +164,8 @@ class Guard:
         self._others_wait = True
         self._client_may_speak = False  # its manager died without a word
         self._in_mpi_init = False
-        self._alarm: Address | None = None
-        self._death: Death | None = None
-        self._rank_number = 0
+        self._orderly = False
+        self._death: int | None = None  # how the rank ended, to be told to the first guard
         self._limit_s = 0.0
         self._alive_s = self._turned_s = time.monotonic()
         self._shared: list[str] = []
@@ -176,6 +179,7 @@ class Guard:
             libc.mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
             libc.mallopt(_M_TRIM_THRESHOLD, KEPT_HEAP_BYTES)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._alarm = Alarm()
         rank_end = self._start_template()
         guard = os.getpid()
         sys.stdout.flush()
@@ -184,10 +188,11 @@ class Guard:
         if self._rank == 0:
             die_with_parent(guard)
             ours.close()
+            self._alarm.close()
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what the launcher feeds in is for the client
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
                 signal.signal(number, signal.SIG_IGN)  # Hydra sends SIGUSR1 to the others when a rank dies
-            return RankRole(Control(theirs), rank_end)
+            return RankRole(Control(theirs), rank_end, self._alarm.port)
         theirs.close()
         rank_end.close()
         self._control = Control(ours)
@@ -204,6 +209,7 @@ class Guard:
         if self._template == 0:
             try:
                 rank_end.close()
+                self._alarm.close()
                 _default_signals()
                 die_with_parent(guard)
                 self._template_main(template_end)
@@ -246,30 +252,21 @@ class Guard:
         for number in _WATCHED:
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(wake_write)
-        selector = selectors.DefaultSelector()
-        selector.register(wake_read, selectors.EVENT_READ)
-        selector.register(self._control.fileno(), selectors.EVENT_READ)
-        listening = True
+        self._selector = selectors.DefaultSelector()
+        for fd in (wake_read, self._control.fileno(), self._alarm.fileno()):
+            self._selector.register(fd, selectors.EVENT_READ)
         self._reap()
         while self._rank:
-            for key, _ in selector.select(self._patience_s()):
+            for key, _ in self._selector.select(self._patience_s()):
                 if key.fd == wake_read:
                     self._on_signals(os.read(wake_read, 512))
-                    continue
-                while listening and (message := self._control.receive()):
-                    if message["op"] == "client":
-                        if self._start_client(message):
-                            signal.set_wakeup_fd(-1)
-                            selector.close()
-                            self._control.close()
-                            return ClientRole(message)
-                        os.close(message["fd"])
-                    elif message["op"] == "gone":
-                        selector.unregister(self._control.fileno())
-                        listening = False
-                    else:
-                        self._on_message(message)
+                elif key.fd == self._alarm.fileno():
+                    for note, sender in self._alarm.receive():
+                        self._on_note(note, sender)
+                elif (client := self._from_rank()) is not None:
+                    return client
             self._see_if_rank_hangs()
+            self._alarm.tend(time.monotonic())
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 says_it = self._is_first or not self._in_mpi_init  # one of those that wait for others says it for all
                 if self._deadline_says and says_it:
@@ -282,9 +279,28 @@ class Guard:
             others_wait = True
         return GuardRole(status, others_wait=bool(status) and others_wait)
 
+    def _from_rank(self) -> ClientRole | None:
+        """Take what the rank has said; in the client that it has asked for, its role."""
+        while message := self._control.receive():
+            if message["op"] == "client":
+                if self._start_client(message):
+                    signal.set_wakeup_fd(-1)
+                    self._selector.close()
+                    self._control.close()
+                    self._alarm.close()
+                    return ClientRole(message)
+                os.close(message["fd"])
+            elif message["op"] == "gone":
+                self._selector.unregister(self._control.fileno())
+                break
+            else:
+                self._on_message(message)
+        return None
+
     def _patience_s(self) -> float | None:
         """How long to wait for what happens next."""
-        waits = [] if self._deadline is None else [max(0.0, self._deadline - time.monotonic())]
+        now_s = time.monotonic()
+        waits = [max(0.0, until - now_s) for until in (self._deadline, self._alarm.next_s()) if until is not None]
         if self._limit_s and self._ready:
             waits.append(self._limit_s / 10)
         return min(waits, default=None)
@@ -308,10 +324,8 @@ class Guard:
             self._shared = message["shared"]
             note_shared_memory(os.environ, self._shared)
             self._reaper.note_shared_memory(self._shared)
-            if message["alarm"]:
-                address = message["alarm"]
-                self._alarm = Address(address["host"], address["port"], bytes.fromhex(address["key"]))
-                self._rank_number = int(message["rank"])
+            meeting = Meeting(tuple(message["hosts"]), message["port"], bytes.fromhex(message["key"]), message["ranks"])
+            self._alarm.join(meeting, int(message["rank"]), time.monotonic())
         elif message["op"] == "alive":
             self._alive_s = time.monotonic()
         elif message["op"] == "ready":
@@ -321,7 +335,17 @@ class Guard:
         elif message["op"] == "status":
             self._status = int(message["status"])
             self._others_wait = message.get("others_wait", False)
+            self._orderly = message.get("orderly", False)
             self._set_deadline(self._stop_s, "did not end in time after the job had ended")
+
+    def _on_note(self, note: Note, sender: Host) -> None:
+        if note.kind == Kind.DIED and not self._control.send("died", rank=note.rank, code=note.code):
+            return  # it will be told again
+        self._alarm.confirm(note, sender)
+        if note.kind == Kind.END:
+            self._status = self._status or note.code
+            self._others_wait = False  # they hear it from the first one, too
+            self._set_deadline(0, "")
 
     def _on_signals(self, numbers: bytes) -> None:
         for number in numbers:
@@ -375,8 +399,8 @@ class Guard:
         self._rank = 0
         while (message := self._control.receive()) and message["op"] != "gone":
             self._on_message(message)  # its last words may not have been read yet
-        if self._alarm and self._ready and (self._status or self._status is None):
-            self._death = Death(self._rank_number, code)  # told once its tasks are dead, too
+        if self._alarm.rank > 0 and self._ready and (self._status or self._status is None):
+            self._death = code  # told once its tasks are dead, too
             self._status = 0
         elif self._status is None:
             self._status = code if code > 0 else 1
@@ -398,11 +422,14 @@ class Guard:
             if pid:
                 os.kill(pid, signal.SIGKILL)
         kill_descendants()
-        if self._alarm and self._death:
-            raise_alarm(self._alarm, self._death)
+        status = 1 if self._status is None else self._status
+        if self._death is not None:
+            self._alarm.tell_death(self._death)
+        elif self._alarm.rank == 0 and not self._orderly:
+            self._alarm.tell_end(status)
         remove_shared_memory(self._shared)
         self._reaper.dismiss()
-        return 1 if self._status is None else self._status
+        return status
 
 
 START_HINT = (
@@ -458,28 +485,3 @@ def how_it_ended(code: int) -> str:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"was killed by signal {-code}"
-
-
-def is_held_in_foreground(environment: Mapping[str, str]) -> bool:
-    """Whether an `exex run` on this node waits for the job."""
-    directory = environment.get("EXEX_JOB_DIR")
-    return bool(directory) and os.path.exists(os.path.join(directory or "", "job.sock"))
-
-
-def status_is_written(environment: Mapping[str, str]) -> bool:
-    """Whether `exex run` knows the status already: then a launcher that hears of success has nothing to complain of."""
-    directory = environment.get("EXEX_JOB_DIR")
-    return bool(directory) and os.path.exists(os.path.join(directory or "", "status"))
-
-
-def write_status(environment: Mapping[str, str], status: int) -> None:
-    """Leave the job's status for `exex run`, which cannot trust the launcher's."""
-    directory = environment.get("EXEX_JOB_DIR")
-    if not directory:
-        return
-    try:
-        with open(os.path.join(directory, "status.new"), "w") as file:
-            file.write(f"{status}\n")
-        os.replace(os.path.join(directory, "status.new"), os.path.join(directory, "status"))
-    except OSError as error:
-        print(f"exex: cannot write the job's status to {directory}: {error}", file=sys.stderr)

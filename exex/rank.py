@@ -9,20 +9,22 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from exex.config import Config, parse_duration
 from exex.errors import ExexError, JournalError, StartError
-from exex.guard import RankRole, how_it_ended, write_status
-from exex.launch import allocation
+from exex.guard import RankRole, how_it_ended
+from exex.launch import allocation, equipment
 from exex.launch.deadline import find_end_s, reserve_s
+from exex.launch.job_dir import clear_status, write_status
 from exex.launch.leftovers import shared_memory
-from exex.launch.world import ExpectedWorld, singletons_message
+from exex.launch.world import ExpectedWorld, settling_s, singletons_message
 from exex.manager.loop import OUT_OF_TIME, ManagerLoop, Settings
 from exex.manager.progress import Progress
-from exex.transport.alarm import Address, AlarmReceiver
+from exex.transport.alarm import Meeting, new_meeting
 from exex.transport.base import Link, Ranks
-from exex.transport.memory import Network
+from exex.transport.joined import OWN, JoinedRanks
 from exex.transport.stream import StreamLink
 from exex.transport.wait import Waiter
 from exex.version import __version__
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 
 _LINGER_S = 0.1
 """What the last messages may need inside the MPI library where no MPI_Finalize sees to them."""
-
-_MANAGER, _LOCAL_WORKER = 0, 1  # ends of the in-memory network in a world of one
 
 
 class SingletonsError(StartError):
@@ -54,6 +54,7 @@ class RankProcess:
     def __init__(self, role: RankRole, config: Config, script: str, expected: ExpectedWorld, began_s: float) -> None:
         self._control = role.control
         self._template_socket = role.template
+        self._alarm_port = role.alarm_port
         self._config = config
         self._script = script
         self._expected = expected
@@ -63,6 +64,7 @@ class RankProcess:
         self._waiter = Waiter()
         _raise_descriptor_limit()
         self._masks: list[set[int]] = []  # affinity of each rank on this node
+        self._neighbours: dict[int, set[int]] = {}  # the same of those that have slots, by rank
         self._broken = False
         self._reassured_s = 0.0
         self._ends_in_s: float | None = None
@@ -87,6 +89,7 @@ class RankProcess:
 
     def _main(self) -> int:
         if not self._expected.rank:
+            clear_status(os.environ)
             self._ends_in_s, self._asked_s = self._left_s(), time.monotonic()  # before MPI_Init: it may run a command
         if self._expected.launcher == "none":
             return self._alone()
@@ -101,30 +104,36 @@ class RankProcess:
         message = singletons_message(self._expected, mpi.library(), world.size)
         if message:
             raise SingletonsError(message)
-        if self._config.slots == "auto":
-            self._masks = mpi.share_on_node(world, os.sched_getaffinity(0))
+        time.sleep(settling_s(self._expected, mpi.library()))
+        if "auto" in (self._config.slots, self._config.manager_slots) or self._config.bind != "none":
+            shared = mpi.share_on_node(world, (world.rank, os.sched_getaffinity(0)))
+            self._masks = [mask for _, mask in shared]
+            self._neighbours = {rank: mask for rank, mask in shared if rank or self._first_has_slots(world.rank, world.size)}
         if world.size == 1:
             status = self._alone()
         elif world.rank == 0:
-            alarms = AlarmReceiver()
-            mpi.tell_all(world, alarms.address)
-            self._watch_me(None)
-            status = self._manage(mpi.MpiLink(world, world.size - 1), frozenset(range(1, world.size)), alarms=alarms)
+            meeting = new_meeting(self._alarm_port, world.size)
+            self._watch_me(0, meeting)  # first: its guard must know before others sign on
+            mpi.tell_all(world, meeting)
+            status = self._lead(mpi.MpiLink(world, world.size - 1), range(1, world.size), self._manager_slots())
         else:
-            self._watch_me(mpi.tell_all(world, None))
+            self._watch_me(world.rank, mpi.tell_all(world, None))
             status = self._work(world.rank, mpi.MpiLink(world, 1))
-        self._control.send("status", status=status)
+        self._control.send("status", status=status, orderly=True)
         if not self._broken:
             mpi.finish()
         return 0
 
-    def _watch_me(self, alarm: Address | None) -> None:
-        """Tell the guard how long this rank may hang, where to report its death, and which shared memory is its."""
+    def _watch_me(self, rank: int, meeting: Meeting) -> None:
+        """Tell the guard how long this rank may hang, where the guards meet, and which shared memory is its."""
         self._control.send(
             "watch",
+            rank=rank,
             limit_s=self._heartbeat_limit_s(),
-            alarm=alarm and {**alarm._asdict(), "key": alarm.key.hex()},
-            rank=self._expected.rank,
+            hosts=meeting.hosts,
+            port=meeting.port,
+            key=meeting.key.hex(),
+            ranks=meeting.ranks,
             shared=shared_memory(),
         )
 
@@ -144,18 +153,29 @@ class RankProcess:
 
     # ---- the three ways to be a rank ----
 
-    def _manage(
-        self,
-        workers: Ranks,
-        ranks: frozenset[int],
-        local: worker_loop.WorkerLoop | None = None,
-        alarms: AlarmReceiver | None = None,
-    ) -> int:
-        """Be the manager, with a worker in the same loop if `local` is given. Returns the job's status."""
+    def _alone(self) -> int:
+        """Be manager and only worker."""
+        status = self._lead(None, (), self._worker_slots())
+        self._control.send("status", status=status)
+        return status
+
+    def _lead(self, others: Ranks | None, ranks: Collection[int], slots: int) -> int:
+        """Be the manager of the `others`, and a worker in the same loop if there are slots for it. Returns the job's status."""
+        if not slots:
+            assert others is not None
+            return self._manage(others, frozenset(ranks), None)
+        joined = JoinedRanks(others)
+        inline = others is None and self._config.isolation == "none"  # else a task would stop the manager of all
+        local = self._new_worker(OWN, joined.own, slots, inline)
+        self._greet(local)
+        return self._manage(joined, frozenset((OWN, *ranks)), local)
+
+    def _manage(self, workers: Ranks, ranks: frozenset[int], local: worker_loop.WorkerLoop | None) -> int:
+        """Be the manager, with `local` in the same loop. Returns the job's status."""
         journal = self._open_journal()
         self._answered = 0
         try:
-            status = self._manage_with(journal, workers, ranks, local, alarms)
+            status = self._manage_with(journal, workers, ranks, local)
         finally:
             if journal is not None:
                 _close_journal(journal, self._answered)
@@ -163,12 +183,7 @@ class RankProcess:
         return status
 
     def _manage_with(
-        self,
-        journal: Journal | None,
-        workers: Ranks,
-        ranks: frozenset[int],
-        local: worker_loop.WorkerLoop | None,
-        alarms: AlarmReceiver | None,
+        self, journal: Journal | None, workers: Ranks, ranks: frozenset[int], local: worker_loop.WorkerLoop | None
     ) -> int:
         run_dir = _new_run_dir(self._config.run_dir)
         progress = Progress() if self._config.progress else None
@@ -181,7 +196,8 @@ class RankProcess:
             start_timeout_s=self._config.start_timeout_s,
             stop_timeout_s=self._config.stop_timeout_s,
             prefetch_s=self._config.prefetch_s,
-            heartbeat_limit_s=0.0 if local else self._heartbeat_limit_s(),
+            heartbeat_limit_s=self._heartbeat_limit_s(),
+            own=OWN if local else None,
             memory_bytes=self._config.cache_bytes,
             detach=self._config.detach_on_client_exit,
         )
@@ -192,14 +208,11 @@ class RankProcess:
             loop.state.memo.preload(journal.load(self._config.cache_bytes))
             journal.start()
             self._waiter.watch(journal.fileno())
-        if local is None:
-            self._waiter.watch_link(workers)
+        self._waiter.watch_link(workers)
         clients = self._start_client()
         loop.listen(clients)
-        if alarms is not None:
-            self._waiter.watch(alarms.fileno())
         try:
-            status = self._turn(loop, local, clients, alarms)
+            status = self._turn(loop, local, clients)
         finally:
             self._answered = loop.state.memo.answered
         self._broken = bool(loop.error or loop.lost)
@@ -229,9 +242,7 @@ class RankProcess:
         self._waiter.watch_link(link)
         return link
 
-    def _turn(
-        self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None, clients: StreamLink, alarms: AlarmReceiver | None
-    ) -> int:
+    def _turn(self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None, clients: StreamLink) -> int:
         """Turn until all is over; returns the job's status."""
         self._waiter.watch(self._control.fileno())
         client_status: int | None = None
@@ -243,18 +254,19 @@ class RankProcess:
             watching = watching and not self._is_cut_off(clients)
             pause_s = loop.next_s()
             self._reassure_guard()
-            if alarms is not None and alarms.fileno() in ready:
-                traffic |= _take_alarms(loop, alarms)
-            if local is not None and not local.stopped:
-                traffic |= local.turn(ready)
-                pause_s = min(pause_s, local.next_s())
             for message in self._from_guard(local, ready):
                 if message["op"] == "notice":
                     self._on_notice(loop, signal.Signals(message["signal"]))
+                elif message["op"] == "died":
+                    loop.lose_worker(message["rank"], how_it_ended(message["code"]))
+                    traffic = True
                 else:
                     client_status = int(message["status"])
             if client_status is not None:
                 self._end_after_client(loop)
+            if local is not None and not local.stopped:  # last: what it is told is there at once
+                traffic |= local.turn(ready)
+                pause_s = min(pause_s, local.next_s())
             if loop.finished:
                 if client_status is not None:
                     return OUT_OF_TIME if loop.out_of_time else client_status or (1 if loop.error else 0)
@@ -309,9 +321,8 @@ class RankProcess:
     def _work(self, rank: int, link: Link) -> int:
         """Be a worker; returns 0 after an orderly end."""
         self._waiter.watch_link(link)
-        loop = self._new_worker(rank, link)
-        error = loop.await_template(self._config.start_timeout_s)
-        loop.hello(__version__, platform.python_version(), error, self._times_s)
+        loop = self._new_worker(rank, link, self._worker_slots(), self._config.isolation == "none")
+        self._greet(loop)
         self._control.send("ready")
         self._waiter.watch(self._control.fileno())
 
@@ -329,7 +340,7 @@ class RankProcess:
         if self._control.fileno() not in ready:
             return for_manager
         while (message := self._control.receive()) is not None:
-            if message["op"] in ("client-exited", "notice"):
+            if message["op"] in ("client-exited", "notice", "died"):
                 for_manager.append(message)
             elif message["op"] == "template":
                 sock = socket.socket(fileno=message["fd"])
@@ -342,38 +353,58 @@ class RankProcess:
                 raise StartError("the guard is gone")
         return for_manager
 
-    def _alone(self) -> int:
-        """Be manager and worker in one loop."""
-        network = Network()
-        manager, worker = network.end(_MANAGER), network.end(_LOCAL_WORKER)
-        loop = self._new_worker(0, worker)
-        error = loop.await_template(self._config.start_timeout_s)
-        loop.hello(__version__, platform.python_version(), error, self._times_s)
-        status = self._manage(manager, frozenset((_LOCAL_WORKER,)), loop)
-        self._control.send("status", status=status)
-        return status
+    def _worker_slots(self) -> int:
+        if isinstance(self._config.slots, int):
+            return self._config.slots
+        return allocation.auto_slots(os.sched_getaffinity(0), max(1, len(self._masks)), self._masks)
 
-    def _new_worker(self, rank: int, link: Link) -> worker_loop.WorkerLoop:
+    def _first_has_slots(self, rank: int, size: int) -> bool:
+        """Whether rank 0, if it is on the node of `rank`, runs tasks there."""
+        if size == 1 or self._config.manager_slots != "auto":
+            return size == 1 or self._config.manager_slots != 0
+        return rank == 0 and self._manager_slots() > 0  # alone on its node
+
+    def _manager_slots(self) -> int:
         config = self._config
-        if isinstance(config.slots, int):
-            slots = config.slots
-        else:
-            slots = allocation.auto_slots(os.sched_getaffinity(0), max(1, len(self._masks)), self._masks)
+        if isinstance(config.manager_slots, int):
+            return config.manager_slots
+        most = config.slots if isinstance(config.slots, int) else None
+        return allocation.manager_slots(os.sched_getaffinity(0), len(self._masks), most)
+
+    def _greet(self, worker: worker_loop.WorkerLoop) -> None:
+        """Wait for the template, and say Hello."""
+        error = worker.await_template(self._config.start_timeout_s)
+        worker.hello(__version__, platform.python_version(), error, self._times_s)
+
+    def _new_worker(self, rank: int, link: Link, slots: int, inline: bool) -> worker_loop.WorkerLoop:
+        config = self._config
+        found = self._equipment(rank, slots)
         template = self._begin(Template(self._template_socket), rank)
-        inline = config.isolation == "none"
         place = Place(rank, self._node)
-        beat_s, limit_s = (self._beat_s(), self._heartbeat_limit_s()) if rank else (0.0, 0.0)
+        beat_s, limit_s = (self._beat_s(), self._heartbeat_limit_s()) if rank != OWN else (0.0, 0.0)
         return worker_loop.WorkerLoop(
             place,
             slots,
             link,
             template,
             self._waiter,
+            equipment=found,
             grace_s=config.grace_s,
             inline=inline,
             tasks_per_process=config.tasks_per_process if isinstance(config.tasks_per_process, int) else 0,
             beat_s=beat_s,
             limit_s=limit_s,
+        )
+
+    def _equipment(self, rank: int, slots: int) -> worker_loop.Equipment:
+        """What the tasks of this rank may use of its node."""
+        config, cpus = self._config, os.sched_getaffinity(0)
+        is_granted = bool(allocation.find_allocation(os.environ).batch_system) or cpus < equipment.read_all_cpus()
+        siblings = equipment.read_siblings(cpus)
+        return worker_loop.Equipment(
+            equipment.slot_cores(config.bind, slots, cpus, self._neighbours, rank, is_granted, siblings),
+            equipment.read_memory(os.environ),
+            equipment.find_gpus(config.gpus, os.environ, equipment.nvidia_files()),
         )
 
     def _begin(self, template: Template, rank: int) -> Template:
@@ -385,16 +416,9 @@ class RankProcess:
             rank=rank,
             node=self._node,
             script=self._script,
+            gpu_variable=equipment.find_gpu_variable(self._config.gpu_variable, os.environ),
         )
         return template
-
-
-def _take_alarms(loop: ManagerLoop, alarms: AlarmReceiver) -> bool:
-    heard = False
-    while death := alarms.receive():
-        loop.lose_worker(death.rank, how_it_ended(death.code))
-        heard = True
-    return heard
 
 
 def _close_journal(journal: Journal, answered: int) -> None:

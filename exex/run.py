@@ -15,7 +15,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one process of the job. Returns its exit status."""
     began_s = time.monotonic()
     from exex import cli
-    from exex.guard import ClientRole, Guard, GuardRole, end_the_world, status_is_written
+    from exex.guard import ClientRole, Guard, GuardRole, end_the_world
+    from exex.launch.job_dir import status_is_written
     from exex.launch.world import expected_world, inherited_fds_to_close, task_environment
     from exex.reaper import TAG, Reaper
 
@@ -48,8 +49,10 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(role, ClientRole):
         from exex.client import script as client_script
         from exex.launch.foreground import take_stdio
+        from exex.launch.notices import NOTICES, pass_over
 
-        take_stdio(os.environ)
+        if not take_stdio(os.environ):  # `exex run` ends the script by SIGTERM; else all of this is for the guard
+            pass_over(NOTICES)
         for fd in launcher_fds:
             try:
                 os.close(fd)

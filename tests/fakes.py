@@ -69,7 +69,9 @@ class FakeManager(threading.Thread):
         ran: numbers of the tasks that were run, in order.
     """
 
-    def __init__(self, slots: int = 2, batch: int = 1000, version: str = __version__, run_dir: str = "/runs/000") -> None:
+    def __init__(
+        self, slots: int = 2, batch: int = 1000, version: str = __version__, run_dir: str = "/runs/000", nodes: Any = ()
+    ) -> None:
         super().__init__(daemon=True)
         self.received: list[Any] = []
         self.complaints: list[str] = []
@@ -77,6 +79,7 @@ class FakeManager(threading.Thread):
         self.ran: list[int] = []
         self.finished = threading.Event()
         self._slots, self._batch, self._version, self._run_dir = slots, batch, version, run_dir
+        self._nodes = list(nodes)
         self._ours, theirs = socket.socketpair()
         self.client_link = StreamLink(theirs)
         self._link = StreamLink(self._ours)
@@ -179,7 +182,7 @@ class FakeManager(threading.Thread):
     def _on(self, message: Any) -> None:
         if isinstance(message, Attach):
             self._send(
-                Welcome(version=self._version, client=0, manager_pid=4711, workers=1, slots=self._slots, run_dir=self._run_dir)
+                Welcome(self._version, 0, 4711, 1, self._slots, self._run_dir, self._nodes)
             )
         elif isinstance(message, Submit):
             self._on_submit(message)

@@ -17,7 +17,7 @@ LIMIT_S = 100.0
 
 
 def _hear_interrupts() -> None:
-    """A test run in the background inherits an ignored SIGINT, and would hand it on."""
+    """What runs in the background (`python -m tests.endurance &`) inherits an ignored SIGINT, and would hand it on."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

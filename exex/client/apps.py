@@ -21,6 +21,7 @@ from exex.client.keys import KeyMaker
 from exex.client.options import NO_OPTIONS, SPECIAL, AppOptions, Parameters, Request, Rules, auto_log_path, check_decorator
 from exex.client.outcomes import Call
 from exex.client.promises import dump_call, promise
+from exex.client.resources import Resources, check_possible
 from exex.client.retries import RetryHandler
 from exex.client.session import Session
 from exex.errors import ConfigError
@@ -44,7 +45,7 @@ class App:
         functools.update_wrapper(self, function)
         self._function = function
         self._options = options
-        self._default_rules: Rules = (options.retries, options.priority, options.walltime, options.memory)
+        self._default_rules = options.rules()
         self._call: Call | None = None  # set when calls without special arguments need no second look
         self._cached_call: Call | None = None  # the same, for cache=True
         self._key_maker: KeyMaker | None = None
@@ -81,7 +82,7 @@ class App:
             return cached.proxy.submit_cached(cached, args, kwargs, self._key_maker)  # type: ignore[no-any-return]
         current = session.current(f"app {self.__name__}")
         options, proxy = self._options, current.proxy
-        is_plain = self._parameters.plain and options.cwd is None and options.env is None
+        is_plain = self._parameters.plain and not options.surround()
         if is_plain and SPECIAL.isdisjoint(kwargs):
             call = self._bind(current, self._default_rules)
             if options.cache:
@@ -98,6 +99,8 @@ class App:
         if options.cache:
             key = self._get_key_maker().make(args, kwargs, needs, request.options, request.files)
         future = proxy.new_future(call, payload, needs, tid, key)
+        if request.near is not None:
+            proxy.outbox.affinity[future._tid] = request.near._tid
         _furnish(future, request)
         proxy.send(future)
         return future
@@ -136,11 +139,11 @@ class App:
             self._key_maker = KeyMaker(self.__name__, self._function, self.kind, options.version, options.ignore_for_cache)
         return self._key_maker
 
-    def _register(self, current: Session, rules: tuple[int, int, float | None, int | None]) -> int:
+    def _register(self, current: Session, rules: tuple[int, int, float | None, int | None, Resources]) -> int:
         if self._pickled is None:
             self._pickled = payloads.dump_function(self._function)
         digest, payload = self._pickled
-        retries, priority, walltime_s, memory_bytes = rules
+        retries, priority, walltime_s, memory_bytes, resources = rules
         spec = AppSpec(
             app=0,
             name=self.__name__,
@@ -151,7 +154,9 @@ class App:
             asks=(self._options.retry_handler or current.settings.retry_handler) is not None,
             walltime_s=walltime_s,
             memory_bytes=memory_bytes,
+            **resources._asdict(),
         )
+        check_possible(spec, current.proxy.welcome.nodes)
         return current.proxy.outbox.register(spec, payload)
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
@@ -191,9 +196,11 @@ class JoinApp(App):
     def _call_carefully(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AppFuture:
         current = session.current(f"join_app {self.__name__}")
         _, request = self._read(current, args, kwargs)
-        limits = [name for name, limit in zip(("walltime", "memory"), request.rules[2:]) if limit is not None]
+        limits = [name for name, limit in zip(("walltime", "memory"), request.rules[2:4]) if limit is not None]
+        limits += [name for name, asked in request.rules[4]._asdict().items() if asked]
+        limits += ["affinity"] if request.near is not None else []
         if request.options or limits:
-            names = sorted(request.options or {}) or limits
+            names = sorted(set(request.options or {}) - {"threads", "mpi"}) or limits
             raise TypeError(f"join_app {self.__name__} runs in the client, so it cannot have {', '.join(names)}")
         call = self._bind(current, request.rules)
         arguments = Arguments(request.args, request.kwargs)
@@ -203,7 +210,7 @@ class JoinApp(App):
         Join(future, self._function, current.run_join).start(arguments, hidden)
         return future
 
-    def _register(self, current: Session, rules: tuple[int, int, float | None, int | None]) -> int:
+    def _register(self, current: Session, rules: tuple[int, int, float | None, int | None, Resources]) -> int:
         return -1  # the manager never hears of the function
 
 
@@ -264,6 +271,10 @@ def python_app(
     env: dict[str, str] | None = None,
     memory: int | None = None,
     version: Any = None,
+    cores: int | None = None,
+    gpus: int | None = None,
+    nodes: int | None = None,
+    exclusive: bool | None = None,
 ) -> Any:
     """Decorator, with or without arguments: calls of the function become tasks.
 
@@ -281,13 +292,20 @@ def python_app(
         walltime: limit of one attempt in seconds; the attempt is stopped then, with all that it has started.
         cwd: working directory of the task.
         env: environment variables for the task, beside those it has.
-        memory: limit of one attempt in bytes, for the task and all that it has started together.
+        memory: limit of one attempt in bytes, for the task and all that it has started together; its node must have so much.
         version: part of what makes calls equal: change it when something has changed that exex does not see.
+        cores: slots of one node that the task holds; with `nodes`, of each of them. None for one, with `nodes` for all.
+        gpus: accelerators that the task has for itself, on each of its nodes.
+        nodes: how many nodes the task holds, for a program of several processes that it starts; None for a part of one.
+        exclusive: nobody else on its nodes.
 
     Raises:
         ConfigError, TypeError, ValueError: arguments that cannot be used.
     """
-    options = AppOptions(retries, retry_handler, priority, walltime, cwd, env, memory, cache, version)
+    options = AppOptions(
+        retries, retry_handler, priority, walltime, cwd, env, memory, cache, version,
+        cores=cores, gpus=gpus, nodes=nodes, exclusive=exclusive,
+    )  # fmt: skip
     return _decorate(PythonApp, function, options, data_flow_kernel, ignore_for_cache)
 
 
@@ -306,9 +324,16 @@ def bash_app(
     env: dict[str, str] | None = None,
     memory: int | None = None,
     version: Any = None,
+    cores: int | None = None,
+    gpus: int | None = None,
+    nodes: int | None = None,
+    exclusive: bool | None = None,
 ) -> Any:
     """Decorator as `python_app`, for functions that return a command line, which the task then runs under bash."""
-    options = AppOptions(retries, retry_handler, priority, walltime, cwd, env, memory, cache, version)
+    options = AppOptions(
+        retries, retry_handler, priority, walltime, cwd, env, memory, cache, version,
+        cores=cores, gpus=gpus, nodes=nodes, exclusive=exclusive,
+    )  # fmt: skip
     return _decorate(BashApp, function, options, data_flow_kernel, ignore_for_cache)
 
 

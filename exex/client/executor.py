@@ -11,8 +11,9 @@ from exex.client import session
 from exex.client.apps import App, BashApp, JoinApp
 from exex.client.futures import AppFuture
 from exex.client.mapping import Mapping
-from exex.client.options import check_memory, check_retries, check_walltime
+from exex.client.options import check_retries, check_walltime
 from exex.client.outcomes import Call
+from exex.client.resources import check_memory, check_possible, check_resources
 from exex.client.session import Session
 from exex.protocol import payload as payloads
 from exex.protocol.messages import AppSpec, Kind
@@ -35,19 +36,30 @@ class Executor(concurrent.futures.Executor):
         priority: lower runs first.
         walltime: limit of one attempt in seconds.
         memory: limit of one attempt in bytes.
+        cores, gpus, nodes, exclusive: what each task holds of the machine, as at `python_app`.
 
     Raises:
         NoManagerError: outside an exex job.
     """
 
     def __init__(
-        self, *, retries: int | None = None, priority: int = 0, walltime: float | None = None, memory: int | None = None
+        self,
+        *,
+        retries: int | None = None,
+        priority: int = 0,
+        walltime: float | None = None,
+        memory: int | None = None,
+        cores: int | None = None,
+        gpus: int | None = None,
+        nodes: int | None = None,
+        exclusive: bool | None = None,
     ) -> None:
         self._session = session.current("Executor")
         self._retries = check_retries(retries)
         self._priority = priority
         self._walltime_s = check_walltime(walltime)
         self._memory_bytes = check_memory(memory)
+        self._resources = check_resources(cores, gpus, nodes, exclusive)
         self._calls: dict[Any, Call | None] = {}  # None: seen once
         self._shut = False
 
@@ -111,7 +123,9 @@ class Executor(concurrent.futures.Executor):
             asks=handler is not None and kind != Kind.MAP,  # of rows, the mapping asks by itself
             walltime_s=self._walltime_s,
             memory_bytes=self._memory_bytes,
+            **self._resources._asdict(),
         )
+        check_possible(spec, self._session.proxy.welcome.nodes)
         number = self._session.proxy.outbox.register(spec, payload)
         return Call(self._session.proxy, number, name, retries, handler, self)
 

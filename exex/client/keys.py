@@ -23,7 +23,9 @@ from exex.protocol.messages import CacheKey
 _FORMAT = 1
 """Of keys. A new number makes every recorded result a stranger."""
 
-_NOT_PART = frozenset(("retries", "priority", "walltime", "parsl_resource_specification", "outputs"))
+_NOT_PART = frozenset(
+    ("retries", "priority", "walltime", "parsl_resource_specification", "outputs", *("memory", "cores", "gpus", "nodes"))
+) | {"exclusive", "affinity"}
 """Special arguments that do not change what a call returns; outputs count by their absolute paths."""
 
 

@@ -2,7 +2,8 @@
 
 `inputs`, `outputs`, `stdout`, `stderr`, `walltime` and `parsl_resource_specification` mean what they mean in Parsl: a
 default in the function's signature counts as if it were passed, and the function gets the argument if it accepts it.
-`cwd`, `env`, `retries`, `priority` and `memory` are ours; a function that has a parameter of such a name keeps it for itself.
+The others (`cwd`, `env`, `retries`, `priority`, `memory`, `cores`, `gpus`, `nodes`, `exclusive` and `affinity`) are ours; a
+function that has a parameter of such a name keeps it for itself.
 """
 
 from __future__ import annotations
@@ -13,22 +14,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from exex.client.files import File
-from exex.errors import ConfigError, InvalidResourceSpecification
+from exex.client.futures import AppFuture, DataFuture
+from exex.client.resources import Resources, Specification, check_memory, check_resources
+from exex.errors import ConfigError
 
 AUTO_LOGNAME = -1
 """As `stdout` or `stderr`: a file of the task's own in the run directory."""
 
 _OF_PARSL = frozenset(("inputs", "outputs", "stdout", "stderr", "walltime", "parsl_resource_specification"))
-_OURS = frozenset(("cwd", "env", "retries", "priority", "memory"))
+_OF_MACHINE = ("cores", "gpus", "nodes", "exclusive")
+_OURS = frozenset(("cwd", "env", "retries", "priority", "memory", "affinity", *_OF_MACHINE))
 SPECIAL = _OF_PARSL | _OURS
 
 _STREAM_MODE = "a+"
 _STAGED_MODE = "w"
-_MEGABYTE = 1024**2
-"""What Parsl's resource specifications count memory in."""
 
-Rules = tuple[int | None, int, float | None, int | None]
-"""Retries (None: as the app), priority, walltime in seconds, memory in bytes."""
+Rules = tuple[int | None, int, float | None, int | None, Resources]
+"""Retries (None: as the app), priority, walltime in seconds, memory in bytes, and what else of the machine."""
 
 
 class AppOptions(NamedTuple):
@@ -44,6 +46,19 @@ class AppOptions(NamedTuple):
     cache: bool = False
     version: Any = None
     ignore_for_cache: tuple[str, ...] = ()
+    cores: int | None = None
+    gpus: int | None = None
+    nodes: int | None = None
+    exclusive: bool | None = None
+
+    def rules(self) -> Rules:
+        """Of calls that say nothing else."""
+        resources = check_resources(self.cores, self.gpus, self.nodes, self.exclusive)
+        return self.retries, self.priority, self.walltime, self.memory, resources
+
+    def surround(self) -> bool:
+        """Whether the task process has something to do around each call."""
+        return self.cwd is not None or self.env is not None or self.cores is not None
 
 
 NO_OPTIONS = AppOptions()
@@ -59,6 +74,7 @@ class Request(NamedTuple):
         files: outputs.
         streams: stdout and stderr as the future shows them; a File for those that become a DataFuture.
         rules: see `Rules`.
+        near: task whose node the call prefers.
     """
 
     args: tuple[Any, ...]
@@ -68,6 +84,7 @@ class Request(NamedTuple):
     files: list[File]
     streams: tuple[Any, Any]
     rules: Rules
+    near: AppFuture | None = None
 
 
 class Parameters:
@@ -115,6 +132,7 @@ class Parameters:
         """
         given = {name: value for name, value in kwargs.items() if name in SPECIAL and name not in self._own}
         rest = {name: value for name, value in kwargs.items() if name not in given}
+        near = _future(given.pop("affinity", None))
         passed = set(given)
         for name, position in self._positions.items():
             if len(args) > position:
@@ -122,6 +140,7 @@ class Parameters:
         for name, default in self._defaults.items():
             given.setdefault(name, default)
         label = kwargs.get("label") or ""
+        rules, ranks = _rules(given, app)
         options, streams = self._options(given, app, is_bash, lambda stream: log_path(stream, label))
         shown = given | {name: stream for name, stream in zip(("stdout", "stderr"), streams) if name in given}
         for name, value in shown.items():
@@ -131,7 +150,11 @@ class Parameters:
             elif self._gets(name, name in passed, value is not given[name] or (name == "inputs" and bool(value))):
                 rest[name] = value
         hidden = () if "inputs" in rest or "inputs" in self._positions or "inputs" not in passed else (given["inputs"],)
-        return Request(args, rest, options or None, hidden, _files(given.get("outputs")), streams, _rules(given, app))
+        if rules[-1].cores == 1:
+            options["threads"] = 1
+        if ranks is not None:
+            options["mpi"] = ranks
+        return Request(args, rest, options or None, hidden, _files(given.get("outputs")), streams, rules, near)
 
     def _gets(self, name: str, was_passed: bool, has_changed: bool) -> bool:
         """Whether the function gets a special argument as a keyword; of defaults only those that have become others."""
@@ -204,34 +227,28 @@ def _environment(env: Any) -> dict[str, str] | None:
     return dict(env)
 
 
-def _rules(given: Mapping[str, Any], app: AppOptions) -> Rules:
-    specification = given.get("parsl_resource_specification") or {}
-    if not isinstance(specification, Mapping):
-        raise TypeError(f"parsl_resource_specification must be a dict, not {specification!r}")
-    unknown = set(specification) - {"priority", "memory"}
-    if unknown:
-        raise InvalidResourceSpecification(unknown, "exex knows only 'priority' and 'memory'")
-    priority = given.get("priority", specification.get("priority", app.priority))
+def _future(value: Any) -> AppFuture | None:
+    if isinstance(value, DataFuture):
+        value = value.app_future
+    if value is not None and not isinstance(value, AppFuture):
+        raise TypeError(f"affinity must be the future of a task, near which this one is to run, not {value!r}")
+    return value
+
+
+def _rules(given: Mapping[str, Any], app: AppOptions) -> tuple[Rules, dict[str, Any] | None]:
+    """The rules of a call; and the ranks of an MPI program, if Parsl's resource specification names any."""
+    specification = Specification(given.get("parsl_resource_specification") or {})
+    said = {**app._asdict(), **specification.values(), **given}
+    priority = said["priority"]
     if type(priority) is not int:
-        if "priority" in specification and "priority" not in given:
-            raise InvalidResourceSpecification({"priority"}, f"it must be an int, not {priority!r}")
         raise TypeError(f"priority must be an int, not {priority!r}")
     return (
-        check_retries(given.get("retries", app.retries)),
+        check_retries(said["retries"]),
         priority,
-        check_walltime(given.get("walltime", app.walltime)),
-        _memory(given, specification, app),
-    )
-
-
-def _memory(given: Mapping[str, Any], specification: Mapping[str, Any], app: AppOptions) -> int | None:
-    """The limit in bytes. The argument goes before the resource specification, and that before the decorator."""
-    if "memory" in given or "memory" not in specification:
-        return check_memory(given.get("memory", app.memory))
-    megabytes = specification["memory"]
-    if type(megabytes) is not int or megabytes <= 0:
-        raise InvalidResourceSpecification({"memory"}, f"it must be a positive int, in MB, not {megabytes!r}")
-    return megabytes * _MEGABYTE
+        check_walltime(said["walltime"]),
+        check_memory(said["memory"]),
+        check_resources(*(said[name] for name in _OF_MACHINE)),
+    ), specification.ranks()
 
 
 def check_retries(retries: Any) -> int | None:
@@ -264,22 +281,6 @@ def check_walltime(walltime: Any) -> float | None:
     return float(walltime)
 
 
-def check_memory(memory: Any) -> int | None:
-    """`memory` in bytes if it can be used; None means no limit.
-
-    Raises:
-        TypeError: no int.
-        ValueError: not positive.
-    """
-    if memory is None:
-        return None
-    if type(memory) is not int:
-        raise TypeError(f"memory must be an int, in bytes, not {memory!r}")
-    if memory <= 0:
-        raise ValueError(f"memory must be a positive number of bytes, but it is {memory}")
-    return memory
-
-
 def check_decorator(options: AppOptions, data_flow_kernel: object, ignore_for_cache: Sequence[str] | None) -> AppOptions:
     """The decorator's arguments, if they can be used.
 
@@ -298,6 +299,7 @@ def check_decorator(options: AppOptions, data_flow_kernel: object, ignore_for_ca
     check_retries(options.retries)
     check_walltime(options.walltime)
     check_memory(options.memory)
+    options.rules()
     _directory(options.cwd)
     return options._replace(
         env=_environment(options.env),

@@ -78,6 +78,7 @@ class Outbox:
         taken: number of calls and promises that have left `calls` so far.
         unfinished_bytes: of the payloads of all calls that were sent and not answered.
         keys: of calls of cached apps that are not sent yet, by task number.
+        affinity: of calls that are not sent yet, the task near which they would like to run.
         unsent_large_bytes: of `Large` payloads not sent yet, which are counted at once; the others are small.
     """
 
@@ -94,6 +95,7 @@ class Outbox:
         self._fulfilled: list[Fulfilled] = []
         self._verdicts: list[tuple[Verdict, int]] = []
         self.keys: dict[TaskId, CacheKey] = {}
+        self.affinity: dict[TaskId, TaskId] = {}
         self._checkpoints: list[int] = []
         self._given: dict[TaskId, dict[int, Payload]] = {}
         self._lock = threading.Lock()
@@ -212,6 +214,7 @@ class Outbox:
             if not promised and future._needs and not self._resolve_needs(future):
                 promised = True
                 self.keys.pop(future._tid, None)
+                self.affinity.pop(future._tid, None)
                 if type(raw) is Large:
                     self.count_large(-len(raw))
                 fulfilled.append(Fulfilled(future, Outcome.FAILED, b""))  # b"": its dependents are failed here as well
@@ -272,6 +275,9 @@ class Outbox:
         if self.keys:
             found = [self.keys.pop(future._tid, None) for future in run]
             keys = {i: key for i, key in enumerate(found) if key is not None}
+        affinity: dict[int, TaskId] = {}
+        if self.affinity:
+            affinity = {i: self.affinity.pop(future._tid) for i, future in enumerate(run) if future._tid in self.affinity}
         return Submit(
             first=first,
             apps=apps,
@@ -282,6 +288,7 @@ class Outbox:
             given={i: self._given.pop(first + i) for i in needs if first + i in self._given},
             answered=answered,
             keys=keys,
+            affinity=affinity,
         )
 
     def _fulfil(self, fulfilled: list[Fulfilled]) -> Fulfil:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import platform
 import shutil
@@ -14,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from exex.errors import ConfigError, StartError
-from exex.launch.allocation import find_allocation, usable_cores
+from exex.launch.allocation import Allocation, find_allocation, usable_cores
+from exex.launch.deadline import find_end_s
 from exex.launch.foreground import descendants
 from exex.launch.launcher import Launcher, Library, find_mpiexec, launch_argv, mpi_library
 from exex.launch.world import task_environment
@@ -72,12 +74,38 @@ def checks(env: Mapping[str, str]) -> Iterator[Check]:
 
 
 def _allocation(env: Mapping[str, str]) -> Check:
-    found = find_allocation(env)
-    cores = f"{usable_cores()} cores by affinity"
+    here = f"here {_count(usable_cores(), 'core')} by affinity"
+    try:
+        found = find_allocation(env)
+    except ConfigError as error:
+        return Check(False, "allocation", f"{error}; {here}")
     if not found.batch_system:
-        return Check(True, "allocation", f"none: this machine, {cores}")
-    nodes = "nodes unknown" if found.nodes is None else f"{found.nodes} nodes"
-    return Check(found.nodes is not None, "allocation", f"{found.batch_system} job {found.job}, {nodes}; here {cores}")
+        return Check(True, "allocation", f"none: this machine, {here.removeprefix('here ')}")
+    words = [f"{found.batch_system} job {found.job}".rstrip(), _nodes(found)]
+    cores = found.cores()
+    if cores is not None:
+        words.append(_count(cores, "core"))
+    now_s = time.time()
+    end_s = find_end_s(env, now_s)
+    if end_s is None:
+        words.append("end unknown")
+    else:
+        left = datetime.timedelta(seconds=round(max(0.0, end_s - now_s)))
+        words.append(f"ends at {datetime.datetime.fromtimestamp(end_s):%Y-%m-%d %H:%M:%S} (in {left})")
+    return Check(found.size is not None, "allocation", f"{', '.join(words)}; {here}")
+
+
+def _nodes(found: Allocation) -> str:
+    """How many, and the first and the last."""
+    if found.size is None:
+        return "nodes unknown"
+    names = [node.name for node in found.nodes]
+    shown = f" ({names[0]} ... {names[-1]})" if len(names) > 2 else f" ({', '.join(names)})" if names else ""
+    return _count(found.size, "node") + shown
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _shared_memory() -> Check:

@@ -18,21 +18,33 @@ _SUBTASK = Layout(
     walltime_s=600, allocation=("nid00010", "nid00011", *_HOSTS),
 )  # fmt: skip
 _ROOMS = {"cores": "the world's cores", "free cores": "free cores", "nodes": "free nodes"}
-_HEADS = ("name", "for", "batch systems", "sub-tasks on", "started from", "rank dies", "node dies", "tried")
+_HEADS: tuple[str, ...] = ("name", "for", "batch systems", "sub-tasks on", "started from", "rank dies", "node dies", "tried")
 
 
 def launcher_table(env: Mapping[str, str]) -> str:
     """All launchers, one to a line; a file that cannot be used says why."""
-    rows: list[tuple[str, ...]] = [_HEADS]
     problems: list[str] = []
+    rows = launcher_rows(env, problems)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, *problems])
+
+
+def launcher_rows(env: Mapping[str, str], problems: list[str] | None = None) -> list[tuple[str, ...]]:
+    """The cells of that table, heads first.
+
+    Args:
+        problems: takes the messages of files that cannot be used; without it they are errors.
+    """
+    rows = [_HEADS]
     for name in launcher_names(env):
         try:
             rows.append(_row(load_launcher(name, env)))
         except ConfigError as error:
+            if problems is None:
+                raise
             problems.append(str(error))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, *problems])
+    return rows
 
 
 def _row(file: LauncherFile) -> tuple[str, ...]:

@@ -69,6 +69,7 @@ class LauncherFile:
     ranks_see: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     set: Mapping[str, str] = field(default_factory=dict)
+    set_with: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     local_words: tuple[Line, ...] = ()
     local_variables: Mapping[str, str] = field(default_factory=dict)
     local_variables_of_root: Mapping[str, str] = field(default_factory=dict)
@@ -96,12 +97,18 @@ class LauncherFile:
         return field in self.left_out or field in _said(self.words)
 
     def nested_environment(self, env: Mapping[str, str]) -> dict[str, str]:
-        """What the launcher of a sub-task must be given: no variable of the world that is an option to it.
+        """What the launcher of a sub-task must be given: nothing of the world that is an option to it, and what it needs there.
+
+        What the user has set stays.
 
         Args:
             env: of a task, which holds nothing that tells a rank (`world.task_environment`).
         """
-        return {name: value for name, value in env.items() if not self._drops(name)} | dict(self.set)
+        added = dict(self.set)
+        for name, variables in self.set_with.items():
+            if name in env:
+                added.update(variables)
+        return added | {name: value for name, value in env.items() if not self._drops(name)}
 
     def goes_on_words(self, version: str) -> list[str]:
         """Options with which the other ranks go on when one dies, if a launcher of this version has them.
@@ -157,7 +164,12 @@ class LauncherFile:
             values["hosts"] = spell_hosts(self.name, layout, self.hosts)
         if layout.walltime_s is not None and self.walltime:
             values["walltime"] = spell_walltime(layout.walltime_s, self.walltime)
-        flags = {kind: True, "bind": layout.bind, "hyperthreads": layout.threads_per_core > 1}
+        flags = {
+            kind: True,
+            "bind": layout.bind,
+            "hyperthreads": layout.threads_per_core > 1,
+            "uneven": layout.all_ranks < layout.nodes * layout.ranks_per_node,
+        }
         return _filled(self.words, values, frozenset(name for name, holds in flags.items() if holds), layout.env, goes_on)
 
     def _check_words_for(self, layout: Layout) -> None:
@@ -214,6 +226,7 @@ def load_launcher(name: str, env: Mapping[str, str]) -> LauncherFile:
     top = read_table(file.path, file.text)
     words = _lines(top, "words")
     loss, environment, local = top.table("loss"), top.table("environment"), top.table("local")
+    set_with = environment.table("set_with")
     launcher = LauncherFile(
         name=name.rsplit("/", 1)[-1].removesuffix(".toml"),
         path=file.path,
@@ -237,6 +250,7 @@ def load_launcher(name: str, env: Mapping[str, str]) -> LauncherFile:
         ranks_see=environment.texts("ranks_see", ()),
         drop=environment.texts("drop", ()),
         set=environment.variables("set"),
+        set_with={variable: set_with.variables(variable) for variable in set_with},
         local_words=_lines(local, "words", ()),
         local_variables=local.variables("environment"),
         local_variables_of_root=local.variables("environment_of_root"),

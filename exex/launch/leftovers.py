@@ -11,10 +11,14 @@ def shared_memory() -> list[str]:
     with open("/proc/self/maps") as file:
         return sorted({line.split(None, 5)[5].rstrip("\n") for line in file if " /dev/shm/" in line})
 
+
 def note_shared_memory(environment: Mapping[str, str], paths: Sequence[str]) -> None:
-    """Tell `exex run` what a rank has in /dev/shm, in case all guards of the node are killed."""
+    """Tell `exex run` what a rank has in /dev/shm, in case all guards of the node are killed.
+
+    A job script's directory gets no such notes: nobody reads them, and it is on a file system that all nodes share.
+    """
     directory = environment.get("EXEX_JOB_DIR")
-    if directory and paths:
+    if directory and paths and os.path.exists(os.path.join(directory, "job.sock")):
         try:
             with open(os.path.join(directory, f"shared.{os.getpid()}"), "w") as file:
                 file.write("\n".join(paths))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from exex.errors import ConfigError
@@ -38,14 +38,18 @@ class Table:
     """
 
     def __init__(self, path: str, name: str, values: Mapping[str, Any]) -> None:
-        self._path = path
+        self.path = path
         self._name = name
         self._values = values
         self._known: list[str] = []
 
+    def __iter__(self) -> Iterator[str]:
+        """All keys, where they may be any."""
+        return iter(self._values)
+
     def wrong(self, key: str, problem: str) -> ConfigError:
         """An error about a key."""
-        return ConfigError(f"{self._path}: {self._full(key)} {problem}")
+        return ConfigError(f"{self.path}: {self._full(key)} {problem}")
 
     def refuse_unknown(self) -> None:
         """An error if the table has a key that no getter has asked for."""
@@ -53,7 +57,7 @@ class Table:
             if key not in self._known:
                 near = difflib.get_close_matches(key, self._known, n=1, cutoff=0.0)
                 hint = f"; the nearest is '{self._full(near[0])}'" if near else ""
-                raise ConfigError(f"{self._path}: unknown key '{self._full(key)}'{hint}")
+                raise ConfigError(f"{self.path}: unknown key '{self._full(key)}'{hint}")
 
     def text(self, key: str, default: Any = _REQUIRED) -> str:
         """Text that is not empty."""
@@ -102,6 +106,27 @@ class Table:
 
         return dict(self._get(key, {}, "a table of names and texts", fits))
 
+    def read(self, key: str, reader: Callable[[object], Any], default: Any = _REQUIRED) -> Any:
+        """What `reader` makes of the value; it raises ValueError with what it accepts instead. A default is taken as it is."""
+        self._known.append(key)
+        if key not in self._values:
+            if default is _REQUIRED:
+                raise ConfigError(f"{self.path}: the key '{self._full(key)}' is missing")
+            return default
+        try:
+            return reader(self._values[key])
+        except ValueError as error:
+            raise self.wrong(key, f"is {self._values[key]!r}; accepted: {error}") from None
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there."""
+        return key in self._values
+
+    def names(self) -> list[str]:
+        """All keys, in the order of the file; for tables whose keys anybody may choose."""
+        self._known += self._values
+        return list(self._values)
+
     def entries(self, key: str, *, is_required: bool) -> list[Any]:
         """A list of anything."""
         value = self._get(key, _REQUIRED if is_required else [], "a list", lambda value: isinstance(value, list))
@@ -115,7 +140,7 @@ class Table:
         """A table that is found elsewhere than under a key: in a list."""
         if not isinstance(value, dict):
             raise self.wrong(key, f"is {value!r}; accepted: text, or a table")
-        return Table(self._path, self._full(key), value)
+        return Table(self.path, self._full(key), value)
 
     def _full(self, key: str) -> str:
         return f"{self._name}.{key}" if self._name else key
@@ -124,7 +149,7 @@ class Table:
         self._known.append(key)
         if key not in self._values:
             if default is _REQUIRED:
-                raise ConfigError(f"{self._path}: the key '{self._full(key)}' is missing; it wants {accepted}")
+                raise ConfigError(f"{self.path}: the key '{self._full(key)}' is missing; it wants {accepted}")
             return default
         value = self._values[key]
         if not fits(value):

@@ -31,6 +31,7 @@ FLAGS = {
     "subtask": "it starts a sub-task",
     "bind": "each rank is to be bound to cores of its own",
     "hyperthreads": "more than one hardware thread of each core is used",
+    "uneven": "not every node has `ranks_per_node` ranks",
 }
 """What `when` can name besides fields."""
 

@@ -77,6 +77,7 @@ class Settings:
         workers: ranks that must say Hello.
         run_dir: told to the clients.
         heartbeat_limit_s: silence after which a worker is given up; 0 for never.
+        own: the worker that this process turns itself, and that is never given up for its silence; None if there is none.
         detach: tasks of a client that is gone are finished, not cancelled.
         memory_bytes: for results of cached calls.
     """
@@ -90,6 +91,7 @@ class Settings:
     stop_timeout_s: float
     prefetch_s: float
     heartbeat_limit_s: float = 0.0
+    own: Rank | None = None
     detach: bool = False
     memory_bytes: int = MEMORY_BYTES
 
@@ -117,7 +119,7 @@ class ManagerLoop:
         settings: Settings,
         workers: Ranks,
         progress: Progress | None,
-        on_ready: Callable[[], None],
+        on_ready: Callable[[], object],
         *,
         clock: Callable[[], float] = time.monotonic,
         journal: Journal | None = None,
@@ -217,7 +219,7 @@ class ManagerLoop:
         """End the job when time is up, or once nothing that is left fits."""
         state = self.state
         assert state.ends_s is not None
-        if not state.shelved or state.assigned or state.ready.count:
+        if not state.shelved or state.assigned or state.ready.count or state.ready.line.count:
             self._quiet_since_s = now_s
         if now_s < state.ends_s and now_s - self._quiet_since_s < QUIET_S:
             return
@@ -239,7 +241,8 @@ class ManagerLoop:
                 continue
             if rank in self.lost:
                 continue  # it was only slow; its attempts are with others now
-            self._liveness.heard(rank, self._now_s)
+            if rank != self._settings.own:
+                self._liveness.heard(rank, self._now_s)
             try:
                 message = self._from_worker.decode(frames)
                 if type(message) is Done:
@@ -318,6 +321,7 @@ class ManagerLoop:
             workers=len(self.state.workers),
             slots=self.state.slots(),
             run_dir=self._settings.run_dir,
+            nodes=self.state.nodes.shapes(),
         )
         self._to_client(number, welcome)
 

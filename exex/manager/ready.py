@@ -1,25 +1,35 @@
-"""The queue of tasks that could run now."""
+"""The queue of tasks that could run now: the small ones, which take one slot each, and at its side the line of the big ones."""
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 
+from exex.manager.line import Line
 from exex.manager.task import Status, Task
+from exex.protocol.messages import TaskId
 
 Key = tuple[int, int]
 
 
 class ReadyQueue:
-    """Ready tasks: by priority (lower first), then depth (deeper first), then first come first.
+    """Ready small tasks: by priority (lower first), then depth (deeper first), then first come first.
 
     Equal keys share a bucket: push and pop are O(1) while the key stays the same and O(log keys) when it changes.
     A cancelled task stays where it is and is passed over by `take`; `count` leaves it out.
+
+    Attributes:
+        count: of small tasks.
+        line: of those that ask for more than one slot, or prefer a node.
+        affinity: of unfinished tasks, the task whose node they prefer.
     """
 
-    __slots__ = ("_buckets", "_keys", "count")
+    __slots__ = ("_buckets", "_keys", "affinity", "count", "line")
 
     def __init__(self) -> None:
+        self.line = Line()
+        self.affinity: dict[TaskId, TaskId] = {}
         self._buckets: dict[Key, deque[Task]] = {}
         self._keys: list[Key] = []  # heap of the keys of `_buckets`
         self.count = 0
@@ -27,6 +37,9 @@ class ReadyQueue:
     def push(self, task: Task) -> None:
         """Add a task, which becomes READY."""
         assert task.app is not None
+        if task.app.request is not None or (self.affinity and task.id in self.affinity):
+            self.line.push(task)
+            return
         task.status = Status.READY
         key = (task.app.spec.priority, -task.depth)
         bucket = self._buckets.get(key)
@@ -37,18 +50,26 @@ class ReadyQueue:
         self.count += 1
 
     def push_all(self, tasks: list[Task]) -> None:
-        """Add tasks that have one key between them: one app, one depth."""
+        """Add tasks that have one key between them: one app, one depth, no affinity."""
         self.push(tasks[0])
         first = tasks[0]
         assert first.app is not None
+        if first.app.request is not None:
+            for task in tasks[1:]:
+                self.line.push(task)
+            return
         bucket = self._buckets[(first.app.spec.priority, -first.depth)]
         for task in tasks[1:]:
             task.status = Status.READY
             bucket.append(task)
         self.count += len(tasks) - 1
 
-    def forget(self) -> None:
+    def forget(self, task: Task) -> None:
         """Count one READY task less: its caller gives it another status, which takes it out of the queue."""
+        assert task.app is not None
+        if task.app.request is not None or task.id in self.affinity:
+            self.line.forget(task)
+            return
         self.count -= 1
         if not self.count:
             self._buckets.clear()
@@ -77,5 +98,23 @@ class ReadyQueue:
             task = bucket.popleft()
             if task.status == Status.READY:
                 taken.append(task)
+        self.count -= len(taken)
+        return taken
+
+    def take_fitting(self, most: int, fits: Callable[[Task], bool], looked_at: int) -> list[Task]:
+        """Remove and return the first tasks that fit, out of the first `looked_at` of the queue; the others keep their places."""
+        taken: list[Task] = []
+        for key in sorted(self._keys):
+            bucket = self._buckets[key]
+            passed: list[Task] = []
+            while bucket and len(taken) < most and looked_at > 0:
+                task = bucket.popleft()
+                if task.status != Status.READY:
+                    continue
+                looked_at -= 1
+                (taken if fits(task) else passed).append(task)
+            bucket.extendleft(reversed(passed))
+            if len(taken) == most or looked_at <= 0:
+                break
         self.count -= len(taken)
         return taken

@@ -8,44 +8,17 @@ from dataclasses import dataclass, field
 import msgspec
 
 from exex.errors import ProtocolError
+from exex.manager.grants import Holding
+from exex.manager.line import Shape
 from exex.manager.memo import Memo
+from exex.manager.nodes import NodeRecord, Nodes, WorkerRecord
+from exex.manager.places import Places
 from exex.manager.ranges import Ranges
 from exex.manager.ready import ReadyQueue
-from exex.manager.task import App, CachedTask, Status, Task
+from exex.manager.task import App, Loss, Status, Task
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, Answer, AppSpec, Assign, Outcome, Rank, TaskId
 from exex.protocol.payload import Payload
-
-
-class WorkerRecord:
-    """What the manager knows of one worker.
-
-    Attributes:
-        held: attempts that it has and has not reported.
-        held_s: guess of how long they will take one slot, in seconds.
-        apps: numbers of the apps it has been told of.
-        outgoing: tasks for its next Assign.
-        in_free: it stands in the placement's list of workers that may have a free slot; so for `in_busy`.
-        leaving: Stop was sent.
-    """
-
-    __slots__ = (
-        "apps", "functions", "held", "held_s", "in_busy", "in_free", "leaving", "node", "outgoing", "pid", "rank", "slots",
-    )  # fmt: skip
-
-    def __init__(self, rank: Rank, node: str, pid: int, slots: int) -> None:
-        self.rank = rank
-        self.node = node
-        self.pid = pid
-        self.slots = slots
-        self.held = 0
-        self.held_s = 0.0
-        self.apps: set[int] = set()
-        self.functions: set[bytes] = set()
-        self.outgoing: list[Task] = []
-        self.in_free = False
-        self.in_busy = False
-        self.leaving = False
 
 
 class ClientRecord:
@@ -131,6 +104,37 @@ class Counts:
 
 
 @dataclass
+class Packing:
+    """What placement of big tasks remembers between turns.
+
+    Attributes:
+        kept: shapes for which nodes are kept; `first`: that of the first task of the line that does not fit.
+        idle: nodes that are kept and have free slots.
+        small_wait: small tasks waited at the last placement; `small_number`: their place in the line of big ones.
+        small_placed: how many were placed since they got it; `big_placed`: slots that big ones got.
+        delayed: the first task of the line that small ones have delayed last: none is delayed twice.
+        next_look_s: when all nodes may be looked at again; `next_fill_s`: when kept nodes may be filled again.
+        blocked: shapes of which the first task did not fit at the last placement, and `blocked_at`, what the line was then.
+        unknown_s: what is expected of apps of which nothing is known; `longest_s`: of the longest tasks.
+    """
+
+    kept: dict[Shape, None] = field(default_factory=dict)
+    first: Shape | None = None
+    idle: dict[NodeRecord, None] = field(default_factory=dict)
+    small_wait: bool = False
+    small_number: int = 0
+    small_placed: int = 0
+    big_placed: int = 0
+    delayed: Task | None = None
+    next_look_s: float = 0.0
+    next_fill_s: float = 0.0
+    blocked: list[Shape] = field(default_factory=list)
+    blocked_at: tuple[int, int] = (0, 0)
+    unknown_s: float = 0.0
+    longest_s: float = 0.0
+
+
+@dataclass
 class ManagerState:
     """The whole state of rank 0.
 
@@ -147,6 +151,9 @@ class ManagerState:
         shelved: how many tasks are SHELVED.
         refilled: workers with a non-empty `outgoing`.
         drops: per rank, tasks for its next Drop.
+        holdings: what big attempts hold that their lead has not reported, those that nobody wants any more included.
+        broken: attempts that have lost a node that they hold, and why; their lead was told to drop them.
+        places: where tasks ran that have ended.
     """
 
     prefetch_s: float = 0.005
@@ -163,6 +170,11 @@ class ManagerState:
     noticed: bool = False
     shelved: int = 0
     drops: dict[Rank, list[TaskId]] = field(default_factory=dict)
+    nodes: Nodes = field(default_factory=Nodes)
+    packing: Packing = field(default_factory=Packing)
+    holdings: dict[TaskId, Holding] = field(default_factory=dict)
+    broken: dict[TaskId, Loss] = field(default_factory=dict)
+    places: Places = field(default_factory=Places)
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     apps: dict[int, App] = field(default_factory=dict)
     functions: dict[bytes, Payload] = field(default_factory=dict)
@@ -178,13 +190,24 @@ class ManagerState:
 
     def slots(self) -> int:
         """Slots of all workers together."""
-        return sum(worker.slots for worker in self.workers.values())
+        return self.nodes.slots
+
+    def preferred_node(self, task: Task) -> NodeRecord | None:
+        """The node that a task would like to run on, because another ran or runs there; None if it is not known or gone."""
+        other = self.ready.affinity.get(task.id)
+        if other is None:
+            return None
+        record = self.tasks.get(other)
+        if record is not None and record.status == Status.ASSIGNED:
+            return self.workers[record.rank].home
+        node = self.places.of(other)
+        return node if node is not None and node.workers else None
 
     def list_worker(self, worker: WorkerRecord) -> None:
         """Put a worker that may take more into the placement's lists. O(1)."""
         if worker.leaving:
             return
-        if worker.held < worker.slots:
+        if worker.held < worker.open:
             if not worker.in_free:
                 worker.in_free = True
                 self.free.append(worker)
@@ -228,6 +251,8 @@ class ManagerState:
         del self.tasks[task.id]
         if self.losses:
             self.losses.pop(task.id, None)
+        if self.ready.affinity:
+            self.ready.affinity.pop(task.id, None)
         client = self.clients[task.id >> CLIENT_SHIFT]
         client.unfinished -= 1
         if outcome == Outcome.DONE:
@@ -254,6 +279,7 @@ class ManagerState:
     def take_assign(self, worker: WorkerRecord) -> Assign:
         """The next Assign of a worker, with the apps and functions that are new to it."""
         tasks, worker.outgoing = worker.outgoing, []
+        grants, worker.grants = worker.grants, {}
         calls = [task.app.number for task in tasks]  # type: ignore[union-attr]
         distinct = set(calls)
         new = distinct - worker.apps
@@ -270,43 +296,11 @@ class ManagerState:
             payloads=[task.payload for task in tasks],
             values={i: task.values for i, task in enumerate(tasks) if task.values is not None},
             attempts={i: task.attempt for i, task in enumerate(tasks) if task.attempt > 1},
+            grants=grants,
         )
 
     def check(self) -> None:
         """Assert every invariant. O(everything): for tests and the simulation."""
-        held: dict[Rank, int] = dict.fromkeys(self.workers, 0)
-        ready = unfinished = assigned = shelved = 0
-        held_s: dict[Rank, float] = dict.fromkeys(self.workers, 0.0)
-        for task_id, task in self.tasks.items():
-            assert task.id == task_id
-            unfinished += 1
-            ready += task.status == Status.READY
-            shelved += task.status == Status.SHELVED
-            if task.status == Status.ASSIGNED:
-                assigned += 1
-                held[task.rank] += 1
-                held_s[task.rank] += task.guess_s
-            if task.values is not None:
-                assert task.open_needs == sum(value is None for value in task.values), task
-            assert task.open_needs == 0 or task.status == Status.WAITING, task
-            assert task.status != Status.WAITING or task.open_needs or task.app is None or isinstance(task, CachedTask), task
-            for dependent, place in task.dependents or ():
-                if self.tasks.get(dependent.id) is dependent:
-                    assert dependent.values is not None and dependent.values[place] is None, (task, dependent)
-        assert self.losses.keys() <= self.tasks.keys()
-        for rank in self.dropped.values():
-            held[rank] += 1
-        assert all(self.workers.get(worker.rank) is worker for worker in (*self.free, *self.busy, *self.refilled))
-        assert self.drops.keys() <= self.workers.keys()
-        assert ready == self.ready.count, (ready, self.ready.count)
-        assert shelved == self.shelved, (shelved, self.shelved)
-        assert assigned == self.assigned, (assigned, self.assigned)
-        assert unfinished == sum(client.unfinished for client in self.clients.values())
-        self.memo.check(self.tasks)
-        for worker in self.workers.values():
-            assert worker.held == held[worker.rank], (worker.rank, worker.held, held[worker.rank])
-            assert abs(worker.held_s - held_s[worker.rank]) < 1e-6, (worker.rank, worker.held_s, held_s[worker.rank])
-            assert self.free.count(worker) == worker.in_free, worker.rank
-            assert self.busy.count(worker) == worker.in_busy, worker.rank
-            if ready and not worker.leaving and worker.held < worker.slots:
-                assert worker.in_free, worker.rank
+        from exex.manager.invariants import check
+
+        check(self)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections import deque
 from enum import IntEnum
+from typing import NamedTuple
 
 from exex.protocol.messages import AppSpec, CacheKey, Rank, TaskId
 from exex.protocol.payload import Payload
+from exex.protocol.request import request_of
 
 
 class Status(IntEnum):
@@ -31,6 +35,7 @@ TRANSITIONS: tuple[tuple[str, str, str], ...] = (
     ("ready", "assigned", "placed"),
     ("ready", "cancelled", "client cancels"),
     ("ready", "shelved", "longer than the allocation lasts"),
+    ("ready", "failed", "the nodes that are left can never meet its request"),
     ("shelved", "cancelled", "client cancels"),
     ("assigned", "done", "attempt succeeded"),
     ("assigned", "failed", "attempt failed, no retries left"),
@@ -57,26 +62,66 @@ class App:
     Attributes:
         spec: as the workers get it, with the manager's own number.
         function: the pickled function that `spec.function` names.
+        request: what each call needs beyond one slot; None if that is nothing.
         mean_s: moving average of an attempt's running time in seconds; negative until one has ended.
         recent_s: running times of the last attempts, but for short ones.
+        longest_s: longest of all running times.
     """
 
-    __slots__ = ("function", "mean_s", "number", "recent_s", "spec")
+    __slots__ = ("_lengths", "_sorted_for", "function", "longest_s", "mean_s", "number", "recent_s", "request", "spec")
 
     def __init__(self, spec: AppSpec, function: Payload) -> None:
         self.spec = spec
+        self.request = request_of(spec)
         self.number = spec.app
         self.function = function
         self.mean_s = -1.0
         self.recent_s: deque[float] = deque(maxlen=RECENT)
+        self.longest_s = 0.0
+        self._lengths: list[float] = []  # `recent_s` in order
+        self._sorted_for = -1.0  # `mean_s` then: it changes with each attempt
 
     def needs_s(self) -> float | None:
         """How long an attempt will take at the most: its walltime, or the 95th percentile of the last ones. None: unknown."""
         if self.spec.walltime_s is not None:
             return self.spec.walltime_s
-        if not self.recent_s:
+        return self._usual_s()
+
+    def _usual_s(self) -> float | None:
+        """95th percentile of the last attempts. None: none has ended."""
+        lengths = self._sorted()
+        if not lengths:
             return SHORT_S if self.mean_s >= 0 else None
-        return sorted(self.recent_s)[min(len(self.recent_s) - 1, int(0.95 * len(self.recent_s)))]
+        return lengths[min(len(lengths) - 1, int(0.95 * len(lengths)))]
+
+    def expected_s(self) -> float | None:
+        """How long an attempt is likely to take at the most: as `needs_s`, but the least of experience and walltime."""
+        limit_s = self.spec.walltime_s
+        if self.mean_s < 0:
+            return limit_s
+        usual_s = self._usual_s() or SHORT_S
+        return usual_s if limit_s is None else min(usual_s, limit_s)
+
+    def rest_s(self, age_s: float, quantile: float, unknown_s: float) -> float:
+        """How long an attempt that has run for `age_s` goes on: the quantile of what attempts that got so old have shown.
+
+        Args:
+            unknown_s: for the length of an app of which nothing is known.
+        """
+        limit_s = self.spec.walltime_s
+        if self.mean_s < 0:
+            return max(0.0, (unknown_s if limit_s is None else limit_s) - age_s)
+        lengths = self._sorted()
+        older = bisect_right(lengths, age_s)
+        if older < len(lengths):
+            return lengths[older + int(quantile * (len(lengths) - older))] - age_s
+        rest_s = age_s * -math.log1p(-quantile)  # older than any: who knows
+        return rest_s if limit_s is None else min(rest_s, max(0.0, limit_s - age_s))
+
+    def _sorted(self) -> list[float]:
+        if self._sorted_for != self.mean_s:
+            self._sorted_for, self._lengths = self.mean_s, sorted(self.recent_s)
+        return self._lengths
 
 
 class Task:
@@ -111,6 +156,14 @@ class Task:
     def __repr__(self) -> str:
         name = self.app.spec.name if self.app else "promise"
         return f"<Task {self.id} {name} {self.status.name.lower()} attempt {self.attempt} rank {self.rank}>"
+
+
+class Loss(NamedTuple):
+    """A worker that was lost, for messages."""
+
+    rank: Rank
+    node: str
+    how: str
 
 
 class CachedTask(Task):

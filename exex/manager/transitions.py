@@ -9,8 +9,10 @@ from __future__ import annotations
 from concurrent.futures import CancelledError
 
 from exex.errors import ProtocolError, WorkerLost
-from exex.manager.state import ClientRecord, ManagerState, WorkerRecord
-from exex.manager.task import SHORT_S, App, CachedTask, Status, Task
+from exex.manager import grants, keeping
+from exex.manager.nodes import WorkerRecord
+from exex.manager.state import ClientRecord, ManagerState
+from exex.manager.task import SHORT_S, App, CachedTask, Loss, Status, Task
 from exex.protocol import payload as payloads
 from exex.protocol.messages import (
     CLIENT_SHIFT,
@@ -71,7 +73,9 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
     state.tasks.update((task.id, task) for task in new)
     state.counts.submitted += count
     client.unfinished += count
-    if len(apps) == 1 and not msg.needs and not msg.keys:
+    if msg.affinity:
+        state.ready.affinity.update((first + i, client.base + other) for i, other in msg.affinity.items())
+    if len(apps) == 1 and not msg.needs and not msg.keys and not msg.affinity:
         state.ready.push_all(new)
         return
     for i, task in enumerate(new):
@@ -225,7 +229,8 @@ def on_hello(state: ManagerState, rank: Rank, msg: Hello) -> None:
     """
     if rank in state.workers:
         raise ProtocolError(f"rank {rank} said Hello twice")
-    worker = WorkerRecord(rank, msg.node, msg.pid, msg.slots)
+    worker = WorkerRecord(rank, state.nodes.get(msg.node), msg.pid, msg.slots, msg.cores, msg.gpus)
+    state.nodes.add(worker, msg.memory_bytes)
     state.workers[rank] = worker
     state.list_worker(worker)
 
@@ -239,43 +244,69 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
     worker = state.workers.get(rank)
     if worker is None:
         raise ProtocolError("it reports before its Hello")
-    tasks = state.tasks
+    tasks, holdings = state.tasks, state.holdings
     for task_id, outcome, value, seconds in zip(msg.tasks, msg.outcomes, msg.payloads, msg.seconds):
         task = tasks.get(task_id)
         if task is None or task.rank != rank or task.status != Status.ASSIGNED:
-            if state.dropped.get(task_id) != rank:
-                raise ProtocolError(f"rank {rank} reports task {task_id}, which it does not hold")
-            del state.dropped[task_id]
-            worker.held -= 1
+            _dropped(state, worker, task_id)
             continue
         worker.held -= 1
+        if holdings and task_id in holdings:
+            grants.give_back(state, task_id)
         state.assigned -= 1
         app = task.app
         assert app is not None
         worker.held_s -= task.guess_s
         if outcome == Outcome.DONE:
+            if state.broken:
+                state.broken.pop(task_id, None)
             mean = app.mean_s
             if seconds > SHORT_S:
                 app.recent_s.append(seconds)
+                app.longest_s = max(app.longest_s, seconds)
             app.mean_s = seconds if mean < 0 else mean + (min(seconds, 10 * mean + OUTLIER_S) - mean) * 0.05
             if isinstance(task, CachedTask):
                 state.memo.done(task, value, seconds)
             succeed(state, task, value)
         else:
             _attempt_failed(state, task, app, outcome, value)
-    for task_id in msg.started:
-        task = tasks.get(task_id)
-        if task is not None and task.rank == rank:
-            state.clients[task_id >> CLIENT_SHIFT].started.append(task_id)
+    _note_started(state, rank, msg.started)
     if worker.held_s < 0 or not worker.held:
         worker.held_s = 0.0
+    state.places.note(msg.tasks, worker.home)
+    if state.nodes.watched:
+        state.nodes.touch(worker)
     state.list_worker(worker)
     _end_found(state)
 
 
+def _dropped(state: ManagerState, worker: WorkerRecord, task_id: TaskId) -> None:
+    """A worker reports what nobody wants any more.
+
+    Raises:
+        ProtocolError: it was not told so.
+    """
+    if state.dropped.get(task_id) != worker.rank:
+        raise ProtocolError(f"rank {worker.rank} reports task {task_id}, which it does not hold")
+    del state.dropped[task_id]
+    worker.held -= 1
+    if task_id in state.holdings:
+        grants.give_back(state, task_id)
+
+
+def _note_started(state: ManagerState, rank: Rank, started: list[TaskId]) -> None:
+    """Tell clients of tasks that have run for a while."""
+    for task_id in started:
+        task = state.tasks.get(task_id)
+        if task is not None and task.rank == rank:
+            state.clients[task_id >> CLIENT_SHIFT].started.append(task_id)
+
+
 def _attempt_failed(state: ManagerState, task: Task, app: App, outcome: int, error: Payload) -> None:
     """Try again, ask the client's retry handler, or fail the task."""
-    if app.spec.asks and not state.clients[task.id >> CLIENT_SHIFT].finished:
+    if task.id in state.broken:
+        _attempt_lost(state, task, state.broken.pop(task.id))
+    elif app.spec.asks and not state.clients[task.id >> CLIENT_SHIFT].finished:
         task.status = Status.ASKING
         client = state.clients[task.id >> CLIENT_SHIFT]
         client.tasks.append(task.id)
@@ -290,7 +321,9 @@ def _attempt_failed(state: ManagerState, task: Task, app: App, outcome: int, err
 
 
 def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
-    """A worker is gone: its attempts are tried again on others, without counting as failures. Cost: O(tasks).
+    """A worker is gone: its attempts are tried again on others, without counting as failures. Cost: O(tasks + nodes).
+
+    So are the attempts of other workers to which it had lent slots, as soon as those have dropped them.
 
     Returns:
         How many attempts it held.
@@ -301,27 +334,46 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
         state.free.remove(worker)
     if worker.in_busy:
         state.busy.remove(worker)
-    worker.outgoing = []
+    worker.outgoing, worker.grants = [], {}
     state.refilled = [other for other in state.refilled if other is not worker]
     state.drops.pop(rank, None)
     state.dropped = {task: holder for task, holder in state.dropped.items() if holder != rank}
+    loss = Loss(rank, worker.node, how)
+    state.nodes.remove(worker)
+    for task_id in grants.forget_worker(state, worker):
+        _break(state, task_id, loss)
+    keeping.note_loss(state, worker.home)
     held = [task for task in state.tasks.values() if task.status == Status.ASSIGNED and task.rank == rank]
     for task in held:
         state.assigned -= 1
-        task.attempt += 1
-        losses = state.losses[task.id] = state.losses.get(task.id, 0) + 1
-        assert task.app is not None
-        if losses > LOSSES_TOLERATED:
-            error = WorkerLost(
-                f"task {_local([task.id])[0]} ({task.app.spec.name}) lost its worker {losses} times; "
-                f"the last, rank {rank} on {worker.node}, {how}",
-                rank,
-                worker.node,
-            )
-            fail(state, task, Outcome.LOST, payloads.dump_error(error, ""))
-        else:
-            state.ready.push(task)
+        state.broken.pop(task.id, None)
+        _attempt_lost(state, task, loss)
     return len(held)
+
+
+def _break(state: ManagerState, task_id: TaskId, loss: Loss) -> None:
+    """An attempt has lost slots that it holds elsewhere: its lead must drop it, and is heard before it is tried again."""
+    task = state.tasks.get(task_id)
+    if task is not None and task.status == Status.ASSIGNED and task_id not in state.broken:  # else it is dropped already
+        state.broken[task_id] = loss
+        state.drops.setdefault(task.rank, []).append(task_id)
+
+
+def _attempt_lost(state: ManagerState, task: Task, loss: Loss) -> None:
+    """Try again, unless the task has lost so many workers that it must be the cause."""
+    task.attempt += 1
+    losses = state.losses[task.id] = state.losses.get(task.id, 0) + 1
+    assert task.app is not None
+    if losses > LOSSES_TOLERATED:
+        error = WorkerLost(
+            f"task {_local([task.id])[0]} ({task.app.spec.name}) lost its worker {losses} times; "
+            f"the last, rank {loss.rank} on {loss.node}, {loss.how}",
+            loss.rank,
+            loss.node,
+        )
+        fail(state, task, Outcome.LOST, payloads.dump_error(error, ""))
+    else:
+        state.ready.push(task)
 
 
 OUTLIER_S = 1e-4
@@ -391,7 +443,7 @@ def _local(tasks: list[TaskId]) -> list[TaskId]:
 def cancel(state: ManagerState, task: Task) -> None:
     """End a task in whatever state it is; its dependents fail with CancelledError."""
     if task.status == Status.READY:
-        state.ready.forget()
+        state.ready.forget(task)
         task.status = Status.WAITING
     elif task.status == Status.SHELVED:
         state.shelved -= 1
@@ -399,6 +451,7 @@ def cancel(state: ManagerState, task: Task) -> None:
     elif task.status == Status.ASSIGNED:
         state.assigned -= 1
         state.workers[task.rank].held_s -= task.guess_s
+        state.broken.pop(task.id, None)
         state.dropped[task.id] = task.rank
         state.drops.setdefault(task.rank, []).append(task.id)
     state.finish_task(task, Outcome.CANCELLED, b"")

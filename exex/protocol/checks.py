@@ -36,7 +36,18 @@ MOST_SLOTS = 1 << 16
 """Slots of one worker."""
 
 MOST_NAME = 1 << 12
-"""Characters in the name of an app."""
+"""Characters in the name of an app, of a node or of an accelerator."""
+
+MOST_CPU = 1 << 16
+"""CPU numbers are below."""
+
+MOST_GPUS = 1 << 10
+"""Accelerators of one node."""
+
+MOST_NODES = 1 << 20
+"""Nodes of one gang."""
+
+MOST_MEMORY_BYTES = 1 << 60
 
 MOST_DIGEST_BYTES = 64
 
@@ -76,6 +87,12 @@ def _app(spec: AppSpec) -> None:
     _require(spec.retries >= 0, f"app {spec.app} wants {spec.retries} retries")
     limit = spec.walltime_s
     _require(limit is None or limit >= 0, f"app {spec.app} has a walltime of {limit} s")
+    memory = spec.memory_bytes
+    _require(memory is None or 0 < memory <= MOST_MEMORY_BYTES, f"app {spec.app} asks for {memory} bytes of memory")
+    _require(0 <= spec.cores <= MOST_SLOTS, f"app {spec.app} asks for {spec.cores} cores")
+    _require(0 <= spec.gpus <= MOST_GPUS, f"app {spec.app} asks for {spec.gpus} accelerators")
+    _require(0 <= spec.nodes <= MOST_NODES, f"app {spec.app} asks for {spec.nodes} nodes")
+    _require(spec.nodes > 0 or not spec.exclusive, f"app {spec.app} wants to be alone on no node")
 
 
 def _functions(functions: dict[bytes, Any]) -> None:
@@ -97,6 +114,9 @@ def submit(msg: Submit) -> None:
         _needs(msg)
     if msg.keys:
         _keys(msg)
+    if msg.affinity:
+        _require(min(msg.affinity) >= 0 and max(msg.affinity) < count, "an affinity of a call that is not there")
+        _tasks(list(msg.affinity.values()))
 
 
 def _keys(msg: Submit) -> None:
@@ -155,8 +175,15 @@ def verdict(msg: Verdict) -> None:
 
 
 def hello(msg: Hello) -> None:
-    """A number of slots that can be."""
+    """A number of slots that can be; CPUs, memory and accelerators likewise."""
     _require(0 < msg.slots <= MOST_SLOTS or bool(msg.error), f"{msg.slots} slots")
+    _require(len(msg.node) <= MOST_NAME, f"a node with a name of {len(msg.node)} characters")
+    cores = msg.cores
+    _require(not cores or (min(cores) >= 0 and max(cores) < MOST_CPU), "CPU numbers that are none")
+    _require(len(cores) <= MOST_CPU and not len(cores) % max(1, msg.slots), f"{len(cores)} CPUs for {msg.slots} slots")
+    _require(0 <= msg.memory_bytes <= MOST_MEMORY_BYTES, f"{msg.memory_bytes} bytes of memory")
+    _require(len(msg.gpus) <= MOST_GPUS and len(set(msg.gpus)) == len(msg.gpus), f"{len(msg.gpus)} accelerators")
+    _require(not msg.gpus or max(map(len, msg.gpus)) <= MOST_NAME, "an accelerator with a name that long")
 
 
 def done(msg: Done) -> None:
@@ -171,7 +198,10 @@ def done(msg: Done) -> None:
 
 def assign(msg: Assign) -> None:
     """Columns of equal length."""
-    _require(len(msg.tasks) == len(msg.payloads) and len(msg.calls) in (1, len(msg.tasks)), "columns of unequal length")
+    count = len(msg.tasks)
+    _require(count == len(msg.payloads) and len(msg.calls) in (1, count), "columns of unequal length")
+    for i, grant in msg.grants.items():
+        _require(0 <= i < count and grant.slots > 0 and bool(grant.shares), "a grant of nothing, or for no task")
 
 
 CHECKS: dict[type, Callable[[Any], None]] = {

@@ -56,8 +56,14 @@ class AppSpec(Struct, frozen=True, array_like=True, kw_only=True):
         retries: further attempts after a failed one.
         asks: whether the client's retry handler decides about each failure.
         walltime_s: limit of one attempt in seconds; None for none.
-        memory_bytes: limit of one attempt and all that it starts, together; None for none.
-        every_rank: of a call on a communicator: its value is the list of all ranks' values, not the first one's.
+        memory_bytes: limit of one attempt and all that it starts, together, and what placement counts; None for none.
+        cores: slots, on each node if there are several; 0: one, or all of the node if `nodes` is not 0.
+        gpus: accelerators, on each node.
+        nodes: 0 for a part of one node; else the attempt is a gang on so many.
+        exclusive: nobody else on those nodes.
+        ranks: of the communicator that a call runs on; 0: it runs in one process.
+        every_rank: its value is the list of all ranks' values, not the first one's.
+        own_world: the ranks are started for it, not worker ranks.
     """
 
     app: int
@@ -69,7 +75,63 @@ class AppSpec(Struct, frozen=True, array_like=True, kw_only=True):
     asks: bool = False
     walltime_s: float | None = None
     memory_bytes: int | None = None
+    cores: int = 0
+    gpus: int = 0
+    nodes: int = 0
+    exclusive: bool = False
+    ranks: int = 0
     every_rank: bool = False
+    own_world: bool = False
+
+
+class NodeShape(Struct, frozen=True, array_like=True):
+    """So many nodes that are alike."""
+
+    count: int
+    slots: int
+    memory_bytes: int  # 0 where it is not known
+    gpus: int
+
+
+class Share(Struct, frozen=True, array_like=True):
+    """What a task is granted of one node.
+
+    Attributes:
+        host: name of the node.
+        slots: reserved there, those of the lead included.
+        gpus: names of accelerators.
+        ranks: of the workers whose slots they are; on the first node the lead comes first.
+    """
+
+    host: str
+    slots: int
+    gpus: list[str]
+    ranks: list[Rank]
+
+
+class Grant(Struct, frozen=True, array_like=True):
+    """What a task that asks for more than one slot may use. Nobody else gets any of it until its attempt has ended.
+
+    Attributes:
+        slots: of the lead, the worker that runs the attempt.
+        cores: CPU numbers on the lead's node: from the manager those of other workers there, to the task process all;
+            empty where slots are not bound.
+        shares: one per node, the lead's first.
+    """
+
+    slots: int
+    cores: list[int]
+    shares: list[Share]
+
+    @property
+    def hosts(self) -> list[str]:
+        """Names of the nodes, the lead's first."""
+        return [share.host for share in self.shares]
+
+    @property
+    def gpus(self) -> list[str]:
+        """Accelerators on the lead's node."""
+        return self.shares[0].gpus
 
 
 class CacheKey(Struct, frozen=True, array_like=True):
@@ -113,6 +175,7 @@ class Submit(Message, frozen=True, tag=2):
     given: dict[int, dict[int, Payload]]  # i -> place -> value, where the client had it; needs has -1 there
     answered: int  # sequence number of the last Answer that the client has applied
     keys: dict[int, CacheKey] = {}  # i -> key, where call i is of a cached app
+    affinity: dict[int, TaskId] = {}  # i -> task near whose node call i would like to run; it need not exist any more
 
 
 class Promise(Message, frozen=True, tag=3):
@@ -174,6 +237,7 @@ class Welcome(Message, frozen=True, tag=20):
     workers: int
     slots: int  # of all workers together
     run_dir: str  # where AUTO_LOGNAME files go
+    nodes: list[NodeShape] = []  # all that there are, so that impossible calls fail at once
 
 
 class Answer(Message, frozen=True, tag=21):
@@ -220,6 +284,9 @@ class Hello(Message, frozen=True, tag=40):
     slots: int
     error: str  # why this rank cannot work; "" if it can
     times_s: list[float]  # seconds since the guard began: rank forked, mpi4py imported, MPI_Init done
+    cores: list[int] = []  # CPU numbers to which its slots are bound, as many for each slot; empty: not bound
+    memory_bytes: int = 0  # of its node; 0: not known
+    gpus: list[str] = []  # names of the accelerators that it can use
 
 
 class Done(Message, frozen=True, tag=41):
@@ -230,6 +297,18 @@ class Done(Message, frozen=True, tag=41):
     payloads: list[Payload]
     seconds: list[float]  # each attempt's own running time
     started: list[TaskId]  # seen running for a while, not yet ended
+
+
+class Part(Message, frozen=True, tag=44):
+    """Worker -> manager: this rank's part in a call on a communicator, to which it was called by Join, has ended.
+
+    The lead, which has the call, says it by Done.
+    """
+
+    task: TaskId
+    outcome: int  # CANCELLED if it was stopped
+    payload: Payload
+    seconds: float
 
 
 class Bye(Message, frozen=True, tag=42):
@@ -251,12 +330,20 @@ class Assign(Message, frozen=True, tag=61):
     payloads: list[Payload]
     values: dict[int, list[Payload]]  # i -> values of the needs of tasks[i], in their places
     attempts: dict[int, int]  # i -> number of the attempt where it is not the first
+    grants: dict[int, Grant] = {}  # i -> what tasks[i] may use, where that is not just one slot
 
 
 class Drop(Message, frozen=True, tag=62):
     """Manager -> worker: forget these if queued, kill them if running. Each is still answered in a Done."""
 
     tasks: list[TaskId]
+
+
+class Join(Message, frozen=True, tag=65):
+    """Manager -> worker: take part in a call on a communicator of these ranks, in this order. The lead has the call."""
+
+    task: TaskId
+    ranks: list[Rank]
 
 
 class Stop(Message, frozen=True, tag=63):
@@ -272,7 +359,7 @@ class Leave(Message, frozen=True, tag=64):
 
 
 FromClient = Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish | Checkpoint
-FromWorker = Hello | Done | Bye | Beat
+FromWorker = Hello | Done | Part | Bye | Beat
 ToClient = Welcome | Answer | JobEnds | Checkpointed
-ToWorker = Assign | Drop | Stop | Leave | Beat
+ToWorker = Assign | Drop | Join | Stop | Leave | Beat
 AnyMessage = Any

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from exex.errors import AppBadFormatting, AppException, BashAppNoReturn, BashExitFailure
+from exex.launch.notices import NOTICES
 from exex.worker.context import TaskContext, TaskStopped, stop
 
 TAIL_BYTES = 2048
@@ -23,7 +24,7 @@ TAIL_BYTES = 2048
 _READ_BYTES = 65536
 _MOST_READS = 16  # before a look at the process: a flood must not hide its end
 _SLOWEST_LOOK_S = 0.25
-_DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGPIPE, signal.SIGXFSZ)
+_DEFAULT_SIGNALS = (signal.SIGINT, *NOTICES, signal.SIGPIPE, signal.SIGXFSZ)
 """Whatever this process or Python does with them, bash starts with the default."""
 
 

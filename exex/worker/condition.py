@@ -1,6 +1,6 @@
 """What a task may have changed about its process, beside Python's own objects: seen and undone before the next task.
 
-Directory, umask, environment, timer and Python's streams are put back. A process whose descriptors or signals are not
+Directory, umask, environment, timer, CPUs and Python's streams are put back. A process whose descriptors or signals are not
 what they were is replaced: nobody knows what else has changed, and a new one takes a few milliseconds.
 """
 
@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 
+from exex.launch.notices import NOTICES
 from exex.worker.context import STOP_SIGNAL
 
 FIT, RESTORED, UNFIT = 0, 1, 2
@@ -23,7 +24,7 @@ LOWEST_FD = 500
 _without_enums = importlib.import_module("_signal")
 """`signal` less the conversion of numbers to enumerations, which would cost more than all the rest that is looked at."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, STOP_SIGNAL, signal.SIGCHLD, signal.SIGALRM, signal.SIGPIPE)
+_SIGNALS = (signal.SIGINT, *NOTICES, STOP_SIGNAL, signal.SIGCHLD, signal.SIGALRM, signal.SIGPIPE)
 
 
 def out_of_reach(fd: int) -> int:
@@ -41,6 +42,7 @@ class Condition:
         self._cwd = os.getcwd()
         self._umask = os.umask(0)
         os.umask(self._umask)
+        self._cpus = os.sched_getaffinity(0)
         self._environ = os.environ
         self._variables = dict(os.environ._data)  # type: ignore[attr-defined]  # compared without decoding
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
@@ -68,6 +70,9 @@ class Condition:
             os.chdir(self._cwd)
             found = RESTORED
         if os.umask(self._umask) != self._umask:
+            found = RESTORED
+        if os.sched_getaffinity(0) != self._cpus:
+            os.sched_setaffinity(0, self._cpus)
             found = RESTORED
         if os.environ is not self._environ or os.environ._data != self._variables:  # type: ignore[attr-defined]
             self._restore_environment()

@@ -6,8 +6,9 @@ import signal
 
 from msgspec import Struct
 
-STOP_SIGNAL = signal.SIGUSR2
-"""What ends the running task, and its task process with it, as an exception in the task's Python code."""
+STOP_SIGNAL = signal.SIGRTMIN
+"""What ends the running task, and its task process with it, as an exception in the task's Python code; none that a batch system
+sends to all processes."""
 
 
 class Place(Struct, frozen=True):

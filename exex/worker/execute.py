@@ -256,14 +256,18 @@ def flush_output() -> None:
 def _surroundings(options: Mapping[str, Any], at: str) -> Iterator[tuple[bash.StreamFile | None, bash.StreamFile | None]]:
     """Directory, environment and open streams of one attempt; undone afterwards.
 
-    Options, all of them optional: `cwd`, a directory that exists; `env`, variables to add; `stdout` and `stderr`, each
-    (path, mode), relative to `cwd`; `outputs`, files that a bash app must make, relative to `cwd`.
+    Options, all of them optional: `cwd`, a directory that exists; `threads`, how many libraries should start; `env`, variables
+    to add; `stdout` and `stderr`, each (path, mode), relative to `cwd`; `outputs`, files that a bash app must make, relative to
+    `cwd`.
     """
     with ExitStack() as stack:
         if options.get("cwd") is not None:
             stack.enter_context(_inside(options["cwd"], at))
+        if options.get("threads"):
+            number = options["threads"]
+            stack.enter_context(environment({"EXEX_GRANTED_CORES": str(number), **thread_counts(number)}))
         if options.get("env"):
-            stack.enter_context(_environment(options["env"]))
+            stack.enter_context(environment(options["env"]))
         stdout = _open_stream("stdout", options.get("stdout"), stack, at)
         if options.get("stderr") is not None and options["stderr"] == options.get("stdout"):
             stderr = stdout  # opened twice, they would write over each other
@@ -286,8 +290,18 @@ def _inside(directory: str, at: str) -> Iterator[None]:
         os.close(back)
 
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""How many threads libraries start; most read them when they are loaded."""
+
+
+def thread_counts(number: int) -> dict[str, str]:
+    """Variables by which libraries start so many threads."""
+    return dict.fromkeys(THREAD_VARIABLES, str(number))
+
+
 @contextmanager
-def _environment(added: Mapping[str, str]) -> Iterator[None]:
+def environment(added: Mapping[str, str]) -> Iterator[None]:
+    """Meanwhile these variables are set."""
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     try:

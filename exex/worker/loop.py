@@ -6,16 +6,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from exex.errors import StartError
 from exex.protocol import codec
 from exex.protocol import payload as payloads
-from exex.protocol.messages import Assign, Beat, Bye, Drop, Hello, Leave, Stop
+from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Leave, Stop
 from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
-from exex.worker import execute, state
+from exex.worker import execute, filling, state
 from exex.worker.context import Place
 from exex.worker.output import Outlet
 from exex.worker.processes import Died, Failed, Measured, Ready, TaskProcess, Template
@@ -61,6 +61,11 @@ class ProcessPort:
             payloads=[call.payload for call in calls],
             values={i: call.values for i, call in enumerate(calls) if call.values is not None},
             attempts={i: call.attempt for i, call in enumerate(calls) if call.attempt > 1},
+            grants={
+                i: Grant(call.grant.slots, call.cores, call.grant.shares)
+                for i, call in enumerate(calls)
+                if call.grant is not None
+            },
         )
         process.give(len(calls), self._loop.encoder.encode(message))
 
@@ -79,7 +84,8 @@ class ProcessPort:
             self._loop.template.measure(self.process, limit_bytes)
 
     def _start(self) -> TaskProcess:
-        self.process = self._loop.template.fork(self.number)
+        cores = self._loop.state.slot_cores
+        self.process = self._loop.template.fork(self.number, cores[self.number] if cores else [])
         self._loop.watch(self, self.process)
         self._apps.clear()
         self._functions.clear()
@@ -94,12 +100,30 @@ class ProcessPort:
             self.process = None
 
 
+class Equipment(NamedTuple):
+    """What the tasks of a worker may use of its node.
+
+    Attributes:
+        slot_cores: CPU numbers to which each slot is bound; empty if they are not.
+        memory_bytes: of the node; 0 if it is not known.
+        gpus: names of accelerators.
+    """
+
+    slot_cores: Sequence[list[int]] = ()
+    memory_bytes: int = 0
+    gpus: Sequence[str] = ()
+
+
+NOTHING_SPECIAL = Equipment()
+
+
 class WorkerLoop:
     """One worker rank.
 
     Args:
         link: to the manager, whose number there is 0.
         template: not yet begun.
+        equipment: what its tasks may use of its node.
         inline: run Python tasks in this process (`--isolation none`).
         tasks_per_process: after so many a task process is replaced; 0: never.
         beat_s: after so long without a message to the manager, send a Beat; 0 for never.
@@ -119,6 +143,7 @@ class WorkerLoop:
         template: Template,
         waiter: Waiter,
         *,
+        equipment: Equipment = NOTHING_SPECIAL,
         grace_s: float,
         inline: bool,
         beat_s: float = 0.0,
@@ -140,6 +165,8 @@ class WorkerLoop:
         self._results = codec.from_worker()
         self._ports = [ProcessPort(number, self) for number in range(slots)]
         self.state = state.WorkerState(place.rank, place.node, list(self._ports), grace_s, inline, tasks_per_process)
+        self.state.slot_cores = list(equipment.slot_cores)
+        self._equipment = equipment
         self._owners: dict[int, tuple[ProcessPort, str]] = {}
         self._outlets = {"stdout": Outlet(1), "stderr": Outlet(2)}
         self._paused: set[int] = set()  # pipes that are not read, because our own stdout or stderr is full
@@ -185,6 +212,9 @@ class WorkerLoop:
                 slots=len(self._ports),
                 error=error,
                 times_s=times_s,
+                cores=[core for cores in self._equipment.slot_cores for core in cores],
+                memory_bytes=self._equipment.memory_bytes,
+                gpus=list(self._equipment.gpus),
             )
         )
 
@@ -226,13 +256,14 @@ class WorkerLoop:
         if self._inline and self.state.queue:
             traffic |= self._run_inline(now_s + INLINE_S)
         if self._prepared and now_s >= self._resume_s:
-            state.fill(self.state, now_s)
+            filling.fill(self.state, now_s)
         done = self.state.take_done()
         if done is not None:
             self._said_s = now_s
             self._send(done)
+            traffic = True
         queue = self.state.queue
-        self.at_once = bool(self._inline and queue and state.may_run_inline(queue[0].spec))
+        self.at_once = bool(self._inline and queue and filling.may_run_inline(queue[0].spec))
         self._link.progress()
         for port in self._ports:
             if port.process is not None:
@@ -273,7 +304,7 @@ class WorkerLoop:
 
     def eager(self) -> bool:
         """Whether what comes next is waited for: no slot has more than it can run."""
-        return not self.state.queue and all(len(slot.held) <= 1 for slot in self.state.slots)
+        return not self.state.queue and not self.state.big and all(len(slot.held) <= 1 for slot in self.state.slots)
 
     def next_s(self) -> float:
         """How long the loop may sleep."""
@@ -405,7 +436,7 @@ class WorkerLoop:
     def _run_inline(self, until_s: float) -> bool:
         """Run queued Python calls here until the time is up. Bash, and what has a limit, goes to task processes."""
         queue, ran = self.state.queue, False
-        while queue and state.may_run_inline(queue[0].spec):
+        while queue and filling.may_run_inline(queue[0].spec):
             call = queue.popleft()
             ran = True
             digest = call.spec.function

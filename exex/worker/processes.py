@@ -51,12 +51,14 @@ class Prepare(Struct, frozen=True, tag=True):
     rank: int
     node: str
     script: str  # as the user named it: what tasks find as sys.argv[0]
+    gpu_variable: str = ""  # that masks accelerators
 
 
 class Fork(Struct, frozen=True, tag=True):
     """Rank -> template: start a task process. Comes with its stream, tokens, stdout and stderr, in this order."""
 
     slot: int
+    cores: list[int] = []  # CPU numbers to which it is bound; empty: as the template is
 
 
 class Kill(Struct, frozen=True, tag=True):
@@ -219,12 +221,20 @@ class Template:
         return self._socket.fileno()
 
     def begin(  # noqa: PLR0917
-        self, script_dir: str, cwd: str, run_dir: str, preload: Sequence[str], rank: int, node: str, script: str = ""
+        self,
+        script_dir: str,
+        cwd: str,
+        run_dir: str,
+        preload: Sequence[str],
+        rank: int,
+        node: str,
+        script: str = "",
+        gpu_variable: str = "",
     ) -> None:
         """Prepare the template; `Ready` or `Failed` answers. To be called once, before anything else."""
-        self._send(Prepare(script_dir, cwd, run_dir, list(preload), rank, node, script))
+        self._send(Prepare(script_dir, cwd, run_dir, list(preload), rank, node, script, gpu_variable))
 
-    def fork(self, slot: int) -> TaskProcess:
+    def fork(self, slot: int, cores: Sequence[int] = ()) -> TaskProcess:
         """Start a task process, which can be given calls at once. `Forked` follows, and `Died` in the end.
 
         Raises:
@@ -240,7 +250,7 @@ class Template:
             opened.extend(os.pipe2(os.O_CLOEXEC))
             opened.extend(os.pipe2(os.O_CLOEXEC))
             tokens, out, out_theirs, err, err_theirs = opened
-            self._send(Fork(slot), [theirs.fileno(), tokens, out_theirs, err_theirs])
+            self._send(Fork(slot, list(cores)), [theirs.fileno(), tokens, out_theirs, err_theirs])
         except BaseException:
             ours.close()
             for fd in opened:

@@ -8,20 +8,8 @@ from typing import Protocol
 
 from exex.errors import AppTimeout, MemoryLimitExceeded, ProtocolError, TaskProcessDied
 from exex.protocol import payload as payloads
-from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Assign, Done, Drop, Kind, Outcome, Rank, TaskId
+from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Assign, Done, Drop, Grant, Outcome, Rank, TaskId
 from exex.protocol.payload import Payload
-
-AHEAD_S = 0.002
-"""Work that a slot may hold, running or queued in its task process, when tasks are short."""
-
-AHEAD_MOST = 256
-"""Calls that a slot may hold at the most."""
-
-NEXT_S = 0.02
-"""Below this length a slot gets its next task while it still runs one; it is taken back if another slot is idle."""
-
-STUCK_S = 0.005
-"""A slot whose calls have not moved for so long shares what it has not started with idle slots."""
 
 OUTLIER_S = 1e-4
 """Added to ten times the average, the most that one running time counts for: a task that lost its core for a while
@@ -44,16 +32,31 @@ CONDEMNED_S = 1.0
 
 
 class Call:
-    """One attempt at this worker."""
+    """One attempt at this worker.
 
-    __slots__ = ("announced", "attempt", "losses", "payload", "spec", "task", "values")
+    Attributes:
+        grant: what it may use, of a big one; None for one slot.
+        cores: CPU numbers that it was given, once it has its slots; empty where they are not bound.
+    """
 
-    def __init__(self, task: TaskId, attempt: int, spec: AppSpec, payload: Payload, values: list[Payload] | None) -> None:
+    __slots__ = ("announced", "attempt", "cores", "grant", "losses", "payload", "spec", "task", "values")
+
+    def __init__(  # noqa: PLR0917
+        self,
+        task: TaskId,
+        attempt: int,
+        spec: AppSpec,
+        payload: Payload,
+        values: list[Payload] | None,
+        grant: Grant | None = None,
+    ) -> None:
         self.task = task
         self.attempt = attempt
         self.spec = spec
         self.payload = payload
         self.values = values
+        self.grant = grant
+        self.cores: list[int] = []
         self.announced = False
         self.losses = 0
 
@@ -87,7 +90,8 @@ class Slot:
         ending_s: since when the task process has been told to end; negative if it has not.
         killed: it has also got SIGKILL.
         given: calls that the task process has been given since it was started, without those taken back.
-        app: of all calls that it was given; `_NO_APP` before the first, `_SEVERAL_APPS` where there were several.
+        app: of all calls that it was given; `NO_APP` before the first, `SEVERAL_APPS` where there were several.
+        helps: the big call that holds it, of another slot.
         measured: the call whose memory is being looked at.
         measure_s: no look at its memory before.
         used_bytes: memory of the condemned task, if that is why.
@@ -100,6 +104,7 @@ class Slot:
         "ending_s",
         "given",
         "held",
+        "helps",
         "killed",
         "measure_s",
         "measured",
@@ -118,7 +123,12 @@ class Slot:
         self.sentence = -1
         self.condemned_s = 0.0
         self.measure_s = 0.0
+        self.helps: Call | None = None
         self.reset()
+
+    def is_idle(self) -> bool:
+        """Whether it can be given a call now."""
+        return not self.held and self.ending_s < 0 and self.helps is None
 
     def reset(self) -> None:
         """For a new task process."""
@@ -126,12 +136,12 @@ class Slot:
         self.ending_s = -1.0
         self.killed = False
         self.given = 0
-        self.app = _NO_APP
+        self.app = NO_APP
         self.measured: Call | None = None
         self.used_bytes = 0
 
 
-_NO_APP, _SEVERAL_APPS = -1, -2
+NO_APP, SEVERAL_APPS = -1, -2
 
 
 @dataclass
@@ -140,7 +150,8 @@ class WorkerState:
 
     Attributes:
         inline: calls that need no process of their own are left in the queue, for the loop to run.
-        queue: calls that no slot holds yet, in order.
+        queue: calls that no slot holds yet, in order; `big`: those that hold more than a slot, or nothing may stand behind.
+        slot_cores: CPU numbers to which each slot is bound; empty if they are not.
         paces: per app, a moving average of the running time, in seconds.
         tasks_per_process: after so many a task process is replaced; 0: never.
     """
@@ -153,6 +164,8 @@ class WorkerState:
     tasks_per_process: int = 0
     slots: list[Slot] = field(init=False)
     queue: deque[Call] = field(default_factory=deque)
+    big: deque[Call] = field(default_factory=deque)
+    slot_cores: list[list[int]] = field(default_factory=list)
     apps: dict[int, AppSpec] = field(default_factory=dict)
     functions: dict[bytes, Payload] = field(default_factory=dict)
     paces: dict[int, float] = field(default_factory=dict)
@@ -212,7 +225,9 @@ def on_assign(state: WorkerState, msg: Assign) -> None:
         raise ProtocolError(f"the manager assigns app {error}, which it never named") from None
     if len(specs) == 1:
         specs *= len(msg.tasks)
-    if msg.values or msg.attempts:
+    if msg.grants:
+        _queue_some_big(state, msg, specs)
+    elif msg.values or msg.attempts:
         values, attempts = msg.values, msg.attempts
         state.queue.extend(
             Call(task, attempts.get(i, 1), spec, payload, values.get(i))
@@ -224,20 +239,28 @@ def on_assign(state: WorkerState, msg: Assign) -> None:
         )
 
 
+def _queue_some_big(state: WorkerState, msg: Assign, specs: list[AppSpec]) -> None:
+    for i, (task, spec, payload) in enumerate(zip(msg.tasks, specs, msg.payloads, strict=True)):
+        grant = msg.grants.get(i)
+        call = Call(task, msg.attempts.get(i, 1), spec, payload, msg.values.get(i), grant)
+        (state.queue if grant is None else state.big).append(call)
+
+
 def on_drop(state: WorkerState, msg: Drop, now_s: float) -> None:
     """Forget queued calls, kill running ones."""
     wanted = set(msg.tasks)
     for slot in state.slots:
         if wanted and any(call.task in wanted for call in slot.held):
-            _recover(state, slot)
+            recover(state, slot)
             for call in slot.held:
                 if call.task in wanted:
                     wanted.discard(call.task)
                     _condemn(slot, call.task, Outcome.CANCELLED, now_s)
     if wanted:
-        for call in [call for call in state.queue if call.task in wanted]:
-            state.queue.remove(call)
-            state.report(call, Outcome.CANCELLED, b"")
+        for queue in (state.queue, state.big):
+            for call in [call for call in queue if call.task in wanted]:
+                queue.remove(call)
+                state.report(call, Outcome.CANCELLED, b"")
 
 
 # ---- from the slots -------------------------------------------------------------------------------------------
@@ -254,12 +277,14 @@ def on_slot_done(state: WorkerState, slot: Slot, msg: Done, now_s: float) -> Non
         pace = paces.get(number)
         paces[number] = seconds if pace is None else pace + (min(seconds, 10 * pace + OUTLIER_S) - pace) * 0.05
         state.report(call, outcome, payload, seconds)
+        if call.grant is not None:
+            _free_helpers(state, call)
         if slot.condemned == task:
             slot.condemned = None
     slot.moved_s = now_s
     _execute_sentence(slot, now_s)
     if not held and slot.ending_s < 0 and 0 < state.tasks_per_process <= slot.given:
-        _retire(slot, now_s)
+        retire(slot, now_s)
 
 
 def on_measured(state: WorkerState, slot: Slot, used_bytes: int, seconds: float, now_s: float) -> None:
@@ -270,7 +295,7 @@ def on_measured(state: WorkerState, slot: Slot, used_bytes: int, seconds: float,
         return
     if call.spec.memory_bytes is not None and used_bytes > call.spec.memory_bytes:
         slot.used_bytes = used_bytes
-        _recover(state, slot)
+        recover(state, slot)
         _condemn(slot, call.task, Outcome.FAILED, now_s)
 
 
@@ -285,11 +310,12 @@ def on_slot_died(  # noqa: PLR0917
     Args:
         blameless: "its template has ended", or the like, if that was not for anything that this slot ran.
     """
-    _recover(state, slot)
+    recover(state, slot)
     running = slot.held.pop() if slot.held else None
     while slot.held:
         state.queue.appendleft(slot.held.pop())
     if running is not None:
+        _free_helpers(state, running)
         seconds = now_s - slot.moved_s
         sentence = slot.sentence if slot.ending_s >= 0 and running.task == slot.condemned else -1
         if sentence == Outcome.CANCELLED:
@@ -299,7 +325,7 @@ def on_slot_died(  # noqa: PLR0917
             state.report(running, Outcome.FAILED, payloads.dump_error(error, ""), seconds)
         elif blameless and running.losses < LOSSES_TOLERATED:
             running.losses += 1
-            state.queue.appendleft(running)
+            (state.queue if running.grant is None else state.big).appendleft(running)
         else:
             died = _died(state, running, exitcode, stderr_tail, blameless)
             state.report(running, Outcome.LOST, payloads.dump_error(died, ""), seconds)
@@ -342,11 +368,24 @@ def _died(state: WorkerState, call: Call, exitcode: int, stderr_tail: str, blame
     )
 
 
-def _recover(state: WorkerState, slot: Slot) -> None:
+def recover(state: WorkerState, slot: Slot) -> None:
     """Move what a slot has not started back to the front of the queue."""
     for _ in range(min(slot.port.take_back(), len(slot.held))):
-        state.queue.appendleft(slot.held.pop())
+        call = slot.held.pop()
         slot.given -= 1
+        if call.grant is None:
+            state.queue.appendleft(call)
+        else:
+            _free_helpers(state, call)
+            state.big.appendleft(call)
+
+
+def _free_helpers(state: WorkerState, call: Call) -> None:
+    """A big call does not hold the slots beside its own any more."""
+    if call.grant is not None and call.grant.slots > 1:
+        for slot in state.slots:
+            if slot.helps is call:
+                slot.helps = None
 
 
 def _condemn(slot: Slot, task: TaskId, outcome: int, now_s: float) -> None:
@@ -368,14 +407,14 @@ def _execute_sentence(slot: Slot, now_s: float) -> None:
         slot.port.kill(gently=not slot.killed)
 
 
-def _retire(slot: Slot, now_s: float) -> None:
+def retire(slot: Slot, now_s: float) -> None:
     """End a task process that holds nothing, so that the next call starts a new one."""
     slot.ending_s = now_s
     slot.killed = True
     slot.port.kill(gently=False)
 
 
-# ---- time and filling -----------------------------------------------------------------------------------------
+# ---- time -----------------------------------------------------------------------------------------------------
 
 
 def on_tick(state: WorkerState, now_s: float) -> None:
@@ -392,7 +431,7 @@ def on_tick(state: WorkerState, now_s: float) -> None:
         head = slot.held[0]
         running_s = now_s - slot.moved_s
         if head.spec.walltime_s is not None and running_s >= head.spec.walltime_s:
-            _recover(state, slot)
+            recover(state, slot)
             _condemn(slot, head.task, Outcome.FAILED, now_s)
             continue
         if head.spec.memory_bytes is not None and slot.measured is None and now_s >= slot.measure_s:
@@ -410,88 +449,3 @@ def next_deadline_s(state: WorkerState, now_s: float) -> float:
         if slot.held and slot.ending_s < 0 and slot.held[0].spec.walltime_s is not None:
             soonest = min(soonest, slot.moved_s + slot.held[0].spec.walltime_s - now_s)
     return max(soonest, 0.0)
-
-
-def fill(state: WorkerState, now_s: float) -> None:
-    """Give queued calls to slots: one to each idle slot first, then more to those that run short tasks."""
-    if not state.queue:
-        _share(state, now_s)
-        if not state.queue:
-            return
-    for slot in state.slots:
-        if not slot.held and slot.ending_s < 0:
-            _give(state, slot, now_s)
-            if not state.queue:
-                return
-    for slot in state.slots:
-        if slot.held and slot.condemned is None:
-            _give(state, slot, now_s)
-            if not state.queue:
-                return
-
-
-def _share(state: WorkerState, now_s: float) -> None:
-    """If a slot is idle, take back what a stuck slot has queued. O(slots) and only while nothing is queued here."""
-    if len(state.slots) == 1 or all(slot.held for slot in state.slots):
-        return
-    for slot in state.slots:
-        if len(slot.held) > 1 and now_s - slot.moved_s > STUCK_S:
-            _recover(state, slot)
-
-
-def _give(state: WorkerState, slot: Slot, now_s: float) -> None:
-    """Give a slot its next calls: as many as AHEAD_S allows, at least one if it is idle."""
-    held = len(slot.held)
-    queue = state.queue
-    if state.inline and may_run_inline(queue[0].spec):
-        return
-    spec = queue[0].spec
-    app = spec.app
-    if held and slot.held[-1].spec.memory_bytes is not None:
-        return  # its memory is measured, and nothing may be queued that could run before its result is here
-    if not held and spec.memory_bytes is not None and slot.app not in (_NO_APP, app):
-        _retire(slot, now_s)  # what calls of other apps have left in the process is not to be charged to this one
-        return
-    most = min(_room(state, queue[0].spec, held), -(-len(queue) // len(state.slots)))
-    if state.tasks_per_process:
-        most = min(most, state.tasks_per_process - slot.given)
-    if most <= 0:
-        return
-    calls: list[Call] = []
-    while queue and len(calls) < most and queue[0].spec.app == app:
-        calls.append(queue.popleft())
-    if not held:
-        slot.moved_s = now_s
-    slot.held.extend(calls)
-    slot.given += len(calls)
-    slot.app = app if slot.app in (_NO_APP, app) else _SEVERAL_APPS
-    slot.port.give(calls)
-
-
-def may_run_inline(spec: AppSpec) -> bool:
-    """Whether a call can do without a task process: nobody can stop it, and bash is started from task processes."""
-    return spec.kind != Kind.BASH and not has_limits(spec)
-
-
-def has_limits(spec: AppSpec) -> bool:
-    """Whether a task process must not hold a call like this behind another."""
-    return spec.walltime_s is not None or spec.memory_bytes is not None
-
-
-def _room(state: WorkerState, spec: AppSpec, held: int) -> int:
-    """How many calls like this a slot that holds `held` may get now."""
-    if not held:
-        least = 1
-    elif has_limits(spec):
-        return 0
-    else:
-        least = 0
-    pace = state.paces.get(spec.app)
-    if pace is None or has_limits(spec):
-        return least
-    most = min(AHEAD_MOST, int(AHEAD_S / (pace + 1e-9)))
-    if pace < NEXT_S:
-        most = max(most, 2)
-    if held > most // 2:
-        return 0  # wait until half of it is done: fewer, larger messages
-    return max(most - held, least)

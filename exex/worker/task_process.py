@@ -13,18 +13,19 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from time import perf_counter
 from typing import Any, NamedTuple, TextIO
 
 from exex.errors import ProtocolError
+from exex.launch.notices import NOTICES, pass_over
 from exex.protocol import codec
 from exex.protocol.messages import AppSpec, Assign, Done
 from exex.protocol.payload import Large, Payload
 from exex.transport.base import GONE
 from exex.transport.stream import BlockingStream
-from exex.worker import condition, context
+from exex.worker import condition, context, granted
 from exex.worker.context import STOP_SIGNAL, Place
 from exex.worker.execute import execute, flush_output, open_function
 from exex.worker.processes import dropped
@@ -41,7 +42,6 @@ one only if it is the first of its app here, or one of its app has been found to
 
 _PR_SET_PDEATHSIG = 1
 _FORGET = 0.9
-_SHIELDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Descriptors(NamedTuple):
@@ -108,6 +108,7 @@ class TaskLoop:
         tasks, payloads, values, attempts = batch.tasks, batch.payloads, batch.values, batch.attempts
         apps, tokens, place = self._apps, self._tokens, self._place
         numbers = batch.calls if len(batch.calls) == len(tasks) else repeat(batch.calls[0], len(tasks))
+        run = granted.execute_with(batch.grants[0]) if batch.grants else execute  # it is the only call then
         ended_s = perf_counter()
         look_after: App | None = None
         for i, number in enumerate(numbers):
@@ -124,7 +125,7 @@ class TaskLoop:
                 self._stream.send(dropped(len(tasks) - i))
                 return True
             function = app.function or self._open(app)
-            outcome, result, seconds = execute(
+            outcome, result, seconds = run(
                 app.spec, function, payloads[i], values.get(i), tasks[i], attempts.get(i, 1), place
             )
             ended_s = perf_counter()
@@ -180,8 +181,12 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def run_task_process(fds: Descriptors, place: Place, run_dir: str) -> None:
-    """Be a task process until the rank closes the stream. Does not return."""
+def run_task_process(fds: Descriptors, place: Place, run_dir: str, cores: Sequence[int] = ()) -> None:
+    """Be a task process until the rank closes the stream. Does not return.
+
+    Args:
+        cores: CPU numbers to which it is bound; empty for wherever it is.
+    """
     status = os.EX_SOFTWARE
     try:
         os.setsid()
@@ -189,6 +194,7 @@ def run_task_process(fds: Descriptors, place: Place, run_dir: str) -> None:
         _take_over_output(fds)
         _reseed()
         context.run_dir = run_dir
+        granted.bind(cores)
         stream = BlockingStream(socket.socket(fileno=condition.out_of_reach(fds.stream)))
         TaskLoop(stream, condition.out_of_reach(fds.tokens), place, condition.Condition()).run()
         status = 0
@@ -204,37 +210,24 @@ def run_task_process(fds: Descriptors, place: Place, run_dir: str) -> None:
 
 
 def _shield() -> None:
-    """Survive the signals by which batch systems and terminals announce the end: the rank decides.
-
-    Handlers, and not SIG_IGN, because what a task starts must not inherit it: `Popen.terminate` would do nothing.
-    """
-    for number in _SHIELDED:
-        signal.signal(number, _ignore)
-        signal.siginterrupt(number, False)
+    """Survive the signals by which batch systems and terminals announce the end: the rank decides."""
+    pass_over((signal.SIGINT, *NOTICES))
     signal.signal(STOP_SIGNAL, context.stop.on_signal)
-    os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals, after_in_child=_unshield)
+    os.register_at_fork(before=_hold_stop, after_in_parent=_let_stop, after_in_child=_unshield)
 
 
-def _ignore(number: int, frame: object) -> None:
-    pass
+def _hold_stop() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, (STOP_SIGNAL,))
 
 
-def _hold_signals() -> None:
-    """Before a fork: a signal that the child gets at once must not find our handlers there."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, (*_SHIELDED, STOP_SIGNAL))
-
-
-def _let_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_SHIELDED, STOP_SIGNAL))
+def _let_stop() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (STOP_SIGNAL,))
 
 
 def _unshield() -> None:
     """In a child that a task forks."""
     signal.signal(STOP_SIGNAL, signal.SIG_DFL)
-    for number in _SHIELDED:
-        if signal.getsignal(number) is _ignore:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    _let_signals()
+    _let_stop()
 
 
 def _take_over_output(fds: Descriptors) -> None:

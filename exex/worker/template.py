@@ -22,7 +22,8 @@ import time
 import traceback
 from collections.abc import Mapping
 
-from exex.worker import families, keeper, processes
+from exex.launch.notices import NOTICES
+from exex.worker import families, granted, keeper, processes
 from exex.worker.context import STOP_SIGNAL, Place
 from exex.worker.processes import Died, End, Failed, Fork, Forked, Kill, Measure, Measured, Prepare, Ready
 from exex.worker.task_process import Descriptors, die_with_parent, run_task_process
@@ -32,7 +33,7 @@ END_S = 5.0
 
 _PR_SET_CHILD_SUBREAPER = 36
 _OFTEN_NEEDED = ("cloudpickle",)
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_IGNORED = (signal.SIGINT, *NOTICES)
 
 
 def template_main(sock: socket.socket, environment: Mapping[str, str]) -> None:
@@ -117,7 +118,7 @@ class _Template:
             return False
         message = processes.decode_for_template(data)
         if isinstance(message, Fork):
-            self._fork(message.slot, fds)
+            self._fork(message, fds)
         elif isinstance(message, Kill):
             self._kill(message)
         elif isinstance(message, Measure):
@@ -137,6 +138,7 @@ class _Template:
     def _prepare(self, message: Prepare) -> None:
         self._place = Place(message.rank, message.node)
         self._run_dir = message.run_dir
+        granted.gpu_variable = message.gpu_variable
         sys.argv = [message.script]
         try:
             os.chdir(message.cwd)
@@ -158,8 +160,8 @@ class _Template:
 
     # ---- task processes ----
 
-    def _fork(self, slot: int, fds: list[int]) -> None:
-        parent = os.getpid()
+    def _fork(self, message: Fork, fds: list[int]) -> None:
+        parent, slot = os.getpid(), message.slot
         signal.pthread_sigmask(signal.SIG_BLOCK, (STOP_SIGNAL,))  # the keeper lets it through when it can pass it on
         try:
             pid = os.fork()
@@ -169,7 +171,7 @@ class _Template:
             if pid == 0:
                 try:
                     self._become_child(parent)
-                    keeper.keep(lambda: run_task_process(Descriptors(*fds), self._place, self._run_dir), fds)
+                    keeper.keep(lambda: run_task_process(Descriptors(*fds), self._place, self._run_dir, message.cores), fds)
                 finally:
                     os._exit(os.EX_SOFTWARE)
             self._keepers[slot] = pid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from exex.transport.base import GONE, Link
+from exex.transport.joined import OWN, JoinedRanks
 from exex.transport.memory import Network
 from exex.transport.stream import StreamLink
 from exex.transport.zeromq import ClientLink, ServerLink
@@ -24,6 +26,14 @@ def memory() -> Iterator[Ends]:
     echoes = [Echo(network.end(number)) for number in (1, 2)]
     link = network.end(0)
     yield link, [1, 2], lambda: [echo.turn() for echo in echoes]  # type: ignore[func-returns-value]
+    link.close()
+
+
+def joined() -> Iterator[Ends]:
+    network = Network()
+    link = JoinedRanks(network.end(0))
+    echoes = [Echo(link.own), Echo(network.end(1)), Echo(network.end(2))]
+    yield link, [OWN, 1, 2], lambda: [echo.turn() for echo in echoes]  # type: ignore[func-returns-value]
     link.close()
 
 
@@ -50,12 +60,12 @@ def zeromq(tmp_path: Path) -> Iterator[Ends]:
     link.close()
 
 
-@pytest.fixture(params=["memory", "stream", "zeromq"])
+@pytest.fixture(params=["memory", "joined", "stream", "zeromq"])
 def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ends]:
     if request.param == "zeromq":
         yield from zeromq(tmp_path)
     else:
-        yield from {"memory": memory, "stream": stream}[request.param]()
+        yield from {"memory": memory, "joined": joined, "stream": stream}[request.param]()
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -63,8 +73,9 @@ def test_contract(ends: Ends, check: Callable[..., None]) -> None:
     check(*ends)
 
 
-def test_contract_over_mpi(launch: Launch) -> None:
-    done = launch.module(3, "tests.conformance.over_mpi")
+@pytest.mark.parametrize("words", [[], ["joined"]], ids=["mpi", "joined"])
+def test_contract_over_mpi(launch: Launch, words: list[str]) -> None:
+    done = launch.module(3, "tests.conformance.over_mpi", *words)
     assert done.status == 0, done.err
     assert done.out.split() == [word for check in CHECKS for word in ("ok", check.__name__)]
 
@@ -113,3 +124,42 @@ def test_memory_does_not_hear_a_peer_that_was_dropped() -> None:
     assert two.receive() == (1, GONE)
     assert one.receive() == (3, [b"hello"])
     assert one.receive() is None
+
+
+def test_joined_does_not_hear_whom_it_was_told_to_forget() -> None:
+    network = Network()
+    link = JoinedRanks(network.end(0))
+    one, two = network.end(1), network.end(2)
+    for end in (link.own, one, two):
+        end.send(0, [b"hello"])
+    link.forget(OWN)
+    link.forget(1)
+    assert link.receive() == (2, [b"hello"])
+    assert link.receive() is None
+
+
+def test_joined_alone_has_nobody_else() -> None:
+    link = JoinedRanks()
+    with pytest.raises(ConnectionError):
+        link.send(1, [b"anybody there?"])
+    link.send(OWN, [b"hello"])
+    assert link.own.receive() == (0, [b"hello"])
+    assert link.receive() is None and not link.progress() and not link.polled() and link.fileno() == -1
+
+
+def test_joined_is_woken_by_the_others() -> None:
+    """What the own worker says is there when its turn ends; the descriptor is that of the others."""
+    ours, theirs = socket.socketpair()
+
+    class Others(StreamLink):
+        def forget(self, peer: int) -> None: ...
+
+        def polled(self) -> bool:
+            return True
+
+    link = JoinedRanks(Others(ours))
+    assert link.fileno() == ours.fileno() and link.polled()
+    StreamLink(theirs).send(0, [b"hello"])
+    assert select.select([link.fileno()], (), (), 20)[0]
+    link.close()
+    assert ours.fileno() == -1

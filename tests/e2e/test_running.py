@@ -208,6 +208,33 @@ def test_a_signal_to_the_launcher_ends_the_job(launch: Launch, mark: str, number
         assert done.status != 0
 
 
+def test_signals_that_a_batch_system_sends_to_all_processes_are_for_the_guard(launch: Launch, mark: str) -> None:
+    """The script and running tasks survive them; what the script starts has the usual dispositions."""
+    script = """
+import multiprocessing, os, signal, subprocess, time
+from exex import python_app
+NOTICES = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
+@python_app
+def survive(numbers):
+    import os
+    for number in numbers:
+        os.kill(os.getpid(), number)
+        os.kill(os.getppid(), number)
+    return "alive"
+for number in NOTICES:
+    os.kill(os.getpid(), number)
+    started = subprocess.Popen(["sleep", "100"]), multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,))
+    started[1].start()
+    for pid in (started[0].pid, started[1].pid):
+        os.kill(pid, number)
+    started[1].join()
+    assert (started[0].wait(), started[1].exitcode) == (-number, -number)
+print(survive(NOTICES).result())
+"""
+    done = launch.workflow(2, script, **{MARK: mark})
+    assert (done.status, done.out) == (0, "alive\n"), done.err
+
+
 def test_killed_guards_leave_nobody_behind(launch: Launch, mark: str) -> None:
     """As launchers end a job: SIGKILL to what they started, while tasks have started programs in sessions of their own."""
     path = launch.cwd / "workflow.py"

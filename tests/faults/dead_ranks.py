@@ -1,8 +1,8 @@
-"""Worker ranks that die: `python -m tests.faults.dead_ranks [--runs 20] [--seed N] [SCENARIO...]`.
+"""Ranks that die: `python -m tests.faults.dead_ranks [--runs 20] [--seed N] [SCENARIO...]`.
 
 Each run starts a job of 2,000 mixed tasks with dependencies through `exex run`, takes one or two of its worker ranks away
-at random moments, and checks every result, the exit status, what was said, and that no process is left. CI makes a few
-runs of each (test_dead_ranks.py).
+at random moments, and checks every result, the exit status, what was said, and that no process is left; or takes the manager away, and
+checks that all others end. CI makes a few runs of each (test_dead_ranks.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+from exex.launch.launchers import load_launcher
 from tests.endurance import MARK, nobody_left, processes
 from tests.launch import Ended, Launch
 from tests.slurm import Cluster, why_not
@@ -151,6 +152,27 @@ def guard_dies(launch: Launch, mark: str, rng: random.Random) -> Ended:
     return done
 
 
+def manager_dies(launch: Launch, mark: str, rng: random.Random) -> Ended:
+    """The manager is killed under a launcher that lets the others live: they end at once, not after two minutes of silence."""
+    status_dir = launch.cwd / "status"
+    status_dir.mkdir()
+    path = launch.cwd / "workflow.py"
+    path.write_text(WORKFLOW.replace("range(10, 1900)", "range(10, 100_000)"))
+    file = load_launcher("mpiexec-openmpi" if launch.family == "openmpi" else "mpiexec-hydra", {"HOME": "/nonexistent"})
+    argv = [launch.mpiexec, *file.goes_on, "-n", "4", sys.executable, "-m", "exex.run", str(path)]
+    process = launch.start(argv, **{MARK: mark, "EXEX_JOB_DIR": str(status_dir)})
+    first = process.stdout.readline().split()
+    if first[:1] != ["manager"]:
+        raise AssertionError(launch.finish(process, 60))
+    time.sleep(rng.uniform(0, 0.7))
+    psutil.Process(int(first[1])).kill()
+    done = launch.finish(process, 30)
+    assert "rank 0 at " in done.err and "was killed by SIGKILL" in done.err and done.status != 0, done
+    assert not (status_dir / "status").exists()
+    nobody_left(mark)
+    return done
+
+
 def under_slurm(launch: Launch, mark: str, rng: random.Random) -> Ended:
     """srun on a cluster of three nodes: ranks and guards are killed, ranks hang."""
     global cluster
@@ -159,12 +181,10 @@ def under_slurm(launch: Launch, mark: str, rng: random.Random) -> Ended:
         atexit.register(cluster.__exit__)
     status_dir = launch.cwd / "status"
     status_dir.mkdir()
-    srun = cluster.srun("-N3", "-n4", "--distribution=cyclic")
+    srun = cluster.srun(launch.family, "-N3", "-n4", "--distribution=cyclic")
     argv = [*srun, sys.executable, "-m", "exex.run", *OPTIONS]
-    network = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "lo"}
     hit = rng.choice([kill_rank, kill_guard, stop_rank])
-    extra = {"SLURM_CONF": cluster.environment["SLURM_CONF"], "PATH": cluster.environment["PATH"]}
-    done, victims = run(launch, mark, rng, hit, argv, EXEX_JOB_DIR=str(status_dir), **network, **extra)
+    done, victims = run(launch, mark, rng, hit, argv, EXEX_JOB_DIR=str(status_dir), **cluster.variables(launch.family))
     assert (status_dir / "status").exists(), f"no status: {done}"
     status = int((status_dir / "status").read_text())
     assert status == 0 and "all right" in done.out, (status, done.status, done.out, done.err)
@@ -173,7 +193,7 @@ def under_slurm(launch: Launch, mark: str, rng: random.Random) -> Ended:
 
 
 cluster: Cluster | None = None
-SCENARIOS = {"one-dies": one_dies, "one-hangs": one_hangs, "guard-dies": guard_dies}
+SCENARIOS = {"one-dies": one_dies, "one-hangs": one_hangs, "guard-dies": guard_dies, "manager-dies": manager_dies}
 if Launch(Path()).family == "mpich" and not why_not():
     SCENARIOS["slurm"] = under_slurm
 

@@ -23,9 +23,12 @@ from exex.protocol.messages import (
     Drop,
     Finish,
     Fulfil,
+    Grant,
     Hello,
     JobEnds,
+    NodeShape,
     Promise,
+    Share,
     Stop,
     Submit,
     Verdict,
@@ -66,12 +69,16 @@ def corpus(bomb: Path) -> list[Frames]:
         Applied(0),
         Finish(False),
         Welcome("1", 0, 1, 2, 4, "run"),
+        Welcome("1", 0, 1, 2, 4, "run", [NodeShape(2, 4, 1 << 30, 1)]),
         Answer(1, [0, 1], b"\0\1", both, {1: [0]}, [2]),
         JobEnds("why"),
+        Submit(6, [msgspec.structs.replace(SPEC, app=1, cores=2, gpus=1, nodes=2)], {}, [1], [small] * 2, {}, {}, 0, {}, {1: 0}),
         Hello("1", "3.11.0", "node", 7, 2, "", [0.1, 0.2]),
+        Hello("1", "3.11.0", "node", 7, 2, "", [0.1], [0, 1, 2, 3], 1 << 30, ["0", "1"]),
         Done([0, 1], b"\0\1", both, [0.1, 0.2], [2]),
         Bye(3),
         Assign([SPEC], {FUNCTION: small}, [0, 1], [0], both, {1: [large]}, {0: 2}),
+        Assign([], {}, [0, 1], [0], both, {}, {}, {1: Grant(1, [2, 3], [Share("n", 2, ["0"], [1, 2]), Share("m", 2, [], [3])])}),
         Drop([1]),
         Stop(""),
     ]
@@ -162,7 +169,21 @@ class Liar:
             retries=rng.choice([0, 0, 2, -1, 2**62]),
             asks=rng.random() < 0.2,
             walltime_s=rng.choice([None, None, 1.0, -1.0, float("nan"), float("inf")]),
+            **self._request(),
         )
+
+    def _request(self) -> dict[str, Any]:
+        """What a call asks for: mostly nothing, sometimes something that can be met, sometimes nonsense."""
+        rng = self.rng
+        if rng.random() < 0.5:
+            return {}
+        return {
+            "cores": rng.choice([0, 1, 2, 2, 6, 7, self._number()]),
+            "gpus": rng.choice([0, 0, 1, 2, self._number()]),
+            "nodes": rng.choice([0, 0, 1, 1, 2, self._number()]),
+            "memory_bytes": rng.choice([None, None, 1, 1000, 1001, self._number()]),
+            "exclusive": rng.random() < 0.1,
+        }
 
     def of_client(self, first: int = 0) -> Frames:
         """From a client whose next task is `first`, if it tells the truth."""
@@ -181,7 +202,8 @@ class Liar:
             calls = [rng.randrange(2) for _ in range(rng.choice([1, 1, count, 0, 5]))]
             message = Submit(
                 start, [self._spec() for _ in range(rng.choice([0, 0, 1, 2]))], {FUNCTION: self.small} if rng.random() < 0.5 else {},
-                calls, self._payloads(count), needs, given, rng.choice([0, 0, 0, self._number() % 2**63]),
+                calls, self._payloads(count), needs, given, rng.choice([0, 0, 0, self._number() % 2**63]), {},
+                {rng.randrange(-1, count + 1): self._number() for _ in range(rng.choice([0, 0, 0, 1, 3]))},
             )  # fmt: skip
         elif kind == 4:
             message = Promise(start, rng.choice([1, 2, 3, self._number() % 2**63]))
@@ -206,7 +228,7 @@ class Liar:
         outcomes = bytes(rng.choice([0, 0, 0, 0, 1, 4, 6]) for _ in tasks)
         message: object = Done(tasks, outcomes, self._payloads(len(tasks)), seconds, self._numbers(2))
         if rng.random() < 0.1:
-            message = rng.choice([Bye(1), Hello("1", "3.11.0", "n", 1, self._number() % 2**63, "", [])])
+            message = rng.choice([Bye(1), Hello("1", "3.11.0", "n", 1, self._number() % 2**63, "", [], self._numbers(), self._number(), ["0"] * rng.randrange(3))])
         return self._frames(message)
 
     def _frames(self, message: object) -> Frames:

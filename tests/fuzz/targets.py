@@ -82,7 +82,7 @@ class ManagerTarget:
         self.ends = {rank: self.workers_net.end(rank) for rank in (1, 2, 3)}
         self.held: dict[int, list[int]] = {1: [], 2: [], 3: []}
         for end in self.ends.values():
-            end.send(0, self.encoder.encode(Hello("1", "3.11.0", "n", 1, 2, "", [])))
+            end.send(0, self.encoder.encode(Hello("1", "3.11.0", "n", 1, 2, "", [], [], 1000, ["0", "1"])))
         self.next_number = 1
         self.honest = self._attach()
         self.hostile = self._attach()
@@ -303,7 +303,9 @@ class ZeroMQTarget:
                     self.server._socket.poll(1)
                     continue
                 if arrived[1] == [word]:
-                    return
+                    break
+                self._hear(arrived[1])
+            while (arrived := self.server.receive()) is not None:  # else what was sent ahead would count as growth
                 self._hear(arrived[1])
 
     def _hear(self, frames: list) -> None:

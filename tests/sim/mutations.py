@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from exex.manager import memo, placement, transitions
+from exex.manager import assigning, grants, keeping, memo, packing, placement, transitions
+from exex.manager.line import Line, Shape
 from exex.manager.liveness import Liveness
 from exex.manager.loop import ManagerLoop
 from exex.manager.memo import Memo
+from exex.manager.nodes import NodeRecord, Nodes
 from exex.manager.ready import ReadyQueue
 from exex.manager.state import ClientRecord, ManagerState
+from exex.worker import filling
 from exex.worker import state as worker
 from tests.sim.__main__ import SeedFailed, run_seed
 
@@ -38,23 +41,23 @@ class Mutation(NamedTuple):
 
 MUTATIONS = [
     Mutation("a failed attempt is not queued again", transitions._attempt_failed, "task.attempt += 1\n        state.ready.push(task)", "task.attempt += 1"),
-    Mutation("attempts of a lost rank are not queued again", transitions.on_worker_lost, "            state.ready.push(task)", "            pass"),
-    Mutation("the attempt's number stays when a rank is lost", transitions.on_worker_lost, "task.attempt += 1", "pass"),
+    Mutation("attempts of a lost rank are not queued again", transitions._attempt_lost, "        state.ready.push(task)", "        pass"),
+    Mutation("the attempt's number stays when a rank is lost", transitions._attempt_lost, "task.attempt += 1", "pass"),
     Mutation("attempts of a lost rank still count as assigned", transitions.on_worker_lost, "state.assigned -= 1", "pass"),
     Mutation("a lost rank still stands among the free", transitions.on_worker_lost, "state.free.remove(worker)", "pass"),
     Mutation("cancelled attempts of a lost rank are awaited", transitions.on_worker_lost, "if holder != rank}", "if True}"),
     Mutation(
         "late words of a lost rank are heeded", ManagerLoop._drain_workers, "if rank in self.lost:", "if False:"
     ),
-    Mutation("a slot is given back twice", transitions.on_done, "        worker.held -= 1\n        state.assigned", "        worker.held -= 2\n        state.assigned"),
-    Mutation("the slot of a cancelled attempt is not given back", transitions.on_done, "            worker.held -= 1\n            continue", "            continue"),
+    Mutation("a slot is given back twice", transitions.on_done, "        worker.held -= 1\n        if holdings", "        worker.held -= 2\n        if holdings"),
+    Mutation("the slot of a cancelled attempt is not given back", transitions._dropped, "worker.held -= 1", "pass"),
     Mutation("a worker is not listed again when it has reported", transitions.on_done, "    state.list_worker(worker)", "    pass"),
     Mutation("the guess of a task's length is never taken back", transitions.on_done, "worker.held_s -= task.guess_s", "pass"),
     Mutation("the last dependent is forgotten", transitions.succeed, "in task.dependents:", "in task.dependents[:-1] or task.dependents[:1]:"),
     Mutation("a dependent starts before its last need", transitions.succeed, "if not dependent.open_needs:", "if dependent.open_needs <= 1 and dependent.status == 0:"),
     Mutation("a value lands in the wrong place", transitions.succeed, "dependent.values[place] = value", "dependent.values[0] = value"),
     Mutation("dependents of dependents do not fail", transitions.fail, "failed.append(dependent)", "pass"),
-    Mutation("a ready task that is cancelled still counts", transitions.cancel, "state.ready.forget()", "pass"),
+    Mutation("a ready task that is cancelled still counts", transitions.cancel, "state.ready.forget(task)", "pass"),
     Mutation("a running task that is cancelled is not awaited", transitions.cancel, "state.dropped[task.id] = task.rank", "pass"),
     Mutation("the worker is not told of a cancelled task", transitions.cancel, "state.drops.setdefault(task.rank, []).append(task.id)", "pass"),
     Mutation("the guess of a cancelled task's length is not taken back", transitions.cancel, "held_s -= task.guess_s", "held_s -= 0"),
@@ -65,10 +68,10 @@ MUTATIONS = [
     Mutation("an answer is given twice", ClientRecord.take_answer, "self.clear_answer()", "self.clear_answer() if self.sequence % 9 else None"),
     Mutation("values are let go of too early", ClientRecord.take_answer, "self.unapplied.append((self.sequence, kept))", "[self.kept.pop(t, None) for t in kept]"),
     Mutation("values are never let go of", ClientRecord.applied, "self.kept.pop(task, None)", "pass"),
-    Mutation("a free worker's flag stays set", placement.place, "worker.in_free = False", "pass"),
+    Mutation("a free worker's flag stays set", placement._place_small, "worker.in_free = False", "pass"),
     Mutation("the ready queue counts one too few", ReadyQueue.push_all, "self.count += len(tasks) - 1", "self.count += max(len(tasks) - 2, 0)"),
     Mutation("a dropped call is not reported", worker.on_drop, "state.report(call, Outcome.CANCELLED, b\"\")", "pass"),
-    Mutation("a started call is taken back", worker._recover, "min(slot.port.take_back(), len(slot.held))", "min(slot.port.take_back() + 1, len(slot.held))"),
+    Mutation("a started call is taken back", worker.recover, "min(slot.port.take_back(), len(slot.held))", "min(slot.port.take_back() + 1, len(slot.held))"),
     Mutation("what a dead process had queued is lost", worker.on_slot_died, "state.queue.appendleft(slot.held.pop())", "slot.held.pop()"),
     Mutation("the death of a task process is not reported", worker.on_slot_died, "state.report(running, Outcome.LOST,", "(running, Outcome.LOST,"),
     Mutation("a walltime is never enforced", worker.on_tick, "running_s >= head.spec.walltime_s", "running_s >= 1e9"),
@@ -93,13 +96,52 @@ MUTATIONS = [
     Mutation("the job's own pause counts as silence", Liveness.silent, "if gap_s > self.limit_s * PAUSE:", "if False:"),
     Mutation("only the first word of a rank is noted", ManagerLoop._drain_workers, "self._liveness.heard(rank, self._now_s)", "self._liveness._heard_s.setdefault(rank, self._now_s)"),
     Mutation("a rank is given up at half the limit", Liveness.silent, "now_s - heard_s > self.limit_s]", "now_s - heard_s > self.limit_s / 2]"),
-    Mutation("a shelved task is assigned", placement._shelve_what_does_not_fit, "state.shelved += 1", "state.shelved += 1; fitting.append(task)"),
-    Mutation("what does not fit is begun", placement._shelve_what_does_not_fit, "else needs_s <= left_s", "else True"),
-    Mutation("a notice changes nothing", placement._shelve_what_does_not_fit, "not state.noticed if", "True if"),
+    Mutation("a shelved task is assigned", assigning._shelve_what_does_not_fit, "shelve(state, task)", "shelve(state, task); fitting.append(task)"),
+    Mutation("what does not fit is begun", assigning.fits_in_time, "else needs_s <= left_s", "else True"),
+    Mutation("a notice changes nothing", assigning.fits_in_time, "not state.noticed if", "True if"),
     Mutation("a shelved task that is cancelled still counts", transitions.cancel, "state.shelved -= 1", "pass"),
     Mutation("the job goes on after its end", ManagerLoop._mind_the_end, "if now_s < state.ends_s and", "if now_s < state.ends_s + 1.0 and"),
     Mutation("the job waits for its end with nothing left that fits", ManagerLoop._mind_the_end, "and now_s - self._quiet_since_s < QUIET_S", "and True"),
     Mutation("clients are not told that the job ends", ManagerLoop._mind_the_end, "self._tell_of_end(reason)", "pass"),
+    Mutation("a rank does not get back what it has lent", grants._return_slots, "worker.change_room(slots)", "pass"),
+    Mutation("a lead does not get its slots back", grants._return_slots, "worker.change_room(slots - 1)", "pass"),
+    Mutation("a lead lends all of its slots, and one more", grants._lend, "worker.change_room(1 - slots)", "worker.change_room(-slots)"),
+    Mutation("lent slots are not noted", grants._lend, "worker.lent += slots", "pass"),
+    Mutation("an accelerator is granted twice", grants.take, "del node.free_gpus[name]", "pass"),
+    Mutation("accelerators are not given back", grants.give_back, "node.give_gpus_back(gpus)", "pass"),
+    Mutation("memory is not counted", grants.take, "node.free_memory -= request.memory_bytes", "pass"),
+    Mutation("memory is not given back", grants.give_back, "node.free_memory += memory_bytes", "pass"),
+    Mutation("a big attempt that ends keeps what it holds", transitions.on_done, "if holdings and task_id in holdings:", "if False:"),
+    Mutation("a big attempt that was cancelled keeps what it holds", transitions._dropped, "grants.give_back(state, task_id)", "pass"),
+    Mutation("a cancelled big attempt gives back before it has ended", transitions.cancel, "        state.dropped[task.id] = task.rank", "        state.dropped[task.id] = task.rank; task.id in state.holdings and grants.give_back(state, task.id)"),
+    Mutation("the lead of a broken gang is not told", transitions._break, "state.drops.setdefault(task.rank, []).append(task_id)", "pass"),
+    Mutation("a broken gang is begun again beside itself", transitions._break, "state.broken[task_id] = loss", "state.assigned -= 1; _attempt_lost(state, task, loss)"),
+    Mutation("a broken gang counts as failed", transitions._break, "state.broken[task_id] = loss", "pass"),
+    Mutation("a broken gang that ends well stays broken", transitions.on_done, "state.broken.pop(task_id, None)", "pass"),
+    Mutation("what a lost rank had lent is expected back", grants.forget_worker, "            del holding.lent[worker]\n            broken", "            broken"),
+    Mutation("what a lost lead held is not free", grants.forget_worker, "            give_back(state, task)", "            pass"),
+    Mutation("a lost rank's node keeps its slots", Nodes.remove, "node.slots -= worker.slots", "pass"),
+    Mutation("a node that is gone is still a candidate", keeping.note_loss, "state.ready.line.forget_node(node)", "pass"),
+    Mutation("changes of nodes are not followed", Nodes.touch, "self.touched[node] = None", "pass"),
+    Mutation("a node that comes free is no candidate", Shape.follow, "self.fits.put(node, self._left_over(node))", "pass"),
+    Mutation("a node that fills up stays a candidate", Shape.follow, "    else:\n        self.fits.drop(node)", "    else:\n        pass"),
+    Mutation("a whole node need not be free", NodeRecord.fits, "self.slots if request.whole else request.cores", "request.cores"),
+    Mutation("memory need not be free", NodeRecord.fits, "self.free_memory < request.memory_bytes", "False"),
+    Mutation("a kept node is forgotten", keeping.release_what_nobody_wants, "_shrink(state, shape, shape.waiting * shape.request.nodes)", "pass"),
+    Mutation("workers of a released node are not listed", keeping.release, "state.list_worker(worker)", "pass"),
+    Mutation("workers of a kept node get small tasks", keeping.hold, "worker.open = 0", "pass"),
+    Mutation("what can never run waits for ever", Shape.is_possible, "return self.capable >= self.request.nodes", "return True"),
+    Mutation("losses do not count in what is possible", Shape.is_possible, "if self.losses != nodes.losses:", "if self.losses < 0:"),
+    Mutation("what could run is said to be impossible", Shape.is_possible, "self.capable >= self.request.nodes", "self.capable > self.request.nodes"),
+    Mutation("a big task that is cancelled still counts", Line.forget, "self._count_one_less(self.shapes[task.app.request or SINGLE])", "pass"),
+    Mutation("a big task is begun though it is too long", packing._Turn.start_first, "elif not fits_in_time(state, task.app):", "elif False:"),
+    Mutation("an affinity is kept for ever", ManagerState.finish_task, "self.ready.affinity.pop(task.id, None)", "pass"),
+    Mutation("a big call is given fewer slots than it was granted", filling._fill_big, "if len(idle) < call.grant.slots:", "if not idle:"),
+    Mutation("helping slots get calls of their own", filling.fill, " and slot.helps is None", ""),
+    Mutation("slots of a big call that ends stay taken", worker.on_slot_done, "_free_helpers(state, call)", "pass"),
+    Mutation("slots of a big call that dies stay taken", worker.on_slot_died, "_free_helpers(state, running)", "pass"),
+    Mutation("slots of a big call that is taken back stay taken", worker.recover, "_free_helpers(state, call)", "pass"),
+    Mutation("a big call that lost its process runs in one slot", worker.on_slot_died, "(state.queue if running.grant is None else state.big).appendleft(running)", "state.queue.appendleft(running)"),
     Mutation("a second notice makes the end later", ManagerLoop.notice, "ends_s is None or (sooner and ends_s > self._clock() + left_s)", "True"),
 ]  # fmt: skip
 

@@ -51,7 +51,17 @@ APPS = [
     AppSpec(app=3, name="limited", function=FUNCTION, walltime_s=LIMIT_S, retries=1),
     AppSpec(app=4, name="small", function=FUNCTION, retries=1, memory_bytes=MEMORY_BYTES),
     AppSpec(app=5, name="long", function=FUNCTION, walltime_s=10 * LIMIT_S),
+    AppSpec(app=6, name="two cores", function=FUNCTION, cores=2),
+    AppSpec(app=7, name="three cores", function=FUNCTION, cores=3, walltime_s=LIMIT_S, retries=1),
+    AppSpec(app=8, name="accelerated", function=FUNCTION, gpus=1, retries=1),
+    AppSpec(app=9, name="much accelerated", function=FUNCTION, cores=2, gpus=2, memory_bytes=MEMORY_BYTES),
+    AppSpec(app=10, name="node", function=FUNCTION, nodes=1, asks=True),
+    AppSpec(app=11, name="gang", function=FUNCTION, nodes=2, retries=1),
+    AppSpec(app=12, name="partial gang", function=FUNCTION, nodes=2, cores=1, gpus=1, priority=-1),
+    AppSpec(app=13, name="alone", function=FUNCTION, nodes=1, cores=1, exclusive=True, walltime_s=10 * LIMIT_S),
 ]
+SMALL_APPS = 6
+"""The others ask for more than a slot."""
 OUTPUTS = ["/"]  # exists
 
 Identity = tuple[bytes, tuple[tuple[int, bytes], ...]]
@@ -98,12 +108,12 @@ class _Planned:
     has_outputs: bool
 
 
-def _write_script(rng: random.Random, tasks: int, cache_rate: float) -> list[_Planned]:
+def _write_script(rng: random.Random, tasks: int, cache_rate: float, big_rate: float) -> list[_Planned]:
     script: list[_Planned] = []
     app = 0
     for number in range(tasks):
         if rng.random() < 0.7:
-            app = rng.randrange(len(APPS))
+            app = rng.randrange(SMALL_APPS, len(APPS)) if rng.random() < big_rate else rng.randrange(SMALL_APPS)
         needs = [rng.randrange(number) for _ in range(rng.choice([0, 0, 1, 2, 3]))] if number else []
         cached = rng.random() < cache_rate
         salt = rng.choice([1, 2, 100 + number])
@@ -125,7 +135,7 @@ class SimClient:
 
     def __init__(self, sim: Simulation, number: int, tasks: int) -> None:
         self.sim, self.number, self.total = sim, number, tasks
-        self.script = _write_script(random.Random(f"{sim.seed} script {number}"), tasks, sim.cache_rate)
+        self.script = _write_script(random.Random(f"{sim.seed} script {number}"), tasks, sim.cache_rate, sim.big_rate)
         self.link: Link = sim.network.end(CLIENT_BASE + number)
         self.encoder, self.decoder = codec.Encoder(), codec.to_client()
         self.next, self.applied = 0, 0
@@ -218,6 +228,8 @@ class SimClient:
                 needs[i] = [-1 if need in self.answers else need for need in chosen]
                 if known := {place: self.answers[need][1] for place, need in enumerate(chosen) if need in self.answers}:
                     given[i] = known
+        rng = self.sim.rng
+        affinity = {i: rng.randrange(first + i) for i in range(count) if first + i and rng.random() < self.sim.near_rate}
         calls = [self.script[first + i].app for i in range(count)]
         new = not self.named_apps
         self.named_apps = True
@@ -232,6 +244,7 @@ class SimClient:
                 given=given,
                 answered=self.applied,
                 keys=keys,
+                affinity=affinity,
             )
         )
 
@@ -287,9 +300,10 @@ class SimClient:
             assert bad, f"task {task} failed for a need, but none failed"
         elif self.script[task].app >= 0:
             spec = APPS[self.script[task].app]
-            tried = self.sim.excuses[self.known_as << CLIENT_SHIFT | task]
+            number = self.known_as << CLIENT_SHIFT | task
+            tried = self.sim.excuses[number]
             shared = is_cached(self.payloads[task]) and self.identity(task) in self.sim.failed_calls
-            assert tried > spec.retries or shared, f"task {task} failed after {tried} attempts of {1 + spec.retries}"
+            assert tried > spec.retries or shared or number in self.sim.impossible, f"task {task} failed after {tried} attempts of {1 + spec.retries}"
 
     def vanish(self) -> None:
         """The script is killed."""

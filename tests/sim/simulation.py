@@ -9,6 +9,9 @@ up, and goes on as a *ghost* that still talks; the whole job stands still for a 
 with their template; a client vanishes; the disk of the journal is full. Messages of different links overtake one another. None is
 doubled: neither MPI nor a stream can do that.
 
+Several ranks may share a node, with memory and accelerators that tasks ask for. What runs is accounted for where it runs, apart from
+what the manager thinks: no slot, byte or accelerator is ever used twice.
+
 The job may be killed at any moment, and its allocation may end. Another simulation then goes on with what is on disk: see `Past`.
 
 Every change of a task's status is compared with `TRANSITIONS`, every begin of an attempt with what came before it.
@@ -25,12 +28,13 @@ from dataclasses import dataclass, field
 from exex.manager import transitions
 from exex.manager.liveness import LOOKS, PAUSE
 from exex.manager.loop import QUIET_S, ManagerLoop, Settings
-from exex.manager.state import WorkerRecord
+from exex.manager.nodes import WorkerRecord
 from exex.manager.task import TRANSITIONS, CachedTask, Status, Task
 from exex.protocol import codec
-from exex.protocol.messages import Assign, Beat, Bye, Done, Drop, Hello, Outcome, Stop
+from exex.protocol.messages import AppSpec, Assign, Beat, Bye, Done, Drop, Grant, Hello, Outcome, Share, Stop
 from exex.transport.base import Link
 from exex.transport.memory import Network
+from exex.worker import filling
 from exex.worker import state as worker
 from tests.sim.played_client import (
     CLIENT_BASE,
@@ -132,16 +136,20 @@ class SimWorker:
     def __init__(self, sim: Simulation, rank: int, slots: int) -> None:
         self.sim = sim
         self.rank = rank
+        self.slots = slots
+        self.node = f"node{(rank - 1) // sim.ranks_per_node}"
         self.processes = [PlayedProcess() for _ in range(slots)]
         per_process = sim.rng.choice([0, 0, 1, 5])
-        self.state = worker.WorkerState(rank, f"node{rank}", list(self.processes), tasks_per_process=per_process)
+        self.state = worker.WorkerState(rank, self.node, list(self.processes), tasks_per_process=per_process)
         self.link: Link = sim.network.end(rank)
         self.encoder, self.decoder = codec.Encoder(), codec.to_worker()
         self.stopped = False
         self.dead = False  # and the manager does not know
         self.thaws_s = -1e9  # it is stopped until then
         self.said_s = 0.0
-        hello = Hello(version="1", python="3.11.0", node=f"node{rank}", pid=rank, slots=slots, error="", times_s=[])
+        hello = Hello(
+            "1", "3.11.0", self.node, rank, slots, "", [], memory_bytes=sim.memory_bytes, gpus=[f"g{i}" for i in range(sim.gpus)]
+        )
         self.link.send(MANAGER, self.encoder.encode(hello))
 
     def is_up(self) -> bool:
@@ -168,8 +176,8 @@ class SimWorker:
             if process.measured and self.sim.rng.random() < 0.5:
                 process.measured = False
                 worker.on_measured(self.state, slot, self.sim.rng.choice([MEMORY_BYTES, MEMORY_BYTES + 1]), 1e-4, now)
-        worker.fill(self.state, now)
-        assert all(call.spec.memory_bytes is None for slot in self.state.slots for call in list(slot.held)[1:])
+        filling.fill(self.state, now)
+        assert all(len(slot.held) == 1 for slot in self.state.slots if any(call.grant is not None for call in slot.held))
         done = self.state.take_done()
         if done is not None:
             self.said_s = now
@@ -192,7 +200,11 @@ class SimWorker:
             self._report(number)
         elif process.started < len(process.given):
             process.started += 1
-            self.sim.begin(process.given[process.started - 1], self.rank)
+            call = process.given[process.started - 1]
+            helping = sum(other.helps is call for other in self.state.slots)
+            assert slot.helps is None, f"task {call.task} begins on a slot that another holds"
+            assert helping == (call.grant.slots - 1 if call.grant else 0), f"task {call.task} has {helping} slots beside its own"
+            self.sim.begin(call, self.rank)
         if len(process.given) > 200:
             reported = len(process.given) - len(slot.held)
             del process.given[:reported]
@@ -215,6 +227,7 @@ class SimWorker:
             self._die(number, -11)
             return
         sim.ran[call.task, call.attempt] += 1
+        sim.usage.end(call.task, self.rank)
         outcome, value = sim.compute(call)
         sim.tell(f"rank {self.rank}: task {call.task} attempt {call.attempt} ends {Outcome(outcome).name}")
         process = self.processes[number]
@@ -234,6 +247,7 @@ class SimWorker:
         sim, calls = self.sim, self._unreported(number)
         if calls:
             *ended, running = calls
+            sim.usage.end(running.task, self.rank)
             slot = self.state.slots[number]
             condemned = slot.ending_s >= 0 and slot.condemned == running.task
             if blameless and not condemned and running.losses < worker.LOSSES_TOLERATED:
@@ -251,6 +265,67 @@ class SimWorker:
         self.sim.tell(f"rank {self.rank}: the template dies")
         for number in range(len(self.processes)):
             self._die(number, -9, "its template has ended")
+
+
+class Usage:
+    """Who uses what of the machine, as it really is."""
+
+    def __init__(self, sim: Simulation) -> None:
+        self.sim = sim
+        self.used: dict[tuple[int, int], Grant | None] = {}  # (task, rank of its lead); None for one slot there
+
+    def begin(self, call: worker.Call, rank: int) -> None:
+        """An attempt begins on a rank that the manager has not given up."""
+        one = self.sim.workers[rank]
+        assert (call.task, rank) not in self.used
+        self.used[call.task, rank] = call.grant
+        spec, grant = call.spec, call.grant
+        if grant is None:
+            assert spec.cores <= 1 and not spec.gpus and not spec.nodes and spec.memory_bytes is None, "it has no grant"
+        else:
+            share = grant.shares[0]
+            assert share.host == one.node and rank == share.ranks[0] and len(grant.shares) == max(1, spec.nodes)
+            assert len(set(grant.hosts)) == len(grant.hosts)
+            for share in grant.shares:
+                whole = spec.exclusive or (spec.nodes and not spec.cores)
+                assert share.slots == max(1, spec.cores) or (whole and share.slots >= spec.cores)
+                assert len(share.gpus) >= spec.gpus
+        self._check()
+
+    def end(self, task: int, rank: int) -> None:
+        """An attempt has ended, whoever knows."""
+        self.used.pop((task, rank), None)
+
+    def forget(self, rank: int) -> None:
+        """A rank is given up: what it does now counts no more."""
+        self.used = {key: grant for key, grant in self.used.items() if key[1] != rank}
+
+    def _check(self) -> None:
+        slots: Counter[str] = Counter()
+        memory: Counter[str] = Counter()
+        gpus: Counter[tuple[str, str]] = Counter()
+        alone: list[str] = []
+        on_node: Counter[str] = Counter()
+        on_rank: Counter[int] = Counter()
+        for (task, rank), grant in self.used.items():
+            app = self.sim.manager_app(task)
+            for share in [Share(self.sim.workers[rank].node, 1, [], [rank])] if grant is None else grant.shares:
+                slots[share.host] += share.slots
+                on_node[share.host] += 1
+                on_rank.update(share.ranks)
+                gpus.update((share.host, name) for name in share.gpus)
+                if app is not None and grant is not None:
+                    memory[share.host] += app.memory_bytes or 0
+                    alone += [share.host] if app.exclusive or (app.nodes and not app.cores) else []
+        total = Counter(self.sim.slots_before_losses)
+        for host, count in slots.items():
+            assert count <= total[host], f"{count} slots of {host} are in use, which has {total[host]}"
+        for rank, count in on_rank.items():
+            assert rank not in self.sim.workers or count <= self.sim.workers[rank].slots, f"rank {rank} serves {count} tasks"
+        assert all(count == 1 for count in gpus.values()), f"an accelerator is used twice: {gpus}"
+        assert all(on_node[host] == 1 for host in alone), f"somebody is not alone on {alone}"
+        for host, size in memory.items():
+            assert not self.sim.memory_bytes or size <= self.sim.memory_bytes, f"{size} bytes of {host} are in use"
 
 
 @dataclass
@@ -292,6 +367,9 @@ class Simulation:
         cache_rate: of calls that are cached.
         frail_disk: None for no journal; whether its disk is full now and then, and damages rows.
         small_memory: results do not stay in the manager's memory for long.
+        big_rate: of the calls that ask for more than a slot; `near_rate`: of those that prefer a node.
+        ranks_per_node: all but perhaps the last node have so many.
+        memory_bytes: of each node, 0 for unknown; `gpus`: its accelerators.
         limit_s: silence after which the manager gives up a rank; 0 for never.
         pauses: how often the whole job stands still for longer than that.
         kill_at: the step at which the job is killed; -1 for never.
@@ -322,6 +400,11 @@ class Simulation:
         cache_rate: float = 0.3,
         frail_disk: bool | None = None,
         small_memory: bool = False,
+        big_rate: float = 0.0,
+        near_rate: float = 0.0,
+        ranks_per_node: int = 1,
+        memory_bytes: int = 0,
+        gpus: int = 0,
         limit_s: float = 0.0,
         pauses: int = 0,
         kill_at: int = -1,
@@ -337,6 +420,10 @@ class Simulation:
         self.lose_ranks, self.lose_clients, self.lose_templates = lose_ranks, lose_clients, lose_templates
         self.pauses, self.kill_at, self.end_at, self.notices = pauses, kill_at, end_at, notices
         self.goes_on = past.lives + 1 < lives
+        self.big_rate, self.near_rate, self.ranks_per_node = big_rate, near_rate, ranks_per_node
+        self.memory_bytes, self.gpus = memory_bytes, gpus
+        self.usage = Usage(self)
+        self.impossible: set[int] = set()  # tasks that failed because no nodes can meet what they ask for
         self.now = 0.0
         self.network = SimNetwork(self.rng)
         self.story = past.story
@@ -359,6 +446,9 @@ class Simulation:
         if self.journal is not None:
             self.manager.memo.preload(list(past.disk.items())[: self.rng.choice([0, 3, 1000])])
         self.workers = {rank: SimWorker(self, rank, slots) for rank in range(1, ranks + 1)}
+        self.slots_before_losses = Counter({one.node: 0 for one in self.workers.values()})
+        for one in self.workers.values():
+            self.slots_before_losses[one.node] += one.slots
         self.ghosts: list[SimWorker] = []
         self.clients = [SimClient(self, number, tasks) for number in range(clients)]
 
@@ -391,7 +481,7 @@ class Simulation:
         return cls(
             seed,
             tasks=rng.choice([20, 40, 80]) // clients + 1,
-            ranks=rng.randint(1, 5),
+            ranks=rng.randint(1, 6),
             slots=rng.randint(1, 3),
             clients=clients,
             lose_ranks=rng.choice([0, 1, 1, 2, 4]),
@@ -404,6 +494,11 @@ class Simulation:
             cache_rate=rng.choice([0.0, 0.3, 0.9]),
             frail_disk=rng.choice([None, False, False, True]),
             small_memory=rng.choice([False, True]),
+            big_rate=rng.choice([0.0, 0.2, 0.5, 0.9]),
+            near_rate=rng.choice([0.0, 0.3]),
+            ranks_per_node=rng.choice([1, 1, 2, 3]),
+            memory_bytes=rng.choice([0, MEMORY_BYTES, 3 * MEMORY_BYTES]),
+            gpus=rng.choice([0, 1, 2, 3]),
             limit_s=rng.choice([0.0, 5.0, 10.0]),
             pauses=rng.choice([0, 0, 2]),
             kill_at=-1 if is_last else life.choice([-1, life.randrange(300), life.randrange(3000)]),
@@ -428,6 +523,21 @@ class Simulation:
         assert call.attempt <= 1 + self.excuses[call.task], (
             f"task {call.task} attempt {call.attempt} began though nothing was lost"
         )
+        if rank in self.workers:
+            self.usage.begin(call, rank)
+
+    def manager_app(self, number: int) -> AppSpec | None:
+        """What the manager knows of the app of a task that has not ended."""
+        task = self.manager.tasks.get(number)
+        return None if task is None or task.app is None else task.app.spec
+
+    def could_ever_run(self, spec: AppSpec) -> bool:
+        """Whether the nodes that are left can meet a request when they are idle."""
+        slots: Counter[str] = Counter()
+        for one in self.workers.values():
+            slots[one.node] += one.slots
+        has_rest = self.gpus >= spec.gpus and (not self.memory_bytes or self.memory_bytes >= (spec.memory_bytes or 0))
+        return has_rest and sum(count >= max(1, spec.cores) for count in slots.values()) >= max(1, spec.nodes)
 
     def compute(self, call: worker.Call) -> tuple[int, bytes]:
         """Outcome and value of a call."""
@@ -447,6 +557,9 @@ class Simulation:
         assert (task.status.name.lower(), end) in ALLOWED, f"task {task.id}: {task.status.name} -> {end}"
         if end == "cancelled" and task.status == Status.ASSIGNED:
             self.owed_drops.add((task.rank, task.id))
+        if end == "failed" and task.status == Status.READY:
+            assert task.app is not None and not self.could_ever_run(task.app.spec), f"task {task.id} failed, but could run"
+            self.impossible.add(task.id)
         if end == "done" and task.app is not None and task.status == Status.ASSIGNED:
             self.done_apps.add(task.app.number)
         if isinstance(task, CachedTask) and end != "cancelled":
@@ -543,7 +656,7 @@ class Simulation:
 
     def _check_end(self, was_out: bool) -> None:
         loop, state = self.manager_loop, self.manager
-        if not state.shelved or state.assigned or state.ready.count:
+        if not state.shelved or state.assigned or state.ready.count or state.ready.line.count:
             self.busy_s = self.now
         if state.ends_s is None or was_out:
             return
@@ -596,8 +709,10 @@ class Simulation:
 
     def _misfortune(self) -> None:
         rng = self.rng
-        kind = rng.randrange(7)
-        if kind <= 2:
+        kind = rng.randrange(8)
+        if kind == 7:
+            self._lose_node()
+        elif kind <= 2:
             found = [one for one in self.workers.values() if one.dead]
             sound = [one for one in self.workers.values() if not one.dead and self.now > one.thaws_s + self.limit_s]
             if found and kind:
@@ -629,6 +744,19 @@ class Simulation:
         elif kind == 6 and self.notices:
             self.notices -= 1
             self._notice()
+
+    def _lose_node(self) -> None:
+        """All ranks of a node are gone at once, if others are left."""
+        node = self.rng.choice([one.node for one in self.workers.values()])
+        ranks = [one.rank for one in self.workers.values() if one.node == node and not one.dead]
+        others = [one for one in self.workers.values() if one.node != node and not one.dead and self.now > one.thaws_s + self.limit_s]
+        if self.lose_ranks and others and not self.manager_loop._missing:
+            self.lose_ranks -= 1
+            self.tell(f"{node} is gone")
+            for rank in ranks:
+                self.workers[rank].dead = True
+            for rank in ranks if self.rng.random() < 0.7 else []:
+                self._give_up(self.workers[rank])
 
     def _notice(self) -> None:
         """The job gets a signal."""
@@ -665,9 +793,15 @@ class Simulation:
         if not one.dead:
             self.ghosts.append(one)
         self.owed_drops = {(other, task) for other, task in self.owed_drops if other != rank}
+        self.usage.forget(rank)
         for task in self.manager.tasks.values():
             if task.status == Status.ASSIGNED and task.rank == rank:
                 self.excuses[task.id] += 1
+        for number, holding in self.manager.holdings.items():
+            if holding.lead.rank != rank and any(other.rank == rank for other in holding.lent):
+                self.excuses[number] += 1
+                if number not in self.manager.broken and number in self.manager.tasks:
+                    self.owed_drops.add((holding.lead.rank, number))
         self._lose_worker(rank, how)
 
     def _on_heard(self, rank: int) -> None:
@@ -700,9 +834,13 @@ class Simulation:
             ]
             assert not untold, f"clients {untold} were not told that the job ends"
             return
-        assert not self.owed_drops, f"these were never told to drop the task: {self.owed_drops}"
+        untold = {(rank, task) for rank, task in self.owed_drops if self.workers[rank].is_up()}
+        assert not untold, f"these were never told to drop the task: {untold}"
         assert not self.manager.tasks and not self.manager.dropped and not self.manager.ready.count
+        assert not self.manager.holdings and not self.manager.broken and not self.manager.packing.kept
+        assert not self.manager.ready.line.count and not self.manager.ready.affinity
         for one in self.manager.workers.values():
+            assert one.room == one.open == one.slots, f"rank {one.rank}: slots are not given back"
             assert one.held == 0 and one.held_s == 0.0, f"rank {one.rank}: {one.held} attempts, {one.held_s} s are held"
         for client in self.clients:
             if client.gone:

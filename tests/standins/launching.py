@@ -16,16 +16,14 @@ import json
 import os
 import re
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from options import Refused
 
@@ -217,12 +215,12 @@ def run(
         remove: variables that the launcher does not hand on.
         is_hydra: leave what Hydra sets.
     """
-    return _Run(program, step.places, rules).run(variables, remove, is_hydra)
+    return _Run(step, program, rules).run(variables, remove, is_hydra)
 
 
 class _Run:
-    def __init__(self, program: list[str], places: list[Place], rules: Rules) -> None:
-        self.program, self.places, self.rules = program, places, rules
+    def __init__(self, step: Step, program: list[str], rules: Rules) -> None:
+        self.directory, self.places, self.program, self.rules = step.directory, step.places, program, rules
         self.pids: dict[int, tuple[int, int]] = {}
         self.codes: dict[int, int] = {}
         self.wanted: list[int] = []  # signals that came before the ranks
@@ -233,18 +231,17 @@ class _Run:
         self.late = ""
 
     def run(self, variables: Callable[[Place], dict[str, str]], remove: tuple[str, ...], is_hydra: bool) -> Ended:
-        directory = tempfile.mkdtemp(prefix="standin-", dir="/tmp")  # a socket's path must be short
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reports:
-                reports.bind(f"{directory}/reports")
-                reports.setblocking(False)
-                ranks = [{"host": place.host, "env": variables(place)} for place in self.places]
-                plan: dict[str, Any] = {"ranks": ranks, "remove": remove, "is_hydra": is_hydra, "socket": f"{directory}/reports"}
-                Path(directory, "plan").write_text(json.dumps(plan))
-                self._start(f"{directory}/plan")
-                self._watch(reports)
-        finally:
-            shutil.rmtree(directory)
+        reports_to = f"standin-{os.getpid()}-{time.monotonic_ns()}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reports:
+            reports.bind(f"\0{reports_to}")
+            reports.setblocking(False)
+            hosts = self.directory / "hosts"
+            hosts.write_text(Path("/etc/hosts").read_text() + "".join(f"127.0.0.1 {host}\n" for host in counts(self.places)))
+            ranks = [{"host": place.host, "env": variables(place)} for place in self.places]
+            plan = {"ranks": ranks, "remove": remove, "is_hydra": is_hydra, "reports_to": reports_to, "hosts": str(hosts)}
+            (self.directory / "plan").write_text(json.dumps(plan))
+            self._start(str(self.directory / "plan"))
+            self._watch(reports)
         return Ended([self.codes.get(place.rank, -signal.SIGKILL) for place in self.places], self.cause, self.late)
 
     def _start(self, plan: str) -> None:
@@ -296,7 +293,8 @@ class _Run:
             if "pid" in report:
                 self.pids[report["rank"]] = (report["pid"], report["parent"])
                 for number in self.wanted:
-                    os.kill(report["pid"], number)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(report["pid"], number)
             else:
                 self._on_end(self.places[report["rank"]], report["code"])
 

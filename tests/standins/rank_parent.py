@@ -13,9 +13,19 @@ import signal
 import socket
 import sys
 
+_CLONE_NEWNS = 0x00020000
 _CLONE_NEWUTS = 0x04000000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _PR_SET_PDEATHSIG = 1
 _HYDRA_ALONE = ("MPI_LOCALNRANKS", "MPI_LOCALRANKID", "HYDI_CONTROL_FD", "PMI_HOSTNAME", "GFORTRAN_UNBUFFERED_PRECONNECTED")
+
+
+def move_to(libc: ctypes.CDLL, host: bytes, hosts: bytes) -> None:
+    """As root: be called like that host, and find the others by name, all of which are this machine."""
+    if libc.unshare(_CLONE_NEWUTS | _CLONE_NEWNS) == 0:
+        libc.sethostname(host, len(host))
+        libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
+        libc.mount(hosts, b"/etc/hosts", None, _MS_BIND, None)
 
 
 def main() -> int:
@@ -23,10 +33,8 @@ def main() -> int:
         plan = json.load(file)
     rank = int(os.environ["PMI_RANK"])
     mine = plan["ranks"][rank]
-    libc = ctypes.CDLL(None, use_errno=True)
-    host = mine["host"].encode()
-    if libc.unshare(_CLONE_NEWUTS) == 0:  # as root; others see the machine's own name
-        libc.sethostname(host, len(host))
+    libc = ctypes.CDLL(None)
+    move_to(libc, mine["host"].encode(), plan["hosts"].encode())
     if not plan["is_hydra"]:
         for name in _HYDRA_ALONE:
             os.environ.pop(name, None)
@@ -38,6 +46,7 @@ def main() -> int:
     parent = os.getpid()
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)  # Hydra's signals are not for a rank of another launcher
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
@@ -49,7 +58,7 @@ def main() -> int:
             os._exit(127)
     os.close(int(os.environ["PMI_FD"]))  # the rank's own
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as report:
-        report.connect(plan["socket"])
+        report.connect("\0" + plan["reports_to"])
         report.send(json.dumps({"rank": rank, "pid": child, "parent": parent}).encode())
         _, status = os.waitpid(child, 0)
         report.send(json.dumps({"rank": rank, "code": os.waitstatus_to_exitcode(status)}).encode())

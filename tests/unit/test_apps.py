@@ -28,7 +28,7 @@ from exex import (
     wait_for_current_tasks,
 )
 from exex.protocol import context
-from exex.protocol.messages import Cancel, Fulfil, Promise, Submit, Verdict
+from exex.protocol.messages import Cancel, Fulfil, NodeShape, Promise, Submit, Verdict
 from tests.fakes import FakeManager, Job, shaken
 
 
@@ -509,10 +509,174 @@ def test_resource_specifications(manager):
     assert echo(1, parsl_resource_specification={"priority": 5}, priority=6).result() == 1
     assert {spec.priority for spec in specs(manager)} == {0, 5, 6}
     with pytest.raises(InvalidResourceSpecification) as caught:
-        echo(1, parsl_resource_specification={"cores": 2, "disk": 1, "priority": 1})
-    assert caught.value.invalid_keys == {"cores", "disk"}
+        echo(1, parsl_resource_specification={"corse": 2, "disk": 1, "priority": 1})
+    assert caught.value.invalid_keys == {"corse", "disk"}
+    assert "exex knows 'cores', 'gpus', 'launcher_options', 'memory'" in str(caught.value)
     with pytest.raises(InvalidResourceSpecification):
         echo(1, parsl_resource_specification={"priority": "high"})
+
+
+# ---- cores, accelerators, nodes --------------------------------------------------------------------------------------
+
+
+def asked(manager):
+    """What each app asks for: cores, gpus, nodes, exclusive."""
+    return [(spec.cores, spec.gpus, spec.nodes, spec.exclusive) for spec in specs(manager)]
+
+
+def test_what_a_call_asks_for_is_sent_with_its_app(manager):
+    @python_app(cores=4, gpus=1)
+    def heavy(x):
+        return x
+
+    assert heavy(1).result() == 1
+    assert heavy(2, cores=2).result() == 2
+    assert heavy(3, gpus=0, nodes=2, cores=1).result() == 3
+    assert heavy(4, nodes=1, cores=None, exclusive=True).result() == 4
+    assert heavy(5, exclusive=True).result() == 5
+    assert asked(manager) == [(4, 1, 0, False), (2, 1, 0, False), (1, 0, 2, False), (0, 1, 1, True), (4, 1, 1, True)]
+
+
+def test_a_call_that_asks_for_nothing_is_as_before(manager):
+    assert echo(1).result() == 1
+    assert asked(manager) == [(0, 0, 0, False)] and not manager.options
+
+
+def test_one_core_means_one_thread(manager):
+    future = echo(1, cores=1)
+    assert future.result() == 1
+    assert manager.options[future.tid] == {"threads": 1}
+    single = python_app(cores=1)(echo.func)
+    future = single(2)
+    assert future.result() == 2 and manager.options[future.tid] == {"threads": 1}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "text"),
+    [
+        ({"cores": 0}, ValueError, "cores must be from 1 to 65536, but it is 0"),
+        ({"cores": 1.5}, TypeError, "cores must be an int, not 1.5"),
+        ({"gpus": -1}, ValueError, "gpus must be from 0"),
+        ({"nodes": True}, TypeError, "nodes must be an int, not True"),
+        ({"nodes": 1 << 40}, ValueError, "nodes must be from 0 to"),
+        ({"exclusive": 1}, TypeError, "exclusive must be True or False, not 1"),
+        ({"affinity": 7}, TypeError, "affinity must be the future of a task"),
+    ],
+)
+def test_wrong_requests(manager, kwargs, error, text):
+    with pytest.raises(error, match=text):
+        echo(1, **kwargs)
+    if "affinity" not in kwargs:
+        with pytest.raises(error, match=text):
+            python_app(**kwargs)(echo.func)
+
+
+def test_a_parameter_of_the_function_keeps_its_name(manager):
+    @python_app
+    def mesh(nodes, cores=3):
+        return nodes * cores
+
+    assert mesh(nodes=7).result() == 21
+    assert asked(manager) == [(0, 0, 0, False)]
+
+
+NODES = [NodeShape(3, 4, 8 * 1024**3, 1), NodeShape(1, 16, 64 * 1024**3, 0)]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "keys", "text"),
+    [
+        ({"cores": 17}, {"cores"}, "1 node with 17 cores, but there are 4 nodes, and 0 of them can meet that"),
+        ({"memory": 65 * 1024**3}, {"memory"}, "1 node with 1 core and 65 GiB of memory, but"),
+        ({"gpus": 2}, {"gpus"}, "1 node with 1 core and 2 accelerators, but"),
+        ({"nodes": 5}, {"nodes"}, "5 whole nodes with all cores each, but there are 4 nodes, and 4 of them can meet that"),
+        ({"nodes": 2, "cores": 16}, {"nodes"}, "2 nodes with 16 cores each, but there are 4 nodes, and 1 of them can meet that"),
+        ({"cores": 5, "gpus": 1}, {"nodes"}, "1 node with 5 cores and 1 accelerator, but there are 4 nodes, and 0 of them"),
+    ],
+)
+def test_what_can_never_be_met_fails_at_the_call(kwargs, keys, text):
+    with Job(FakeManager(nodes=NODES)) as manager:
+        with pytest.raises(InvalidResourceSpecification) as caught:
+            echo(1, **kwargs)
+        assert caught.value.invalid_keys == keys
+        assert f"app echo asks for {text}" in str(caught.value)
+        assert "the largest has 16 slots, 64 GiB of memory and 0 accelerators" in str(caught.value)
+        executor = exex.Executor(**kwargs)
+        with pytest.raises(InvalidResourceSpecification):
+            executor.submit(len, "abc")
+        assert not manager.told(Submit)
+        assert echo(1, cores=16).result() == 1
+
+
+def test_affinity_is_a_column_and_no_argument(manager):
+    first = echo(1)
+    first.result()
+    near = everything(2, affinity=first)
+    assert near.result() == ((2,), {})
+    made = python_app(lambda outputs=(): None)(outputs=[File("x")])
+    data = everything(3, affinity=made.outputs[0])
+    assert data.result() == ((3,), {})
+    found = {message.first + i: other for message in manager.told(Submit) for i, other in message.affinity.items()}
+    assert found == {near.tid: first.tid, data.tid: made.tid}
+    assert not any(message.needs for message in manager.told(Submit))
+
+
+def test_the_affinity_of_a_call_whose_need_failed_is_forgotten(manager):
+    first, bad = echo(1), fail("no")
+    assert bad.exception()
+    near = echo(bad, affinity=first)
+    assert isinstance(near.exception(), DependencyError)
+    assert not near._call.proxy.outbox.affinity
+
+
+@pytest.mark.parametrize(
+    ("specification", "expected", "ranks"),
+    [
+        ({"cores": 2, "memory": 3, "gpus": 1}, (2, 1, 0, False), None),
+        ({"num_nodes": 2}, (0, 0, 2, False), None),
+        ({"num_nodes": 2, "ranks_per_node": 4}, (0, 0, 2, False), (8, 4, "")),
+        ({"num_nodes": 2, "num_ranks": 8, "launcher_options": "-v"}, (0, 0, 2, False), (8, 4, "-v")),
+        ({"num_ranks": 8, "ranks_per_node": 4}, (0, 0, 2, False), (8, 4, "")),
+        ({"num_ranks": 3}, (0, 0, 1, False), (3, 3, "")),
+    ],
+)
+def test_parsl_resource_specifications(manager, specification, expected, ranks):
+    future = echo(1, parsl_resource_specification=specification)
+    assert future.result() == 1
+    assert asked(manager) == [expected]
+    said = manager.options.get(future.tid, {}).get("mpi")
+    assert said == (None if ranks is None else dict(zip(("ranks", "ranks_per_node", "launcher_options"), ranks)))
+
+
+@pytest.mark.parametrize(
+    ("specification", "keys"),
+    [
+        ({"num_nodes": 2, "ranks_per_node": 4, "num_ranks": 9}, {"num_nodes", "ranks_per_node", "num_ranks"}),
+        ({"num_nodes": 0}, {"num_nodes"}),
+        ({"cores": "4"}, {"cores"}),
+        ({"gpus": -1}, {"gpus"}),
+    ],
+)
+def test_wrong_parsl_resource_specifications(manager, specification, keys):
+    with pytest.raises(InvalidResourceSpecification) as caught:
+        echo(1, parsl_resource_specification=specification)
+    assert caught.value.invalid_keys == keys
+
+
+def test_an_argument_goes_before_the_specification_and_that_before_the_decorator(manager):
+    app = python_app(cores=2, memory=1000)(echo.func)
+    assert app(1, parsl_resource_specification={"cores": 3}).result() == 1
+    assert app(1, parsl_resource_specification={"cores": 3}, cores=4, memory=500).result() == 1
+    assert [(spec.cores, spec.memory_bytes) for spec in specs(manager)] == [(3, 1000), (4, 500)]
+
+
+def test_where_a_call_runs_is_no_part_of_its_key(manager):
+    cached = python_app(cache=True)(echo.func)
+    first = cached(1)
+    first.result()
+    cached(1, cores=2, gpus=1, nodes=1, exclusive=True, memory=1000, affinity=first, priority=3).result()
+    keys = {key.partial for message in manager.told(Submit) for key in message.keys.values()}
+    assert len(keys) == 1
 
 
 # ---- retries ---------------------------------------------------------------------------------------------------------
@@ -734,6 +898,10 @@ def test_joins_take_no_options_of_task_processes(manager):
         joined(echo, 1, walltime=3)
     with pytest.raises(TypeError, match="cannot have memory"):
         joined(echo, 1, memory=3)
+    with pytest.raises(TypeError, match="cannot have cores, nodes"):
+        joined(echo, 1, cores=1, nodes=2)
+    with pytest.raises(TypeError, match="cannot have affinity"):
+        joined(echo, 1, affinity=echo(1))
 
 
 def test_more_blocked_joins_than_threads_make_no_deadlock_when_they_return_futures():

@@ -1,5 +1,6 @@
 """Command lines: what they are taken for, what they start, and what a mistake is told."""
 
+import datetime
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from exex import cli
 from exex.config import Config
 from exex.errors import StartError
 from exex.launch import doctor, foreground, launcher
+from exex.launch.deadline import find_end_s
 from exex.launch.doctor import Check
 from exex.version import __version__
 
@@ -269,12 +271,40 @@ def test_doctor_stops_where_nothing_can_follow(monkeypatch):
 
     monkeypatch.setattr(doctor, "mpi_library", mpi_library)
     monkeypatch.setattr(doctor, "_SHARED_MEMORY", "/no/shm")
-    env = {"SLURM_JOB_ID": "5", "SLURM_JOB_NUM_NODES": "2"}
+    env = {"SLURM_JOB_ID": "5", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_END_TIME": "1"}
     found = {check.subject: (check.ok, check.text) for check in doctor.checks(env)}
     assert list(found) == ["Python", "exex", "allocation", "shared memory", "MPI"]
-    assert found["allocation"][0] and found["allocation"][1].startswith("Slurm job 5, 2 nodes; here ")
+    assert found["allocation"][0] and found["allocation"][1].startswith("Slurm job 5, 2 nodes, ends at ")
     assert found["shared memory"] == (False, "/no/shm: No such file or directory; MPI needs it: mount a tmpfs there")
     assert found["MPI"] == (False, "no MPI; install it")
+
+
+@pytest.mark.parametrize(
+    "env, ok, says",
+    [
+        ({}, True, "none: this machine, 8 cores by affinity"),
+        (
+            {"SLURM_JOB_NODELIST": "nid[1-9]", "SLURM_JOB_CPUS_PER_NODE": "64(x8),32", "SLURM_JOB_END_TIME": "4600"},
+            True,
+            "Slurm job 5, 9 nodes (nid1 ... nid9), 544 cores, ends at {end} (in 1:00:00); here 8 cores by affinity",
+        ),
+        (
+            {"SLURM_JOB_NODELIST": "n1,n7", "SLURM_JOB_END_TIME": "999"},
+            True,
+            "Slurm job 5, 2 nodes (n1, n7), ends at {end} (in 0:00:00); here 8 cores by affinity",
+        ),
+        ({}, False, "Slurm job 5, nodes unknown, end unknown; here 8 cores by affinity"),
+        ({"SLURM_JOB_NODELIST": "n[1"}, False, "SLURM_JOB_NODELIST is 'n[1': 'n[1' is no host name"),
+    ],
+)
+def test_doctor_shows_the_allocation(monkeypatch, env, ok, says):
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 8)
+    monkeypatch.setattr(doctor.time, "time", lambda: 1000.0)
+    monkeypatch.setattr(doctor, "find_end_s", lambda env, now_s: find_end_s(env, now_s, run=lambda argv: ""))
+    job = {} if says.startswith("none") else {"SLURM_JOB_ID": "5"}
+    says = says.replace("{end}", str(datetime.datetime.fromtimestamp(int(env.get("SLURM_JOB_END_TIME", 0)))))
+    check = doctor._allocation({**job, **env})
+    assert check.ok == ok and check.text.startswith(says), check
 
 
 def test_importing_the_command_line_is_light():

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import pytest
 
 from exex.config import Config
+from exex.launch.launchers import load_launcher
+from exex.launch.machines import load_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -74,11 +76,17 @@ def test_every_block_names_its_language_and_is_closed(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
-def test_toml_blocks_are_configurations(document: Path, tmp_path: Path) -> None:
+def test_toml_blocks_are_what_the_page_is_about(document: Path, tmp_path: Path) -> None:
     for block in blocks(document):
         if block.language == "toml":
-            (tmp_path / "exex.toml").write_text(block.text)
-            Config.load(str(tmp_path / "exex.toml"), {}, {})
+            path = tmp_path / "exex.toml"
+            path.write_text(block.text)
+            if document.name == "launchers.md":
+                load_launcher(str(path), {})
+            elif document.name == "machines.md":
+                load_machine(str(path), {})
+            else:
+                Config.load(str(path), {}, {})
 
 
 def anchors(document: Path) -> set[str]:

@@ -61,6 +61,7 @@ def submit(**changes: Any) -> Submit:
 
 # ---- shape: refused by the decoder, in whatever state the receiver is -------------------------------------------
 
+HELLO: dict[str, Any] = {"cores": [], "memory_bytes": 0, "gpus": []}
 MISSHAPEN: list[Message] = [
     submit(payloads=[]),
     submit(first=-1),
@@ -86,6 +87,17 @@ MISSHAPEN: list[Message] = [
         submit(apps=[msgspec.structs.replace(SPEC, **change)], functions={D: b"code"})
         for change in ({"app": -1}, {"name": "n" * 5000}, {"function": b""}, {"kind": 17}, {"retries": -1}, {"walltime_s": float("nan")})
     ),
+    *(
+        submit(apps=[msgspec.structs.replace(SPEC, **change)], functions={D: b"code"})
+        for change in (
+            *({"cores": -1}, {"cores": 1 << 17}, {"gpus": -1}, {"gpus": 1 << 20}, {"nodes": -1}, {"nodes": 1 << 40}),
+            *({"exclusive": True}, {"memory_bytes": 0}, {"memory_bytes": 1 << 62}),
+        )
+    ),
+    submit(affinity={2: 1}),
+    submit(affinity={-1: 1}),
+    submit(affinity={0: -1}),
+    submit(affinity={0: 1 << 40}),
     Promise(first=0, count=0),
     Promise(first=0, count=10**12),
     Promise(first=-5, count=1),
@@ -97,6 +109,13 @@ MISSHAPEN: list[Message] = [
     Cancel(tasks=[1 << 40]),  # the first of another client
     Verdict(task=-1, retry=True, payload=b""),
     Hello(version="1", python="3", node="n", pid=1, slots=0, error="", times_s=[]),
+    *(
+        Hello("1", "3", changes.get("node", "n"), 1, 2, "", [], *(changes.get(name, other) for name, other in HELLO.items()))
+        for changes in (
+            *({"node": "n" * 5000}, {"cores": [0, 1, 2]}, {"cores": [0, -1]}, {"cores": [0, 1 << 20]}, {"memory_bytes": -1}),
+            *({"memory_bytes": 1 << 62}, {"gpus": ["0", "0"]}, {"gpus": ["g" * 5000]}, {"gpus": [str(i) for i in range(2000)]}),
+        )
+    ),
     Done(tasks=[1], outcomes=b"\0\0", payloads=[b""], seconds=[1.0], started=[]),
     Done(tasks=[1], outcomes=b"\xff", payloads=[b""], seconds=[1.0], started=[]),
     Done(tasks=[1], outcomes=b"\0", payloads=[b""], seconds=[float("nan")], started=[]),

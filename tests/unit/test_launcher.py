@@ -1,4 +1,4 @@
-"""Which mpiexec belongs to the library, its command line, and what the batch system has granted."""
+"""Which mpiexec belongs to the library, and its command line."""
 
 import os
 import sys
@@ -7,7 +7,6 @@ import pytest
 
 from exex.errors import StartError
 from exex.launch import launcher
-from exex.launch.allocation import Allocation, auto_slots, find_allocation
 from exex.launch.launcher import Launcher, Library, launch_argv, launcher_family, mpi_library, world_argv
 
 HYDRA = "HYDRA build details:\n    Version:                                 5.0.2\n    Process Manager:  pmi\n"
@@ -15,6 +14,11 @@ INTEL = "Intel(R) MPI Library for Linux* OS, Version 2021.13 Build 20240515\nCop
 OPEN_MPI_5 = "mpiexec (Open MPI) 5.0.11\n\nReport bugs to https://www.open-mpi.org/community/help/\n"
 OPEN_MPI_4 = "mpiexec (OpenRTE) 4.1.4\n\nReport bugs to http://www.open-mpi.org/community/help/\n"
 PALS = "PALS 1.2.12\n"
+
+
+@pytest.fixture(autouse=True)
+def no_files_of_the_users(monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
 
 
 # ---- which mpiexec ----
@@ -121,41 +125,3 @@ def test_command_line_of_open_mpi(uid, root, version, goes_on):
     assert argv == ["/b/mpiexec", "--host", "localhost:5", "--oversubscribe", "--bind-to", "none", *goes_on, "-n", "5"]
     assert env.pop("OMPI_MCA_mpi_yield_when_idle") == "1"
     assert env == ({"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if root else {})
-
-
-# ---- the allocation ----
-
-
-@pytest.mark.parametrize(
-    "affinity, ranks, masks, slots",
-    [
-        ({0}, 1, (), 1),
-        (range(8), 1, (), 8),
-        (range(8), 4, (), 2),
-        (range(8), 3, (), 2),
-        (range(2), 3, (), 1),
-        ({5}, 64, (), 1),
-        (range(8), 0, (), 8),
-        (range(8), 4, [range(8)] * 4, 2),
-        (range(8, 16), 4, [range(n, n + 8) for n in (0, 8, 16, 24)], 8),
-        (range(8), 4, [range(8), range(8), range(8, 16), range(8, 16)], 4),
-        (range(4), 2, [range(4), range(2, 6)], 3),
-        ({0, 1}, 3, [{0, 1}] * 3, 1),
-    ],
-)
-def test_auto_slots(affinity, ranks, masks, slots):
-    assert auto_slots(affinity, ranks, masks) == slots
-
-
-def test_find_allocation(tmp_path):
-    nodefile = tmp_path / "nodes"
-    nodefile.write_text("h1\nh1\nh2\nh2\n\n")
-    hosts = tmp_path / "hosts"
-    hosts.write_text("launch1\nc1\nc1\nc2\nc3\n")
-    assert find_allocation({}) == ("", "", 1)
-    assert find_allocation({"SLURM_JOB_ID": "5", "SLURM_JOB_NUM_NODES": "2"}) == ("Slurm", "5", 2)
-    assert find_allocation({"SLURM_JOB_ID": "5"}) == ("Slurm", "5", None)
-    assert find_allocation({"COBALT_JOBID": "7", "COBALT_JOBSIZE": "128"}) == ("Cobalt", "7", 128)
-    assert find_allocation({"PBS_JOBID": "9.s", "PBS_NODEFILE": str(nodefile)}) == ("PBS", "9.s", 2)
-    assert find_allocation({"PBS_JOBID": "9.s", "PBS_NODEFILE": "/no/file"}) == Allocation("PBS", "9.s", None)
-    assert find_allocation({"LSB_JOBID": "3", "LSB_DJOB_HOSTFILE": str(hosts)}) == ("LSF", "3", 3)

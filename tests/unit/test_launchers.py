@@ -183,18 +183,26 @@ def test_the_launcher_of_a_subtask_inherits_nothing_of_the_world(name):
     file = FILES[name]
     for rank in RANKS[name]:
         env = file.nested_environment(task_environment(seen.USER | seen.SLURM_JOB | rank))
-        assert env.items() >= file.set.items()
-        own = {variable: value for variable, value in env.items() if variable not in file.set}
+        ours = file.set | file.set_with.get("SLURM_JOB_ID", {})
+        assert env.keys() >= ours.keys()
+        own = {variable: value for variable, value in env.items() if variable not in ours.keys() - seen.USER.keys()}
         assert own.items() <= (seen.USER | seen.SLURM_JOB).items()
         assert seen.USER.items() <= own.items()
         assert "SLURM_JOB_ID" in own
 
 
 def test_the_worlds_size_is_no_option_of_a_step():
-    step = {"SLURM_NNODES": "4", "SLURM_NTASKS": "8", "SLURM_TASKS_PER_NODE": "2(x4)", "SLURM_CPUS_PER_TASK": "2"}
+    nodes = {"SLURM_NNODES": "4", "SLURM_TASKS_PER_NODE": "2(x4)"}
+    step = {"SLURM_NTASKS": "8", "SLURM_CPUS_PER_TASK": "2", "SLURM_NTASKS_PER_NODE": "2"}
     kept = {"SLURM_JOB_ID": "5", "SLURM_CONF": "/etc/slurm.conf", "SLURM_MPI_TYPE": "pmi2", "PATH": "/bin"}
-    assert FILES["srun"].nested_environment(step | kept) == kept
-    assert FILES["mpiexec-hydra"].nested_environment(step | kept) == kept | {"SLURM_OVERLAP": "1", "SLURM_CPU_BIND": "none"}
+    set_for_hydra = {"SLURM_OVERLAP": "1", "SLURM_CPU_BIND": "none", "HYDRA_LAUNCHER": "slurm"}
+    assert FILES["srun"].nested_environment(nodes | step | kept) == kept
+    assert FILES["mpiexec-hydra"].nested_environment(nodes | step | kept) == nodes | kept | set_for_hydra
+
+
+def test_elsewhere_nothing_of_slurm_is_set():
+    for name in NAMES:
+        assert FILES[name].nested_environment({"PATH": "/bin"}) == {"PATH": "/bin"}
 
 
 # ---- this machine alone, going on after a loss ----
@@ -314,6 +322,7 @@ WRONG = [
     (words('"-n {ranks}"', '"{goes_on}"') + '[loss]\nrank = true\nwords = "-K {ranks}"', "loss.words has the field {ranks}; accepted: words without fields"),
     (more('[loss]\nsince = "5"'), "loss.since is '5'; accepted: an integer, at least 0"),
     (more("[environment]\nset = { A = 1 }"), "environment.set is {'A': 1}; accepted: a table of names and texts"),
+    (more("[environment.set_with]\nA = 1"), "environment.set_with.A is 1; accepted: a table of names and texts"),
     (more("[environment]\ndrop = [1]"), "environment.drop is [1]; accepted: a list of texts"),
     (more('[local]\nwords = ["-n {ranks} -w {hosts}"]'), "local.words has hosts; accepted: goes_on, program, ranks, and no condition"),
     (more('[local]\nwords = [{ when = "bind", words = "-b" }]'), "local.words has bind; accepted: "),

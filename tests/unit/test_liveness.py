@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from exex.manager.liveness import Liveness
-from exex.transport.alarm import Address, AlarmReceiver, Death, raise_alarm
+from exex.manager.loop import ManagerLoop, Settings
+from exex.protocol import codec
+from exex.protocol.messages import Hello
+from exex.transport.joined import OWN, JoinedRanks
+from exex.transport.memory import Network
 
 
 def turns(liveness: Liveness, start_s: float, end_s: float) -> list[int]:
@@ -45,13 +49,17 @@ def test_without_a_limit_nobody_is() -> None:
     assert turns(liveness, 1.0, 50.0) == []
 
 
-def test_an_alarm_arrives_and_a_forged_one_does_not() -> None:
-    receiver = AlarmReceiver()
-    try:
-        forged = Address(receiver.address.host, receiver.address.port, b"x" * 32)
-        raise_alarm(forged, Death(1, -9))
-        raise_alarm(receiver.address, Death(7, -9))
-        raise_alarm(receiver.address, Death(8, 3))
-        assert [receiver.receive(), receiver.receive(), receiver.receive()] == [Death(7, -9), Death(8, 3), None]
-    finally:
-        receiver.close()
+def test_the_manager_never_gives_itself_up() -> None:
+    """Its own worker is silent while the others are, too; only they are lost."""
+    now_s = 1000.0
+    network = Network()
+    joined = JoinedRanks(network.end(0))
+    settings = Settings("1", "3.11.0", 0, frozenset([OWN, 1]), "run", 1e9, 1e9, 0.005, heartbeat_limit_s=10.0, own=OWN)
+    loop = ManagerLoop(settings, joined, None, lambda: None, clock=lambda: now_s)
+    hello = codec.Encoder().encode(Hello(version="1", python="3.11.0", node="n", pid=1, slots=2, error="", times_s=[]))
+    for end in (joined.own, network.end(1)):
+        end.send(0, list(hello))
+    while now_s < 1012.0:
+        loop.turn()
+        now_s += 0.5
+    assert loop.lost.keys() == {1} and loop.state.workers.keys() == {OWN} and loop.state.slots() == 2

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import numpy as np
 import pytest
 
 from exex import errors
 from exex.protocol import codec, context, payload
-from exex.protocol.messages import AppSpec, Assign, Kind, Outcome, Stop
+from exex.protocol.messages import AppSpec, Assign, Grant, Kind, Outcome, Share, Stop
 from exex.transport.base import GONE
 from exex.worker import condition, families, template
 from exex.worker import context as worker_context
@@ -30,7 +31,7 @@ PATIENCE_S = 30.0
 class World:
     """A template and its task processes, as a rank has them."""
 
-    def __init__(self, directory, preload=(), environment=None, script=""):
+    def __init__(self, directory, preload=(), environment=None, script="", gpu_variable=""):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.template_pid = os.fork()
         if self.template_pid == 0:
@@ -47,14 +48,14 @@ class World:
         self._decoder = codec.from_worker()
         self._known = set()
         self._next = 0
-        self.template.begin(str(directory), str(directory), str(directory / "run"), preload, 3, "nid00012", script)
+        self.template.begin(str(directory), str(directory), str(directory / "run"), preload, 3, "nid00012", script, gpu_variable)
 
-    def fork(self, slot=0):
-        process = self.template.fork(slot)
+    def fork(self, slot=0, cores=()):
+        process = self.template.fork(slot, cores)
         self.output[process] = {"stdout": b"", "stderr": b""}
         return process
 
-    def give(self, process, *calls, tokens=True, kind=Kind.PYTHON):
+    def give(self, process, *calls, tokens=True, kind=Kind.PYTHON, grant=None):
         """Queue calls, each a tuple of a function and its arguments; their task numbers."""
         apps, functions, numbers, payloads = [], {}, [], []
         for function, *args in calls:
@@ -69,6 +70,8 @@ class World:
         tasks = list(range(self._next, self._next + len(calls)))
         self._next += len(calls)
         message = Assign(apps=apps, functions=functions, tasks=tasks, calls=numbers, payloads=payloads, values={}, attempts={})
+        if grant is not None:
+            message = msgspec.structs.replace(message, grants={0: grant})
         process.give(len(calls), self._encoder.encode(message))
         return tasks
 
@@ -306,6 +309,34 @@ def test_modules_are_loaded_before_the_fork(tmp_path):
     [(loaded_by, pid)] = world.values(world.give(world.fork(), (preloaded_state,)))
     assert loaded_by == world.template_pid != pid
     world.close()
+
+
+def cpus_and_variables():
+    names = ("EXEX_GRANTED_CORES", "OMP_NUM_THREADS", "FAKE_DEVICES")
+    return sorted(os.sched_getaffinity(0)), [os.environ.get(name) for name in names]
+
+
+def test_a_task_process_is_bound_to_its_slot_and_a_big_call_to_what_it_was_granted(tmp_path):
+    world = World(tmp_path, gpu_variable="FAKE_DEVICES")
+    world.told(Ready)
+    all_cpus = sorted(os.sched_getaffinity(0))
+    bound, free = world.fork(0, all_cpus[:1]), world.fork(1)
+    grant = Grant(2, all_cpus, [Share("n", 2, ["x", "y"], [3])])
+    assert world.values(world.give(bound, (cpus_and_variables,)))[0][0] == all_cpus[:1]
+    assert world.values(world.give(bound, (cpus_and_variables,), grant=grant)) == [(all_cpus, ["2", "2", "x,y"])]
+    assert world.values(world.give(bound, (cpus_and_variables,), (cpus_and_variables,)))[1][0] == all_cpus[:1]
+    assert world.values(world.give(free, (cpus_and_variables,)))[0][0] == all_cpus
+
+
+def bind_to_one():
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+
+
+def test_a_task_that_binds_itself_binds_no_other(tmp_path):
+    world = World(tmp_path)
+    world.told(Ready)
+    _, (cpus, _) = world.values(world.give(world.fork(), (bind_to_one,), (cpus_and_variables,)))
+    assert cpus == sorted(os.sched_getaffinity(0))
 
 
 def random_numbers():
@@ -701,7 +732,7 @@ def test_a_signal_to_the_parent_costs_its_own_slot_at_the_most(world, fifo, tmp_
     process, other = world.fork(), world.fork(1)
     world.give(other, (hold, fifo))
     world.printed(other, "holding")
-    for number_of_signal in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number_of_signal in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         assert world.values(world.give(process, (signal_parent, number_of_signal, group))) == ["alive"]
     world.values(world.give(process, (start_family, str(tmp_path / "pids"))))
     pids = family_of(tmp_path / "pids")
@@ -754,7 +785,7 @@ def survive(number_of_signal):
     return child.wait(), status
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_signals_of_the_batch_system_do_not_end_it_but_what_it_starts(world, sent):
     """What tasks start has the usual dispositions: `Popen.terminate` and `multiprocessing` depend on it."""
     [(child, forked)] = world.values(world.give(world.fork(), (survive, sent)))

@@ -4,7 +4,8 @@ import pytest
 
 from exex import errors
 from exex.protocol import payload
-from exex.protocol.messages import AppSpec, Assign, Done, Drop, Kind, Outcome
+from exex.protocol.messages import AppSpec, Assign, Done, Drop, Grant, Kind, Outcome, Share
+from exex.worker import filling
 from exex.worker import state as worker
 
 LIMIT = 1000
@@ -45,11 +46,12 @@ def make(slots=1, **settings):
 
 
 def assign(state, app, *tasks, now=0.0):
+    grants = dict.fromkeys(range(len(tasks)), Grant(1, [], [Share("nid00012", 1, [], [3])])) if app else {}
     message = Assign(
-        apps=[], functions={}, tasks=list(tasks), calls=[app], payloads=[b""] * len(tasks), values={}, attempts={}
+        apps=[], functions={}, tasks=list(tasks), calls=[app], payloads=[b""] * len(tasks), values={}, attempts={}, grants=grants
     )
     worker.on_assign(state, message)
-    worker.fill(state, now)
+    filling.fill(state, now)
 
 
 def done(state, *tasks, now=0.0, seconds=1e-6, slot=0):
@@ -57,12 +59,12 @@ def done(state, *tasks, now=0.0, seconds=1e-6, slot=0):
         tasks=list(tasks), outcomes=bytes(len(tasks)), payloads=[b""] * len(tasks), seconds=[seconds] * len(tasks), started=[]
     )
     worker.on_slot_done(state, state.slots[slot], message, now)
-    worker.fill(state, now)
+    filling.fill(state, now)
 
 
 def died(state, now=0.0, code=-9, blameless="", slot=0):
     worker.on_slot_died(state, state.slots[slot], code, "", now, blameless)
-    worker.fill(state, now)
+    filling.fill(state, now)
 
 
 def reported(state):
@@ -185,10 +187,9 @@ def test_a_task_with_a_limit_does_not_pay_for_what_other_apps_have_left():
 
 
 def test_limits_need_a_task_process_of_their_own():
-    assert worker.may_run_inline(AppSpec(app=0, name="f", function=b""))
-    assert not worker.may_run_inline(AppSpec(app=0, name="f", function=b"", memory_bytes=1))
-    assert not worker.may_run_inline(AppSpec(app=0, name="f", function=b"", walltime_s=1.0))
-    assert not worker.may_run_inline(AppSpec(app=0, name="f", function=b"", kind=Kind.BASH))
+    assert filling.may_run_inline(AppSpec(app=0, name="f", function=b""))
+    assert not filling.may_run_inline(AppSpec(app=0, name="f", function=b"", walltime_s=1.0))
+    assert not filling.may_run_inline(AppSpec(app=0, name="f", function=b"", kind=Kind.BASH))
 
 
 # ---- replacement ----------------------------------------------------------------------------------------------
@@ -241,3 +242,129 @@ def test_a_cancelled_task_stays_cancelled_though_its_template_died():
     died(state, blameless="its template has ended")
     assert port.given == [7]
     assert [(task, outcome) for task, outcome, _ in reported(state)] == [(7, Outcome.CANCELLED)]
+
+
+# ---- big calls ------------------------------------------------------------------------------------------------
+
+
+def assign_big(state, task, slots, cores=(), total=None, app=0, now=0.0):
+    grant = Grant(slots, list(cores), [Share("nid00012", total or slots, [], [3])])
+    message = Assign(
+        apps=[], functions={}, tasks=[task], calls=[app], payloads=[b""], values={}, attempts={}, grants={0: grant}
+    )
+    worker.on_assign(state, message)
+    filling.fill(state, now)
+
+
+def busy(state):
+    """Numbers of the slots that are not idle."""
+    return [slot.number for slot in state.slots if not slot.is_idle()]
+
+
+def test_a_big_call_holds_as_many_slots_as_it_was_granted():
+    state, ports = make(4)
+    assign_big(state, 1, 3)
+    assert [port.given for port in ports] == [[1], [], [], []] and busy(state) == [0, 1, 2]
+    assign(state, 0, 2)
+    assert ports[3].given == [2]
+    done(state, 1)
+    assert busy(state) == [3]
+
+
+def test_a_big_call_waits_until_its_slots_are_idle_and_small_ones_go_on():
+    state, ports = make(4, tasks_per_process=1)
+    assign(state, 0, 1, 2)
+    done(state, 1, slot=0)
+    assert state.slots[0].ending_s == 0.0, "its process is replaced"
+    assign_big(state, 9, 3)
+    assert not state.slots[2].held and list(state.big)
+    died(state, slot=0)
+    assert state.slots[0].held or state.slots[2].held
+    assert busy(state) == [0, 1, 2, 3]
+
+
+def test_slots_side_by_side_are_chosen():
+    state, _ = make(6)
+    assign(state, 0, 1, 2, 3)
+    done(state, 1, slot=0)
+    assign_big(state, 9, 3)
+    assert state.slots[3].held and busy(state) == [1, 2, 3, 4, 5]
+
+
+def test_nothing_is_queued_behind_a_big_call():
+    state, ports = make(2)
+    for task in range(100, 200):
+        assign(state, 0, task)
+        done(state, task, seconds=1e-6, slot=next(slot.number for slot in state.slots if slot.held))
+    assign_big(state, 1, 1)
+    assign(state, 0, *range(2, 50))
+    assert ports[0].given[-1] == 1 or ports[1].given[-1] == 1
+
+
+def test_a_dropped_big_call_is_killed_and_frees_its_slots():
+    state, ports = make(3)
+    assign_big(state, 1, 3)
+    worker.on_drop(state, Drop(tasks=[1]), 0.0)
+    assert ports[0].kills == ["SIGTERM"] and len(busy(state)) == 3
+    died(state, code=-15)
+    assert busy(state) == [] and reported(state) == [(1, Outcome.CANCELLED, None)]
+
+
+def test_a_waiting_big_call_that_is_dropped_is_reported():
+    state, _ = make(2)
+    assign(state, 0, 1)
+    assign_big(state, 2, 2)
+    worker.on_drop(state, Drop(tasks=[2]), 0.0)
+    assert reported(state) == [(2, Outcome.CANCELLED, None)] and not state.big
+
+
+def test_a_big_call_that_loses_its_process_without_fault_is_given_again():
+    state, ports = make(3)
+    assign_big(state, 1, 2)
+    died(state, blameless="its template has ended")
+    assert ports[0].given == [1, 1] and busy(state) == [0, 1] and not reported(state)
+
+
+def test_a_big_call_whose_process_dies_frees_its_slots():
+    state, _ = make(3)
+    assign_big(state, 1, 3)
+    died(state, code=-11)
+    [(task, outcome, _)] = reported(state)
+    assert (task, outcome) == (1, Outcome.LOST) and busy(state) == []
+
+
+def test_a_big_call_that_was_not_started_is_taken_back_with_its_slots():
+    state, ports = make(2)
+    assign_big(state, 1, 2)
+    ports[0].left = 1
+    worker.recover(state, state.slots[0])
+    assert busy(state) == [] and [call.task for call in state.big] == [1]
+
+
+def test_cpus_of_slots_and_of_other_workers_first_one_of_each_core():
+    state, _ = make(4)
+    state.slot_cores = [[0, 8], [1, 9], [2, 10], [3, 11]]
+    assign_big(state, 1, 2)
+    assert state.slots[0].held[0].cores == [0, 1, 8, 9]
+    assign_big(state, 2, 2, cores=[4, 12], total=3)
+    assert state.slots[2].held[0].cores == [2, 3, 4, 10, 11, 12]
+
+
+def test_a_part_that_nobody_can_name_leaves_the_call_unbound():
+    state, _ = make(2)
+    state.slot_cores = [[0], [1]]
+    assign_big(state, 1, 1, total=2)
+    assert state.slots[0].held[0].cores == []
+
+
+def test_a_call_with_a_memory_limit_gets_a_process_that_only_its_app_has_used():
+    state, ports = make(2)
+    assign(state, 0, 1, 2)
+    done(state, 1, slot=0)
+    done(state, 2, slot=1)
+    assign(state, 1, 3)
+    assert ports[0].kills == ["SIGKILL"] and not ports[1].kills and not ports[1].given[1:]
+    filling.fill(state, 0.0)
+    assert not ports[1].kills, "one process is on its way already"
+    died(state)
+    assert ports[0].given == [1, 3]

@@ -7,6 +7,7 @@ from exex.launch.world import (
     expected_world,
     inherited_fds_to_close,
     library_family,
+    settling_s,
     singletons_message,
     task_environment,
 )
@@ -284,6 +285,9 @@ FLUX = variables("""
 FLUX_INSTANCE = {"FLUX_URI": "local:///tmp/flux-Xy12/local-0", "FLUX_JOB_TMPDIR": "/tmp/flux-Xy12/jobtmp-0"}
 OURS = variables("""
     EXEX_ATTEMPT=1
+    EXEX_GRANTED_CORES=4
+    EXEX_GRANTED_GPUS=0,1
+    EXEX_GRANTED_NODES=node1,node2
     EXEX_JOB_DIR=/tmp/exex-a1b2c3d4
     EXEX_NODE=node1
     EXEX_RANK=1
@@ -436,3 +440,11 @@ def test_a_world_of_singletons_is_told_what_is_missing(env, library, cure):
 )
 def test_every_other_world_is_left_alone(expected, size):
     assert singletons_message(expected, MPICH, size) is None
+
+
+@pytest.mark.parametrize(
+    "env, library, waits",
+    [(SRUN_PMIX, OPEN_MPI, True), (SRUN_PMI2, MPICH, False), (OPENMPI_5, OPEN_MPI, False), (NOTHING, OPEN_MPI, False)],
+)
+def test_who_waits_after_mpi_init(env, library, waits):
+    assert bool(settling_s(expected_world(env), library)) == waits

@@ -1,0 +1,37 @@
+#!/bin/bash -l
+#COBALT --jobname @{name}
+@{request}
+#COBALT -t @{walltime}
+@{queue}
+@{account}
+@{directives}
+
+# @{title}
+# Made by `exex jobscript` for @{machine}; change what you like. Make it executable and start it by `qsub`. Cobalt's
+# directives must stand together, from the second line on.
+
+@{modules}
+@{environment}
+@{setup}
+
+# exex leaves its exit status in this directory. After the loss of a rank that of the launcher says little.
+export EXEX_JOB_DIR="@{run_dir}/job-${COBALT_JOBID:?this is a job script: submit it with qsub}"
+mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
+@{keep}
+
+# @{shape}
+@{command} &
+launcher=$!
+
+# A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
+trap '@{on_term}' TERM
+while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
+if [ -e "$EXEX_JOB_DIR/status" ]; then
+    status=$(<"$EXEX_JOB_DIR/status")
+elif [ "$status" -eq 0 ]; then
+    status=1 # it was ended from outside, whatever the launcher says
+fi
+
+@{chain}
+
+exit "$status"

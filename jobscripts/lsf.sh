@@ -1,0 +1,39 @@
+#!/bin/bash
+# @{title}
+# Made by `exex jobscript` for @{machine}; change what you like. Start it by `bsub`, or by `bash` in the shell of a `bsub -Is`.
+# It runs on a launch node; jsrun starts the ranks on the compute nodes.
+#
+#BSUB -J @{name}
+@{request}
+#BSUB -W @{walltime}
+@{queue}
+@{account}
+@{directives}
+#BSUB -o @{name}-%J.out
+
+@{modules}
+@{environment}
+@{setup}
+
+# exex leaves its exit status in this directory. After the loss of a rank that of the launcher says little.
+export EXEX_JOB_DIR="@{run_dir}/job-${LSB_JOBID:?this is a job script: submit it with bsub}"
+mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
+@{keep}
+
+# @{shape}
+# LSF tells nobody when the job ends: SECONDS counts from the start of this shell.
+@{command} &
+launcher=$!
+
+# A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
+trap '@{on_term}' TERM
+while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
+if [ -e "$EXEX_JOB_DIR/status" ]; then
+    status=$(<"$EXEX_JOB_DIR/status")
+elif [ "$status" -eq 0 ]; then
+    status=1 # it was ended from outside, whatever the launcher says
+fi
+
+@{chain}
+
+exit "$status"

@@ -1,0 +1,38 @@
+#!/bin/bash -l
+# workflow: 16 nodes of blue-waters-xk for 01:00:00
+# Made by `exex jobscript` for blue-waters-xk; change what you like. Start it by `qsub`, or by `bash` in the shell of a `qsub -I`.
+# It runs on a service node; aprun starts the ranks on the compute nodes.
+#
+#PBS -N workflow
+#PBS -l nodes=16:ppn=16:xk
+#PBS -l walltime=01:00:00
+#PBS -q normal
+#PBS -A baxx
+#PBS -j oe
+
+cd "${PBS_O_WORKDIR:?this is a job script: submit it with qsub}" || exit
+
+export PMI_NO_FORK=1
+export MPICH_GNI_FORK_MODE=FULLCOPY
+
+# exex leaves its exit status in this directory. After the loss of a rank that of the launcher says little.
+export EXEX_JOB_DIR="$PWD/runinfo/job-$PBS_JOBID"
+mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
+
+# One rank on each node, with 16 slots. Rank 0 is the manager as well.
+# No compute node knows when the job ends: SECONDS counts from the start of this shell.
+aprun -n 16 -N 1 -d 16 -j 1 -cc none -b \
+    /home/ada/exex/bin/python -m exex.run --walltime "$((3600 - SECONDS))" --slots 16 \
+    -- workflow.py &
+launcher=$!
+
+# A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
+trap ':' TERM
+while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
+if [ -e "$EXEX_JOB_DIR/status" ]; then
+    status=$(<"$EXEX_JOB_DIR/status")
+elif [ "$status" -eq 0 ]; then
+    status=1 # it was ended from outside, whatever the launcher says
+fi
+
+exit "$status"

@@ -1,0 +1,40 @@
+#!/bin/bash
+# workflow: 64 nodes of cori-knl for 01:00:00
+# Made by `exex jobscript` for cori-knl; change what you like. Start it by `sbatch`, or by `bash` in the shell of an `salloc`.
+#
+#SBATCH --job-name=workflow
+#SBATCH --nodes=64
+#SBATCH --time=01:00:00
+#SBATCH --qos=regular
+#SBATCH --account=m1234
+#SBATCH --constraint=knl,quad,cache
+#SBATCH --output=workflow-%j.out
+# When a node fails, the others go on.
+#SBATCH --no-kill
+#SBATCH --signal=B:USR2@120
+
+export PMI_NO_FORK=1
+export MPICH_GNI_FORK_MODE=FULLCOPY
+
+# exex leaves its exit status in this directory. After the loss of a rank that of the launcher says little.
+export EXEX_JOB_DIR="$PWD/runinfo/job-${SLURM_JOB_ID:?this is a job script: submit it with sbatch}"
+mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
+
+# One rank on each node, with 64 slots. Rank 0 is the manager as well.
+srun --nodes=64 --ntasks=64 --ntasks-per-node=1 --cpu-bind=none --export=ALL --kill-on-bad-exit=0 \
+    --no-kill \
+    /home/ada/exex/bin/python -m exex.run --slots 64 \
+    -- workflow.py &
+launcher=$!
+
+# A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
+trap 'kill -USR2 "$launcher"' USR2
+trap ':' TERM
+while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
+if [ -e "$EXEX_JOB_DIR/status" ]; then
+    status=$(<"$EXEX_JOB_DIR/status")
+elif [ "$status" -eq 0 ]; then
+    status=1 # it was ended from outside, whatever the launcher says
+fi
+
+exit "$status"

@@ -1,0 +1,35 @@
+#!/bin/bash -l
+#COBALT --jobname workflow
+#COBALT -n 128
+#COBALT -t 01:00:00
+#COBALT -q default
+#COBALT -A Catalyst
+#COBALT --attrs mcdram=cache:numa=quad:filesystems=home,theta-fs0
+
+# workflow: 128 nodes of theta for 01:00:00
+# Made by `exex jobscript` for theta; change what you like. Make it executable and start it by `qsub`. Cobalt's
+# directives must stand together, from the second line on.
+
+export PMI_NO_FORK=1
+export MPICH_GNI_FORK_MODE=FULLCOPY
+
+# exex leaves its exit status in this directory. After the loss of a rank that of the launcher says little.
+export EXEX_JOB_DIR="$PWD/runinfo/job-${COBALT_JOBID:?this is a job script: submit it with qsub}"
+mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
+
+# 64 ranks on each node, with 1 slot each. Rank 0 is the manager and runs no tasks.
+aprun -n 8192 -N 64 -d 1 -j 1 -cc depth -b \
+    /home/ada/exex/bin/python -m exex.run --slots 1 \
+    -- workflow.py &
+launcher=$!
+
+# A signal interrupts `wait`: wait again until the launcher has ended. What tells this shell to end tells the ranks, too.
+trap ':' TERM
+while wait "$launcher"; status=$?; kill -0 "$launcher" 2>/dev/null; do :; done
+if [ -e "$EXEX_JOB_DIR/status" ]; then
+    status=$(<"$EXEX_JOB_DIR/status")
+elif [ "$status" -eq 0 ]; then
+    status=1 # it was ended from outside, whatever the launcher says
+fi
+
+exit "$status"
