@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from exex.client.executor import Executor, map
     from exex.client.files import File
     from exex.client.futures import AppFuture, DataFuture
+    from exex.client.mpi_apps import mpi_app
     from exex.client.options import AUTO_LOGNAME
     from exex.client.session import checkpoint, manager_pid, wait_for_current_tasks
     from exex.config import Config
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         ManagerLost,
         MemoryLimitExceeded,
         MissingOutputs,
+        MpiTaskFailed,
         NoManagerError,
         PropagatedException,
         ProtocolError,
@@ -53,6 +55,7 @@ _HOMES = {
     "exex.client.executor": ("Executor", "map"),
     "exex.client.files": ("File",),
     "exex.client.futures": ("AppFuture", "DataFuture"),
+    "exex.client.mpi_apps": ("mpi_app",),
     "exex.client.options": ("AUTO_LOGNAME",),
     "exex.client.session": ("checkpoint", "manager_pid", "wait_for_current_tasks"),
     "exex.config": ("Config",),
@@ -75,6 +78,7 @@ _HOMES = {
         "ManagerLost",
         "MemoryLimitExceeded",
         "MissingOutputs",
+        "MpiTaskFailed",
         "NoManagerError",
         "PropagatedException",
         "ProtocolError",
@@ -111,6 +115,7 @@ __all__ = [
     "ManagerLost",
     "MemoryLimitExceeded",
     "MissingOutputs",
+    "MpiTaskFailed",
     "NoManagerError",
     "PropagatedException",
     "ProtocolError",
@@ -125,6 +130,7 @@ __all__ = [
     "join_app",
     "manager_pid",
     "map",
+    "mpi_app",
     "python_app",
     "wait_for_current_tasks",
 ]

@@ -31,6 +31,14 @@ INTERNAL_VARIABLES = {
     "EXEX_NODE": "set for a bash app: the host name of its worker",
     "EXEX_GRANTED_CORES": "set for a task that asks for resources: how many cores it has, on this node",
     "EXEX_GRANTED_GPUS": "set for a task that asks for resources: names of its accelerators on this node, with commas",
+    "EXEX_STARTED_BY": "set for tasks: what has started the job, and where its programs lie",
+    "EXEX_MPI_PREFIX": "set for a task that asks for nodes: what begins the command line of an MPI program on them",
+    "EXEX_MPI_ERROR": "set for a task that asks for nodes: why there is nothing that could start an MPI program",
+    "EXEX_NODES": "set for a task that asks for nodes: host names, with commas",
+    "EXEX_NUM_NODES": "set for a task that asks for nodes: how many",
+    "EXEX_RANKS_PER_NODE": "set for a task that asks for nodes: ranks that the prefix starts on each",
+    "EXEX_NUM_RANKS": "set for a task that asks for nodes: ranks that the prefix starts on all",
+    "EXEX_OWN_WORLD": "set for the ranks of a function on a communicator that get a world of their own: who has started them",
     "EXEX_GRANTED_NODES": "set for a task that asks for resources: host names of its nodes, this one first, with commas",
 }
 """Names that start with `EXEX_` and are no fields of `Config`."""
@@ -113,6 +121,9 @@ class Config:
     )
     gpu_variable: str = _setting(
         "auto", "text", "Variable that masks accelerators; auto: CUDA_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES or ZE_AFFINITY_MASK."
+    )
+    launcher: str = _setting(
+        "auto", "text", "What starts MPI sub-tasks: a name that `exex launchers` prints; auto: what has started the job."
     )
     isolation: Literal["process", "none"] = _setting(
         "process",

@@ -24,6 +24,7 @@ ExexError
     ├── MemoryLimitExceeded     more memory than its `memory`
     ├── BashAppNoReturn         a bash app's function returned no command line
     ├── AppBadFormatting        its command line could not be formatted
+    ├── MpiTaskFailed           a function on a communicator failed on some of its ranks
     ├── MissingOutputs          declared outputs that do not exist afterwards
     └── BadStdStreamFile        `stdout=` or `stderr=` that cannot be opened
 ```
@@ -34,7 +35,7 @@ Every error survives pickling with all of its attributes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def _rebuild(cls: type[ExexError], args: tuple[Any, ...], attributes: dict[str, Any]) -> ExexError:
@@ -221,6 +222,31 @@ class MemoryLimitExceeded(AppException):
         super().__init__(message)
         self.used_bytes = used_bytes
         self.limit_bytes = limit_bytes
+
+
+class RankFailure(NamedTuple):
+    """What happened on one rank of a communicator.
+
+    Attributes:
+        rank: in the communicator.
+        node: host name.
+    """
+
+    rank: int
+    node: str
+    error: BaseException
+
+
+class MpiTaskFailed(AppException):
+    """A function on a communicator failed on some of its ranks. The first one's error is its `__cause__`.
+
+    Attributes:
+        failures: of each rank that failed; of those that were stopped because of that, nothing.
+    """
+
+    def __init__(self, message: str, failures: Sequence[RankFailure] = ()) -> None:
+        super().__init__(message)
+        self.failures = list(failures)
 
 
 class BashAppNoReturn(AppException):

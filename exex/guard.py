@@ -10,9 +10,9 @@ Between guard and rank goes a socket of JSON messages, `{"op": ...}`:
 
 rank -> guard: `initialising` (about to call MPI_Init), `watch` (MPI is up: its number, how long it may hang, where the guards
 meet, its shared memory), `ready` (handshake passed), `alive` (it turns), `client` (start the workflow's process), `status` (end
-with this status; `orderly`: everybody was told).
+with this status; `orderly`: everybody was told), `stop` and `probe` (at rank 0: for the guards of others, see alarm).
 guard -> rank: `client-exited` (status), `notice` (a signal that announces the end of the job), `template` (a new one; its
-socket comes along as a descriptor), `died` (another rank has, and how).
+socket comes along as a descriptor), `died` (another rank has, and how), `here` (ranks whose guards are there).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from exex.launch.job_dir import is_held_in_foreground
 from exex.launch.leftovers import note_shared_memory, remove_shared_memory
 from exex.reaper import Reaper
 from exex.transport.alarm import Alarm, Host, Kind, Meeting, Note
+from exex.transport.page import Page
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -57,6 +58,7 @@ class RankRole:
     control: Control
     template: socket.socket
     alarm_port: int  # of its guard
+    page: Page  # shared with its guard
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ class Guard:
             libc.mallopt(_M_TRIM_THRESHOLD, KEPT_HEAP_BYTES)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._alarm = Alarm()
+        self._page = Page()
         rank_end = self._start_template()
         guard = os.getpid()
         sys.stdout.flush()
@@ -192,7 +195,7 @@ class Guard:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what the launcher feeds in is for the client
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
                 signal.signal(number, signal.SIG_IGN)  # Hydra sends SIGUSR1 to the others when a rank dies
-            return RankRole(Control(theirs), rank_end, self._alarm.port)
+            return RankRole(Control(theirs), rank_end, self._alarm.port, self._page)
         theirs.close()
         rank_end.close()
         self._control = Control(ours)
@@ -311,6 +314,8 @@ class Guard:
         if now_s - self._turned_s > self._limit_s / 4:
             self._alive_s = now_s  # it was this process that stood still: the whole job was suspended
         self._turned_s = now_s
+        if self._page.running() is not None:
+            self._alive_s = now_s  # a function of the user's may take as long as it likes
         if self._limit_s and self._ready and self._rank and now_s - self._alive_s > self._limit_s:
             print(f"exex: {self._where} has not moved for {self._limit_s:g} s: killing it", file=sys.stderr, flush=True)
             self._limit_s = 0.0
@@ -332,6 +337,11 @@ class Guard:
             self._ready = True
             self._alive_s = time.monotonic()
             self._deadline = None
+        elif message["op"] == "stop":
+            self._alarm.tell_ranks(message["ranks"], Kind.STOP, int(message["hard"]), message["task"])
+        elif message["op"] == "probe":
+            unknown = self._alarm.tell_ranks(message["ranks"], Kind.PROBE)
+            self._control.send("here", ranks=unknown)  # who cannot be asked is not suspected
         elif message["op"] == "status":
             self._status = int(message["status"])
             self._others_wait = message.get("others_wait", False)
@@ -339,6 +349,13 @@ class Guard:
             self._set_deadline(self._stop_s, "did not end in time after the job had ended")
 
     def _on_note(self, note: Note, sender: Host) -> None:
+        if note.kind == Kind.STOP:
+            if self._rank:
+                self._page.stop(self._rank, note.task, bool(note.code))
+            return
+        if note.kind == Kind.HEARD:
+            self._control.send("here", ranks=[note.rank])
+            return
         if note.kind == Kind.DIED and not self._control.send("died", rank=note.rank, code=note.code):
             return  # it will be told again
         self._alarm.confirm(note, sender)

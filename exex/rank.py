@@ -22,6 +22,7 @@ from exex.launch.leftovers import shared_memory
 from exex.launch.world import ExpectedWorld, settling_s, singletons_message
 from exex.manager.loop import OUT_OF_TIME, ManagerLoop, Settings
 from exex.manager.progress import Progress
+from exex.reach import GuardedRanks
 from exex.transport.alarm import Meeting, new_meeting
 from exex.transport.base import Link, Ranks
 from exex.transport.joined import OWN, JoinedRanks
@@ -31,6 +32,7 @@ from exex.version import __version__
 from exex.worker import loop as worker_loop
 from exex.worker.context import Place
 from exex.worker.processes import Template
+from exex.worker.together import Together
 
 if TYPE_CHECKING:
     from exex.store.journal import Journal
@@ -55,6 +57,7 @@ class RankProcess:
         self._control = role.control
         self._template_socket = role.template
         self._alarm_port = role.alarm_port
+        self._page = role.page
         self._config = config
         self._script = script
         self._expected = expected
@@ -109,6 +112,7 @@ class RankProcess:
             shared = mpi.share_on_node(world, (world.rank, os.sched_getaffinity(0)))
             self._masks = [mask for _, mask in shared]
             self._neighbours = {rank: mask for rank, mask in shared if rank or self._first_has_slots(world.rank, world.size)}
+        mpi.prepare_teams(world)
         if world.size == 1:
             status = self._alone()
         elif world.rank == 0:
@@ -200,8 +204,10 @@ class RankProcess:
             own=OWN if local else None,
             memory_bytes=self._config.cache_bytes,
             detach=self._config.detach_on_client_exit,
+            grace_s=self._config.grace_s,
         )
-        loop = ManagerLoop(settings, workers, progress, lambda: self._control.send("ready"), journal=journal)
+        ready = lambda: self._control.send("ready")  # noqa: E731
+        loop = ManagerLoop(settings, workers, progress, ready, journal=journal, reach=GuardedRanks(self._control))
         if self._ends_in_s is not None:
             loop.set_end(self._ends_in_s - (time.monotonic() - self._asked_s))
         if journal is not None:
@@ -255,13 +261,10 @@ class RankProcess:
             pause_s = loop.next_s()
             self._reassure_guard()
             for message in self._from_guard(local, ready):
-                if message["op"] == "notice":
-                    self._on_notice(loop, signal.Signals(message["signal"]))
-                elif message["op"] == "died":
-                    loop.lose_worker(message["rank"], how_it_ended(message["code"]))
-                    traffic = True
-                else:
+                if message["op"] == "client-exited":
                     client_status = int(message["status"])
+                else:
+                    traffic |= self._on_message(loop, message)
             if client_status is not None:
                 self._end_after_client(loop)
             if local is not None and not local.stopped:  # last: what it is told is there at once
@@ -281,6 +284,18 @@ class RankProcess:
             at_once = local is not None and (traffic or local.at_once)
             self._waiter.watch_output(clients.fileno(), watching and loop.unsent)
             ready = self._waiter.wait(traffic, at_once, loop.eager(), pause_s)
+
+    def _on_message(self, loop: ManagerLoop, message: dict[str, Any]) -> bool:
+        """What the guard says to the manager. True if that makes work."""
+        if message["op"] == "notice":
+            self._on_notice(loop, signal.Signals(message["signal"]))
+        elif message["op"] == "here":
+            for rank in message["ranks"]:
+                loop.heard(rank)
+        elif message["op"] == "died":
+            loop.lose_worker(message["rank"], how_it_ended(message["code"]))
+            return True
+        return False
 
     def _end_after_client(self, loop: ManagerLoop) -> None:
         """The script has ended: so does the job, at once, or when its tasks are done if they are to be finished."""
@@ -340,7 +355,7 @@ class RankProcess:
         if self._control.fileno() not in ready:
             return for_manager
         while (message := self._control.receive()) is not None:
-            if message["op"] in ("client-exited", "notice", "died"):
+            if message["op"] in ("client-exited", "notice", "died", "here"):
                 for_manager.append(message)
             elif message["op"] == "template":
                 sock = socket.socket(fileno=message["fd"])
@@ -389,12 +404,20 @@ class RankProcess:
             template,
             self._waiter,
             equipment=found,
+            take_part=self._new_together if rank != OWN else None,
             grace_s=config.grace_s,
             inline=inline,
             tasks_per_process=config.tasks_per_process if isinstance(config.tasks_per_process, int) else 0,
             beat_s=beat_s,
             limit_s=limit_s,
         )
+
+    def _new_together(self) -> Together:
+        """What runs functions on communicators in this rank."""
+        from exex.transport import mpi
+
+        place = Place(mpi.world_rank(), self._node)
+        return Together(mpi.form, place, self._page, self._script, os.path.dirname(os.path.abspath(self._script)))
 
     def _equipment(self, rank: int, slots: int) -> worker_loop.Equipment:
         """What the tasks of this rank may use of its node."""

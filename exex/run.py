@@ -17,13 +17,16 @@ def main(argv: list[str] | None = None) -> int:
     from exex import cli
     from exex.guard import ClientRole, Guard, GuardRole, end_the_world
     from exex.launch.job_dir import status_is_written
+    from exex.launch.started_by import STARTED_BY, started_by
     from exex.launch.world import expected_world, inherited_fds_to_close, task_environment
     from exex.reaper import TAG, Reaper
 
     config, script, args = cli.parse_run_args(sys.argv[1:] if argv is None else argv)
     expected = expected_world(os.environ)
     reaper = Reaper()
-    environment = {**task_environment(os.environ), TAG: reaper.tag}
+    environment = {**task_environment(os.environ), TAG: reaper.tag, STARTED_BY: started_by(expected, os.getppid())}
+    if config.launcher != "auto":
+        environment["EXEX_LAUNCHER"] = config.launcher
     launcher_fds = inherited_fds_to_close(os.environ)
 
     def template_main(sock: socket.socket) -> None:

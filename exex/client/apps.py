@@ -241,13 +241,14 @@ def lift(function: Callable[..., Any], future: AppFuture, key: Any) -> AppFuture
 # ---- decorators --------------------------------------------------------------------------------------------------
 
 
-def _decorate(
+def decorate(
     cls: type[App],
     function: Callable[..., Any] | None,
     options: AppOptions,
     data_flow_kernel: object,
     ignore_for_cache: Sequence[str] | None,
 ) -> Any:
+    """What a decorator of this kind of app returns, with its arguments or with a function."""
     options = check_decorator(options, data_flow_kernel, ignore_for_cache)
     if function is None:
         return lambda function: cls(function, options)
@@ -306,7 +307,7 @@ def python_app(
         retries, retry_handler, priority, walltime, cwd, env, memory, cache, version,
         cores=cores, gpus=gpus, nodes=nodes, exclusive=exclusive,
     )  # fmt: skip
-    return _decorate(PythonApp, function, options, data_flow_kernel, ignore_for_cache)
+    return decorate(PythonApp, function, options, data_flow_kernel, ignore_for_cache)
 
 
 def bash_app(
@@ -334,7 +335,7 @@ def bash_app(
         retries, retry_handler, priority, walltime, cwd, env, memory, cache, version,
         cores=cores, gpus=gpus, nodes=nodes, exclusive=exclusive,
     )  # fmt: skip
-    return _decorate(BashApp, function, options, data_flow_kernel, ignore_for_cache)
+    return decorate(BashApp, function, options, data_flow_kernel, ignore_for_cache)
 
 
 def join_app(
@@ -356,4 +357,4 @@ def join_app(
             "calls have it"
         )
     options = AppOptions(retries, retry_handler)
-    return _decorate(JoinApp, function, options, data_flow_kernel, ignore_for_cache)
+    return decorate(JoinApp, function, options, data_flow_kernel, ignore_for_cache)

@@ -33,6 +33,22 @@ Rules = tuple[int | None, int, float | None, int | None, Resources]
 """Retries (None: as the app), priority, walltime in seconds, memory in bytes, and what else of the machine."""
 
 
+class Program(NamedTuple):
+    """How an MPI program is started on each of its nodes; None for as many ranks as there are slots."""
+
+    ranks_per_node: int | None
+    cores_per_rank: int = 1
+    launcher_options: str = ""
+
+
+class Team(NamedTuple):
+    """On what a function on a communicator runs; fields as in `AppSpec`."""
+
+    ranks: int
+    every_rank: bool = False
+    own_world: bool = False
+
+
 class AppOptions(NamedTuple):
     """What an app's decorator sets for all its calls; None where it leaves it open."""
 
@@ -50,15 +66,30 @@ class AppOptions(NamedTuple):
     gpus: int | None = None
     nodes: int | None = None
     exclusive: bool | None = None
+    program: Program | None = None
+    team: Team | None = None
 
     def rules(self) -> Rules:
         """Of calls that say nothing else."""
         resources = check_resources(self.cores, self.gpus, self.nodes, self.exclusive)
-        return self.retries, self.priority, self.walltime, self.memory, resources
+        return self.retries, self.priority, self.walltime, self.memory, self.on_communicator(resources)
+
+    def on_communicator(self, resources: Resources) -> Resources:
+        """With the ranks of a function on a communicator, if it is one.
+
+        Raises:
+            TypeError: it asks for other things that it cannot have.
+        """
+        if self.team is None:
+            return resources
+        for name in ("cores", "nodes"):
+            if getattr(resources, name):
+                raise TypeError(f"a function on a communicator asks for ranks=, and so cannot have {name}=")
+        return resources._replace(**self.team._asdict())
 
     def surround(self) -> bool:
         """Whether the task process has something to do around each call."""
-        return self.cwd is not None or self.env is not None or self.cores is not None
+        return self.cwd is not None or self.env is not None or self.cores is not None or self.program is not None
 
 
 NO_OPTIONS = AppOptions()
@@ -90,11 +121,14 @@ class Request(NamedTuple):
 class Parameters:
     """What the signature of an app's function says about special keyword arguments.
 
+    Args:
+        first: parameters that are not the caller's: 1 if it is given a communicator.
+
     Attributes:
         plain: it says nothing of them.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], first: int = 0) -> None:
         try:
             parameters = inspect.signature(function).parameters
         except (TypeError, ValueError):  # a builtin that tells nothing
@@ -105,7 +139,7 @@ class Parameters:
         self._accepted = _OF_PARSL & parameters.keys()
         self._positions = {
             name: position
-            for position, (name, parameter) in enumerate(parameters.items())
+            for position, (name, parameter) in enumerate(parameters.items(), start=-first)
             if name in self._accepted and parameter.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.POSITIONAL_ONLY)
         }
         self._defaults = {
@@ -152,8 +186,9 @@ class Parameters:
         hidden = () if "inputs" in rest or "inputs" in self._positions or "inputs" not in passed else (given["inputs"],)
         if rules[-1].cores == 1:
             options["threads"] = 1
-        if ranks is not None:
-            options["mpi"] = ranks
+        if ranks is not None or app.program is not None:
+            program = {} if app.program is None else {**app.program._asdict(), "is_program": True}
+            options["mpi"] = {**program, **(ranks or {})}
         return Request(args, rest, options or None, hidden, _files(given.get("outputs")), streams, rules, near)
 
     def _gets(self, name: str, was_passed: bool, has_changed: bool) -> bool:
@@ -247,7 +282,7 @@ def _rules(given: Mapping[str, Any], app: AppOptions) -> tuple[Rules, dict[str, 
         priority,
         check_walltime(said["walltime"]),
         check_memory(said["memory"]),
-        check_resources(*(said[name] for name in _OF_MACHINE)),
+        app.on_communicator(check_resources(*(said[name] for name in _OF_MACHINE))),
     ), specification.ranks()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from exex.errors import InvalidResourceSpecification
-from exex.protocol.checks import MOST_GPUS, MOST_MEMORY_BYTES, MOST_NODES, MOST_SLOTS
+from exex.protocol.checks import MOST_GPUS, MOST_MEMORY_BYTES, MOST_NODES, MOST_RANKS, MOST_SLOTS
 from exex.protocol.messages import AppSpec, NodeShape
 from exex.protocol.request import impossible, request_of
 
@@ -30,6 +30,9 @@ class Resources(NamedTuple):
     gpus: int = 0
     nodes: int = 0
     exclusive: bool = False
+    ranks: int = 0
+    every_rank: bool = False
+    own_world: bool = False
 
 
 NOTHING = Resources()
@@ -52,6 +55,23 @@ def check_resources(cores: Any = None, gpus: Any = None, nodes: Any = None, excl
     if exclusive is not None and type(exclusive) is not bool:
         raise TypeError(f"exclusive must be True or False, not {exclusive!r}")
     return Resources(cores or 0, gpus or 0, nodes or int(bool(exclusive)), bool(exclusive))
+
+
+def check_ranks(name: str, ranks: Any, most: int = MOST_RANKS) -> int:
+    """A number of ranks, if it can be used.
+
+    Args:
+        name: of the argument.
+
+    Raises:
+        TypeError: no int.
+        ValueError: out of range.
+    """
+    if type(ranks) is not int:
+        raise TypeError(f"{name} must be an int, not {ranks!r}")
+    if not 1 <= ranks <= most:
+        raise ValueError(f"{name} must be from 1 to {most}, but it is {ranks}")
+    return ranks
 
 
 def check_memory(memory: Any) -> int | None:
@@ -114,7 +134,7 @@ class Specification:
         return max(1, ranks // per_node)
 
     def ranks(self) -> dict[str, Any] | None:
-        """Of an MPI program: `ranks`, `ranks_per_node` and `launcher_options`, the missing one derived; None if there is none."""
+        """Of an MPI program: `ranks`, `ranks_per_node` (either is derived) and `launcher_options`; None if there is none."""
         given = self._given
         if not any(name in given for name in (*_RANKS, "launcher_options")):
             return None
@@ -125,14 +145,15 @@ class Specification:
             raise InvalidResourceSpecification(
                 set(_RANKS) | {"num_nodes"}, f"{nodes} nodes with {per_node} ranks each are {nodes * per_node} ranks, not {ranks}"
             )
-        return {"ranks": ranks, "ranks_per_node": per_node, "launcher_options": str(given.get("launcher_options", ""))}
+        found = {"ranks": ranks, "ranks_per_node": per_node}
+        return found | ({"launcher_options": str(given["launcher_options"])} if "launcher_options" in given else {})
 
 
 def check_possible(spec: AppSpec, nodes: Sequence[NodeShape]) -> None:
     """Raises:
     InvalidResourceSpecification: no node, or not enough nodes, can ever meet what these calls ask for.
     """
-    request = request_of(spec)
+    request = request_of(spec, nodes)
     if request is not None and nodes:
         error = impossible(spec.name, request, nodes)
         if error is not None:

@@ -15,10 +15,7 @@ from exex.errors import ConfigError
 from exex.launch import data
 from exex.launch.launcher import describe_mpiexec
 from exex.launch.launchers import LauncherFile, Layout, launcher_names, load_launcher
-from exex.launch.world import ExpectedWorld
-
-STARTED_BY = "EXEX_STARTED_BY"
-"""Variable that guards set for tasks: the world's launcher and where its programs lie, "Hydra mpiexec:/opt/mpich/bin"."""
+from exex.launch.started_by import STARTED_BY
 
 _OF_FAMILY = {"hydra": "mpiexec-hydra", "openmpi": "mpiexec-openmpi"}
 
@@ -35,21 +32,6 @@ class SubTask(NamedTuple):
     prefix: list[str]
     variables: dict[str, str]
     environment: dict[str, str]
-
-
-def started_by(expected: ExpectedWorld, launcher_pid: int) -> str:
-    """The value of `STARTED_BY` for a guard's children, "" where no launcher has started the guard.
-
-    Args:
-        launcher_pid: of the guard's parent, which lies beside `mpiexec` where that is its helper.
-    """
-    if expected.launcher == "none":
-        return ""
-    try:
-        directory = os.path.dirname(os.readlink(f"/proc/{launcher_pid}/exe"))
-    except OSError:  # another user's, as slurmstepd is
-        directory = ""
-    return f"{expected.launcher}:{directory}"
 
 
 def sub_task(layout: Layout, env: Mapping[str, str]) -> SubTask:

@@ -90,6 +90,7 @@ def _return_slots(state: ManagerState, holding: Holding, worker: WorkerRecord, s
     else:
         worker.lent -= slots
         worker.change_room(slots)
+    worker.in_team = False
     state.nodes.touch(worker)
     state.list_worker(worker)
 

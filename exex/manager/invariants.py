@@ -92,6 +92,14 @@ def _check_holdings(state: ManagerState) -> None:
                 for name in names:
                     gpus[node].remove(name)  # ValueError: it was granted twice
     assert state.broken.keys() <= state.holdings.keys()
+    in_teams = set()
+    for task_id, team in state.teams.items():
+        holding = state.holdings[task_id]
+        assert team.lead == holding.lead.rank, (team, holding.lead.rank)
+        assert team.missing and not team.missing & team.parts.keys(), team
+        assert team.missing | team.parts.keys() <= {worker.rank for worker in holding.lent} & set(team.ranks), team
+        in_teams |= {worker.rank for worker in holding.lent}
+    assert in_teams == {worker.rank for worker in state.workers.values() if worker.in_team}
     for rank, worker in state.workers.items():
         assert 0 <= worker.room == room[rank], (rank, worker.room, room[rank])
         assert worker.lent == lent[rank], (rank, worker.lent, lent[rank])

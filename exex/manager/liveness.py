@@ -7,6 +7,8 @@ that was suspended and resumed, a laptop's lid) counts for nobody.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from exex.protocol.messages import Rank
 
 LOOKS = 10
@@ -36,6 +38,11 @@ class Liveness:
     def forget(self, rank: Rank) -> None:
         """`rank` is gone, or has left in order."""
         self._heard_s.pop(rank, None)
+
+    def quiet(self, ranks: Iterable[Rank], now_s: float) -> list[Rank]:
+        """Those that were not heard of for a quarter of the limit."""
+        heard_s = self._heard_s
+        return [rank for rank in ranks if self.limit_s and now_s - heard_s.get(rank, now_s) > self.limit_s * PAUSE]
 
     def silent(self, now_s: float) -> list[Rank]:
         """Workers to give up now; to be asked at least `LOOKS` times per limit. O(workers), but rarely."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from exex.errors import ProtocolError
-from exex.manager import transitions
+from exex.manager import teams, transitions
 from exex.manager.liveness import Liveness
 from exex.manager.memo import MEMORY_BYTES, Memo, Store
 from exex.manager.placement import place
@@ -33,6 +33,7 @@ from exex.protocol.messages import (
     Hello,
     JobEnds,
     Leave,
+    Part,
     Promise,
     Rank,
     Stop,
@@ -80,6 +81,7 @@ class Settings:
         own: the worker that this process turns itself, and that is never given up for its silence; None if there is none.
         detach: tasks of a client that is gone are finished, not cancelled.
         memory_bytes: for results of cached calls.
+        grace_s: between telling a function on a communicator to stop and killing its ranks.
     """
 
     version: str
@@ -94,6 +96,7 @@ class Settings:
     own: Rank | None = None
     detach: bool = False
     memory_bytes: int = MEMORY_BYTES
+    grace_s: float = 2.0
 
 
 class ManagerLoop:
@@ -105,6 +108,7 @@ class ManagerLoop:
         on_ready: called once, when every worker is up.
         clock: seconds; only differences matter.
         journal: where results of cached calls are recorded; None for nowhere.
+        reach: the way to ranks that run a function themselves; None if no rank can.
 
     Attributes:
         error: why the job cannot go on; "" while it can.
@@ -123,9 +127,12 @@ class ManagerLoop:
         *,
         clock: Callable[[], float] = time.monotonic,
         journal: Journal | None = None,
+        reach: teams.Reach | None = None,
     ) -> None:
         memo = Memo(journal, settings.memory_bytes, lambda paths: all(map(os.path.exists, paths)))
-        self.state = ManagerState(prefetch_s=settings.prefetch_s, memo=memo)
+        self.state = ManagerState(prefetch_s=settings.prefetch_s, memo=memo, own=settings.own, grace_s=settings.grace_s)
+        self._reach = reach
+        self._probe_s = 0.0
         self._journal = journal
         self.error = ""
         self.lost: dict[Rank, str] = {}
@@ -174,6 +181,8 @@ class ManagerLoop:
         traffic = self._drain_workers()
         for rank in self._liveness.silent(now_s):
             self.lose_worker(rank, f"was not heard of for {self._settings.heartbeat_limit_s:g} s")
+        if self.state.teams and self._reach is not None:
+            self._mind_teams(self._reach, now_s)
         if self._stop_by_s is None:
             traffic |= self._drain_clients()
         if self._journal is not None:
@@ -193,6 +202,23 @@ class ManagerLoop:
         if self._progress is not None:
             self._show(now_s)
         return traffic
+
+    def _mind_teams(self, reach: teams.Reach, now_s: float) -> None:
+        """Ranks that run a function themselves: stop them where they must, and ask their guards whether they live."""
+        for ranks, task in teams.look(self.state, reach):
+            for rank in ranks:
+                self.lose_worker(rank, f"cannot be reached, and does not end task {task}")
+        if now_s >= self._probe_s:
+            self._probe_s = now_s + 1.0
+            missing = [rank for team in self.state.teams.values() for rank in team.missing]
+            quiet = self._liveness.quiet(missing, now_s)
+            if quiet:
+                reach.probe(quiet)
+
+    def heard(self, rank: Rank) -> None:
+        """The guard of a rank has given a sign of life."""
+        if rank in self.state.workers:
+            self._liveness.heard(rank, self._clock())
 
     # ---- the end of the allocation ----
 
@@ -247,6 +273,8 @@ class ManagerLoop:
                 message = self._from_worker.decode(frames)
                 if type(message) is Done:
                     transitions.on_done(self.state, rank, message)
+                elif type(message) is Part:
+                    transitions.on_part(self.state, rank, message)
                 elif type(message) is Hello:
                     self._on_hello(rank, message)
                 elif type(message) is Beat:
@@ -432,6 +460,10 @@ class ManagerLoop:
             self._to_worker(rank, Drop(tasks=tasks))
             traffic = True
         state.drops.clear()
+        for ranks, join in state.joins:
+            for rank in ranks:
+                self._to_worker(rank, join)
+        state.joins.clear()
         for worker in state.refilled:
             self._to_worker(worker.rank, state.take_assign(worker))
             traffic = True
@@ -455,8 +487,9 @@ class ManagerLoop:
 
     def next_s(self) -> float:
         """Seconds until a turn must follow even if nothing arrives."""
-        held = any(client.held_since_s >= 0 for client in self._records.values())
-        return ANSWER_S if held else 1.0
+        if any(client.held_since_s >= 0 for client in self._records.values()):
+            return ANSWER_S
+        return teams.LOOK_S if self.state.teams else 1.0
 
     def _to_worker(self, rank: Rank, message: object) -> None:
         try:
@@ -507,6 +540,9 @@ class ManagerLoop:
         for worker in self.state.workers.values():
             worker.leaving = True
             self._to_worker(worker.rank, Stop(reason=reason))
+        self.state.grace_s = min(self.state.grace_s, self._settings.stop_timeout_s / 4)
+        for task in self.state.teams:
+            teams.condemn(self.state, task)
         self._see_who_left()
 
     def _show(self, now_s: float) -> None:

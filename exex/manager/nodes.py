@@ -39,13 +39,14 @@ class WorkerRecord:
         outgoing: tasks for its next Assign; `grants`: of those that are big, by their index there.
         cores: CPU numbers to which its slots are bound; empty if they are not.
         gpus: names of the accelerators that it can use.
+        in_team: it takes part, or is held for taking part, in a call on a communicator.
         in_free: it stands in the placement's list of workers that may have a free slot; so for `in_busy`.
         leaving: Stop was sent.
     """
 
     __slots__ = (
-        "apps", "cores", "free", "functions", "gpus", "grants", "held", "held_s", "home", "in_busy", "in_free", "leaving", "lent",
-        "node", "open", "outgoing", "pid", "rank", "room", "slots",
+        "apps", "cores", "free", "functions", "gpus", "grants", "held", "held_s", "home", "in_busy", "in_free", "in_team",
+        "leaving", "lent", "node", "open", "outgoing", "pid", "rank", "room", "slots",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917
@@ -66,6 +67,7 @@ class WorkerRecord:
         self.functions: set[bytes] = set()
         self.outgoing: list[Task] = []
         self.grants: dict[int, Grant] = {}
+        self.in_team = False
         self.in_free = False
         self.in_busy = False
         self.leaving = False

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 
-from exex.manager import grants, keeping, transitions
+from exex.manager import grants, keeping, teams, transitions
 from exex.manager.assigning import assign, fits_in_time, give, is_first_below, shelve
 from exex.manager.line import NEAR, Key, Shape
 from exex.manager.nodes import NodeRecord
@@ -22,7 +22,7 @@ from exex.manager.state import ManagerState
 from exex.manager.task import Status, Task
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Outcome
-from exex.protocol.request import impossible
+from exex.protocol.request import impossible, request_of
 
 TURN_PART = 16
 """When it is their turn, small tasks go before the big ones until they had this part of all slots."""
@@ -196,6 +196,7 @@ def _start(state: ManagerState, shape: Shape, task: Task, found: list[NodeRecord
         worker = max(found[0].workers.values(), key=lambda worker: worker.free)
     else:
         grant = grants.take(state, task, shape.request, found)
+        teams.form(state, task, grant)
         worker = state.holdings[task.id].lead
         worker.grants[len(worker.outgoing)] = grant
     assign(state, worker, [task])
@@ -215,6 +216,11 @@ def _fail_all(state: ManagerState, shape: Shape) -> None:
         task = shape.head()[1]
         assert task.app is not None
         state.ready.line.take(shape, task)
+        request = request_of(task.app.spec, nodes)
+        if request is not None and impossible("", request, nodes) is None:
+            task.app.request = request  # ranks may be spread over other nodes than at first
+            state.ready.push(task)
+            continue
         error = impossible(task.app.spec.name, shape.request, nodes, left)
         assert error is not None
         transitions.fail(state, task, Outcome.FAILED, payloads.dump_error(error, ""))

@@ -60,10 +60,10 @@ def _prefetch_room(state: ManagerState, worker: WorkerRecord) -> int:
 
     None of unknown length: a task that may be long must go where a slot is free. None while more than half of what it
     may hold is left: otherwise each result would be answered by a message with one task, at many times the cost. None
-    where slots are lent: the worker would run it there.
+    where slots are lent: the worker would run it there. None where the rank itself runs a function: it would hear of it too late.
     """
     task = state.ready.first()
-    if task is None or task.app is None or task.app.mean_s < 0 or worker.lent:
+    if task is None or task.app is None or task.app.mean_s < 0 or worker.lent or worker.in_team:
         return 0
     full_s = worker.open * state.prefetch_s
     spare_s = full_s - worker.held * LEAST_TASK_S - worker.held_s

@@ -16,9 +16,11 @@ from exex.manager.places import Places
 from exex.manager.ranges import Ranges
 from exex.manager.ready import ReadyQueue
 from exex.manager.task import App, Loss, Status, Task
+from exex.manager.teams import Team
 from exex.protocol import payload as payloads
-from exex.protocol.messages import CLIENT_SHIFT, Answer, AppSpec, Assign, Outcome, Rank, TaskId
+from exex.protocol.messages import CLIENT_SHIFT, Answer, AppSpec, Assign, Join, Outcome, Rank, TaskId
 from exex.protocol.payload import Payload
+from exex.protocol.request import request_of
 
 
 class ClientRecord:
@@ -154,6 +156,11 @@ class ManagerState:
         holdings: what big attempts hold that their lead has not reported, those that nobody wants any more included.
         broken: attempts that have lost a node that they hold, and why; their lead was told to drop them.
         places: where tasks ran that have ended.
+        teams: calls on communicators of worker ranks that are under way.
+        joins: who is to be told to take part in one.
+        look_at_teams_s: when `teams.look` has something to do at the latest.
+        own: the worker that is rank 0 itself, and cannot take part in one; None if there is none.
+        grace_s: between telling a function to stop and killing it.
     """
 
     prefetch_s: float = 0.005
@@ -175,6 +182,11 @@ class ManagerState:
     holdings: dict[TaskId, Holding] = field(default_factory=dict)
     broken: dict[TaskId, Loss] = field(default_factory=dict)
     places: Places = field(default_factory=Places)
+    teams: dict[TaskId, Team] = field(default_factory=dict)
+    joins: list[tuple[list[Rank], Join]] = field(default_factory=list)
+    look_at_teams_s: float = 0.0
+    own: Rank | None = None
+    grace_s: float = 2.0
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     apps: dict[int, App] = field(default_factory=dict)
     functions: dict[bytes, Payload] = field(default_factory=dict)
@@ -236,7 +248,8 @@ class ManagerState:
         number = self.next_app
         self.next_app += 1
         own = msgspec.structs.replace(spec, app=number)
-        self.apps[number] = client.apps[spec.app] = App(own, self.functions[spec.function])
+        request = request_of(own, self.nodes.shapes(exactly=True) if own.ranks else ())
+        self.apps[number] = client.apps[spec.app] = App(own, self.functions[spec.function], request)
 
     def forget_client(self, client: ClientRecord) -> None:
         """Nothing of a client is left: its record goes, and so do apps and functions that only it has used."""

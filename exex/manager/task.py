@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from exex.protocol.messages import AppSpec, CacheKey, Rank, TaskId
 from exex.protocol.payload import Payload
-from exex.protocol.request import request_of
+from exex.protocol.request import Request
 
 
 class Status(IntEnum):
@@ -70,9 +70,9 @@ class App:
 
     __slots__ = ("_lengths", "_sorted_for", "function", "longest_s", "mean_s", "number", "recent_s", "request", "spec")
 
-    def __init__(self, spec: AppSpec, function: Payload) -> None:
+    def __init__(self, spec: AppSpec, function: Payload, request: Request | None = None) -> None:
         self.spec = spec
-        self.request = request_of(spec)
+        self.request = request
         self.number = spec.app
         self.function = function
         self.mean_s = -1.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from concurrent.futures import CancelledError
 
 from exex.errors import ProtocolError, WorkerLost
-from exex.manager import grants, keeping
+from exex.manager import grants, keeping, teams
 from exex.manager.nodes import WorkerRecord
 from exex.manager.state import ClientRecord, ManagerState
 from exex.manager.task import SHORT_S, App, CachedTask, Loss, Status, Task
@@ -24,6 +24,7 @@ from exex.protocol.messages import (
     Fulfil,
     Hello,
     Outcome,
+    Part,
     Promise,
     Rank,
     Submit,
@@ -245,6 +246,7 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
     if worker is None:
         raise ProtocolError("it reports before its Hello")
     tasks, holdings = state.tasks, state.holdings
+    msg, ends = teams.split_off(state, rank, msg) if state.teams else (msg, ())
     for task_id, outcome, value, seconds in zip(msg.tasks, msg.outcomes, msg.payloads, msg.seconds):
         task = tasks.get(task_id)
         if task is None or task.rank != rank or task.status != Status.ASSIGNED:
@@ -278,6 +280,21 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
         state.nodes.touch(worker)
     state.list_worker(worker)
     _end_found(state)
+    for lead, done in ends:
+        on_done(state, lead, done)
+
+
+def on_part(state: ManagerState, rank: Rank, msg: Part) -> None:
+    """A rank's part in a call on a communicator has ended.
+
+    Raises:
+        ProtocolError: it takes part in no such call.
+    """
+    if rank not in state.workers:
+        raise ProtocolError("it reports before its Hello")
+    end = teams.on_part(state, rank, msg)
+    if end is not None:
+        on_done(state, *end)
 
 
 def _dropped(state: ManagerState, worker: WorkerRecord, task_id: TaskId) -> None:
@@ -339,6 +356,7 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
     state.drops.pop(rank, None)
     state.dropped = {task: holder for task, holder in state.dropped.items() if holder != rank}
     loss = Loss(rank, worker.node, how)
+    without = teams.on_worker_lost(state, worker) if state.teams else []
     state.nodes.remove(worker)
     for task_id in grants.forget_worker(state, worker):
         _break(state, task_id, loss)
@@ -348,14 +366,23 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
         state.assigned -= 1
         state.broken.pop(task.id, None)
         _attempt_lost(state, task, loss)
+    for task_id in without:
+        on_done(state, *teams.end_without(state, task_id))
     return len(held)
 
 
 def _break(state: ManagerState, task_id: TaskId, loss: Loss) -> None:
     """An attempt has lost slots that it holds elsewhere: its lead must drop it, and is heard before it is tried again."""
+    team = state.teams.get(task_id)
+    if team is not None and loss.rank not in team.ranks:
+        return  # it held a slot for nothing
+    if team is not None:
+        teams.condemn(state, task_id)
     task = state.tasks.get(task_id)
-    if task is not None and task.status == Status.ASSIGNED and task_id not in state.broken:  # else it is dropped already
-        state.broken[task_id] = loss
+    if task is None or task.status != Status.ASSIGNED or task_id in state.broken:
+        return  # it is dropped already
+    state.broken[task_id] = loss
+    if team is None:
         state.drops.setdefault(task.rank, []).append(task_id)
 
 
@@ -453,7 +480,10 @@ def cancel(state: ManagerState, task: Task) -> None:
         state.workers[task.rank].held_s -= task.guess_s
         state.broken.pop(task.id, None)
         state.dropped[task.id] = task.rank
-        state.drops.setdefault(task.rank, []).append(task.id)
+        if task.id in state.teams:
+            teams.condemn(state, task.id)
+        else:
+            state.drops.setdefault(task.rank, []).append(task.id)
     state.finish_task(task, Outcome.CANCELLED, b"")
     if isinstance(task, CachedTask):
         following = state.memo.cancelled(task)

@@ -21,8 +21,10 @@ from exex.protocol.messages import (
     Done,
     Fulfil,
     Hello,
+    Join,
     Kind,
     Outcome,
+    Part,
     Promise,
     Submit,
     Verdict,
@@ -47,6 +49,9 @@ MOST_GPUS = 1 << 10
 MOST_NODES = 1 << 20
 """Nodes of one gang."""
 
+MOST_RANKS = 1 << 22
+"""Ranks of one communicator."""
+
 MOST_MEMORY_BYTES = 1 << 60
 
 MOST_DIGEST_BYTES = 64
@@ -56,6 +61,7 @@ _PAYLOADS = frozenset((bytes, Large))
 _OUTCOMES = bytes(Outcome)
 _KEPT_OR_BROKEN = bytes((Outcome.DONE, Outcome.FAILED))
 _KINDS = frozenset(Kind)
+_PARTS = frozenset((Outcome.DONE, Outcome.FAILED, Outcome.CANCELLED))
 
 
 def _require(holds: bool, message: str) -> None:
@@ -93,6 +99,10 @@ def _app(spec: AppSpec) -> None:
     _require(0 <= spec.gpus <= MOST_GPUS, f"app {spec.app} asks for {spec.gpus} accelerators")
     _require(0 <= spec.nodes <= MOST_NODES, f"app {spec.app} asks for {spec.nodes} nodes")
     _require(spec.nodes > 0 or not spec.exclusive, f"app {spec.app} wants to be alone on no node")
+    _require(0 <= spec.ranks <= MOST_RANKS, f"app {spec.app} asks for {spec.ranks} ranks")
+    is_together = spec.kind == Kind.TOGETHER
+    _require(is_together == (spec.ranks > 0), f"app {spec.app} of kind {spec.kind} asks for {spec.ranks} ranks")
+    _require(not (is_together and (spec.nodes or spec.cores)), f"app {spec.app} asks for ranks, and for nodes or cores")
 
 
 def _functions(functions: dict[bytes, Any]) -> None:
@@ -196,12 +206,24 @@ def done(msg: Done) -> None:
     _require(not seconds or (min(seconds) >= 0 and math.isfinite(sum(seconds))), "running times that are none")
 
 
+def part(msg: Part) -> None:
+    """An outcome that a rank can come to, and a time that can be compared."""
+    _require(msg.outcome in _PARTS, f"a part with the outcome {msg.outcome}")
+    _payloads([msg.payload])
+    _require(msg.seconds >= 0 and math.isfinite(msg.seconds), "a running time that is none")
+
+
 def assign(msg: Assign) -> None:
     """Columns of equal length."""
     count = len(msg.tasks)
     _require(count == len(msg.payloads) and len(msg.calls) in (1, count), "columns of unequal length")
     for i, grant in msg.grants.items():
         _require(0 <= i < count and grant.slots > 0 and bool(grant.shares), "a grant of nothing, or for no task")
+
+
+def join(msg: Join) -> None:
+    """Runs of ranks."""
+    _require(len(msg.runs) >= 2 and not len(msg.runs) % 2 and min(msg.runs) >= 0, "runs of ranks that are none")
 
 
 CHECKS: dict[type, Callable[[Any], None]] = {
@@ -212,6 +234,8 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     Verdict: verdict,
     Hello: hello,
     Done: done,
+    Part: part,
     Assign: assign,
+    Join: join,
 }
 """By the type of the message; a type that is not here needs none."""

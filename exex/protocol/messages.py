@@ -41,7 +41,7 @@ class Kind(IntEnum):
     PYTHON = 0
     BASH = 1
     MAP = 2  # payload: (iterables of equal length,); runs the function on each row
-    TOGETHER = 3  # on a communicator, in several worker ranks themselves
+    TOGETHER = 3  # on a communicator: of worker ranks, in these themselves, or in an MPI world of its own
 
 
 class AppSpec(Struct, frozen=True, array_like=True, kw_only=True):
@@ -343,7 +343,7 @@ class Join(Message, frozen=True, tag=65):
     """Manager -> worker: take part in a call on a communicator of these ranks, in this order. The lead has the call."""
 
     task: TaskId
-    ranks: list[Rank]
+    runs: list[int]  # of ranks: first and length of each; see protocol/runs
 
 
 class Stop(Message, frozen=True, tag=63):

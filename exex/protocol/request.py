@@ -42,12 +42,34 @@ SINGLE = Request(1, 0, 0, 1, False)
 """One slot: what a task asks for that only prefers a node."""
 
 
-def request_of(spec: AppSpec) -> Request | None:
-    """What each call of an app needs; None if that is one slot and nothing else."""
+def request_of(spec: AppSpec, nodes: Sequence[NodeShape]) -> Request | None:
+    """What each call of an app needs; None if that is one slot and nothing else.
+
+    Args:
+        nodes: that there are: a call on a communicator needs a slot for each of its ranks, on as few of them as can be.
+    """
+    if spec.ranks:
+        return _request_of_ranks(spec, nodes)
     if spec.nodes == 0 and spec.cores <= 1 and not spec.gpus and spec.memory_bytes is None:
         return None
     whole = spec.exclusive or (spec.nodes > 0 and spec.cores == 0)
     return Request(max(1, spec.cores), spec.memory_bytes or 0, spec.gpus, max(1, spec.nodes), whole)
+
+
+def _request_of_ranks(spec: AppSpec, nodes: Sequence[NodeShape]) -> Request:
+    """Equal shares of as few nodes as can ever hold them; as many ranks as the last share is short of hold a slot for nothing.
+
+    If no nodes can, it is what the largest of them would have to be.
+    """
+    alone = Request(1, spec.memory_bytes or 0, spec.gpus, 1, False)
+    capable = [node for node in nodes if _could_meet(node, alone)]
+    largest = max((node.slots for node in capable), default=spec.ranks)
+    fewest = -(-spec.ranks // largest)
+    for count in range(fewest, min(spec.ranks, sum(node.count for node in capable)) + 1):
+        request = alone._replace(cores=-(-spec.ranks // count), nodes=count)
+        if sum(node.count for node in capable if node.slots >= request.cores) >= count:
+            return request
+    return alone._replace(cores=-(-spec.ranks // fewest), nodes=fewest)
 
 
 def impossible(name: str, request: Request, nodes: Sequence[NodeShape], left: str = "") -> InvalidResourceSpecification | None:

@@ -7,8 +7,10 @@ the first one tells all that have signed on to end. Each telling is answered, an
 datagrams do not arrive, because a node died as a whole or the network between nodes carries no UDP, missed heartbeats tell
 it later.
 
-A datagram: u8 kind, u32 rank of the sender, i32 code, 16 bytes of keyed BLAKE2s over these. The secret itself never travels
-outside MPI, and a repeated datagram says nothing new.
+While a rank runs a function of the user's on a communicator, its guard also hears what the manager has to say to it.
+
+A datagram: u8 kind, u32 rank of the sender, i32 code, u64 task, 16 bytes of keyed BLAKE2s over these. The secret itself never
+travels outside MPI, and a repeated datagram says nothing new.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
-_BODY = struct.Struct("<BIi")
+_BODY = struct.Struct("<BIiQ")
 _MAC_BYTES = 16
 _MOST_TAKEN = 1024  # datagrams in a row: who floods a guard does not keep it from its work
 _SIOCGIFADDR = 0x8915
@@ -55,6 +57,8 @@ class Kind(IntEnum):
     HEARD = 2  # the answer to all others; its code is their kind
     DIED = 3  # to the first guard: my rank has died; code: exit code, or minus the signal's number
     END = 4  # from the first guard: the manager has died; code: the job's status
+    STOP = 5  # from the first guard: your rank must stop `task`; code: 1 if by being killed
+    PROBE = 6  # from the first guard: say that you are there
 
 
 class Note(NamedTuple):
@@ -63,6 +67,7 @@ class Note(NamedTuple):
     kind: int
     rank: int  # of the sender
     code: int
+    task: int = 0
 
 
 class Meeting(NamedTuple):
@@ -135,7 +140,10 @@ class Alarm:
         self._pause_s *= 2
 
     def receive(self) -> list[tuple[Note, Host]]:
-        """What others have told: DIED at the first guard, END at others. Each is to be answered by `confirm`."""
+        """What others have told: DIED, and HEARD of a PROBE, at the first guard; END, STOP and PROBE at others.
+
+        DIED, END and PROBE are to be answered by `confirm`.
+        """
         told = []
         for note, sender in self._take():
             if note.kind == Kind.HERE and not self.rank:
@@ -143,13 +151,27 @@ class Alarm:
                 self.confirm(note, sender)
             elif note.kind == Kind.HEARD and note.code == Kind.HERE and note.rank == 0:
                 self._first, self._next_s = [sender], None
-            elif (note.kind == Kind.DIED and not self.rank) or (note.kind == Kind.END and note.rank == 0):
+            elif self.rank:
+                if note.rank == 0 and note.kind in (Kind.END, Kind.STOP, Kind.PROBE):
+                    told.append((note, sender))
+            elif note.kind == Kind.DIED or (note.kind == Kind.HEARD and note.code == Kind.PROBE):
                 told.append((note, sender))
         return told
 
     def confirm(self, note: Note, sender: Host) -> None:
         """Answer, so that it is not told again."""
         self._send([sender], Kind.HEARD, note.kind)
+
+    def tell_ranks(self, ranks: Iterable[int], kind: Kind, code: int = 0, task: int = 0) -> list[int]:
+        """At the first guard: tell those of some ranks, once. Returns ranks of which nobody knows where their guards are."""
+        unknown = []
+        for rank in ranks:
+            host = self._signed_on.get(rank)
+            if host is None:
+                unknown.append(rank)
+            else:
+                self._send([host], kind, code, task)
+        return unknown
 
     def tell_death(self, code: int) -> None:
         """Tell the first guard that this guard's rank has died. Takes up to `_TELLINGS` times `_ANSWER_S`, as `tell_end`."""
@@ -173,8 +195,8 @@ class Alarm:
             if not silent:
                 return
 
-    def _send(self, hosts: Iterable[Host], kind: Kind, code: int) -> None:
-        body = _BODY.pack(kind, self.rank, code)
+    def _send(self, hosts: Iterable[Host], kind: Kind, code: int, task: int = 0) -> None:
+        body = _BODY.pack(kind, self.rank, code, task)
         data = body + _mac(self._key, body)
         for host in hosts:
             try:

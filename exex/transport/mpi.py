@@ -13,11 +13,11 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import mpi4py
 
-from exex.errors import StartError
+from exex.errors import AppException, StartError
 from exex.protocol.payload import Buffer
 from exex.transport.base import GONE
 from exex.transport.doorbell import Doorbell, new_key
@@ -71,12 +71,49 @@ def tell_all(world: MPI.Intracomm, what: Any) -> Any:
     return world.bcast(what)
 
 
+def gather(world: MPI.Intracomm, what: Any) -> list[Any]:
+    """At rank 0, what each rank has passed; elsewhere an empty list. Collective."""
+    return world.gather(what) or []
+
+
+def abort(status: int) -> NoReturn:
+    """End all ranks of the world at once."""
+    MPI.COMM_WORLD.Abort(status)
+    raise SystemExit(status)
+
+
+_everybody = MPI.COMM_WORLD
+
+
+def prepare_teams(world: MPI.Intracomm) -> None:
+    """Before `form` is used beside an MpiLink. Collective.
+
+    Open MPI sends what MPI_Comm_create_group needs as messages with the caller's tag, which the link would take for its own.
+    """
+    global _everybody  # noqa: PLW0603
+    _everybody = world.Dup()
+    _everybody.Set_errhandler(MPI.ERRORS_RETURN)
+
+
+def world_rank() -> int:
+    """This process's number in the world."""
+    return int(MPI.COMM_WORLD.rank)
+
+
+class _TaskComm(MPI.Intracomm):
+    """The communicator of a task: it cannot end the job."""
+
+    def Abort(self, errorcode: int = 0) -> NoReturn:  # noqa: N802
+        """Fail the task instead."""
+        raise AppException(f"it called Abort({errorcode}) of its communicator")
+
+
 def form(ranks: Sequence[int], tag: int) -> MPI.Intracomm:
     """A communicator of these ranks of the world, in this order. Collective over them, and nobody else; `Free` it."""
-    everybody = MPI.COMM_WORLD.Get_group()
+    everybody = _everybody.Get_group()
     group = everybody.Incl(ranks)
     try:
-        return MPI.COMM_WORLD.Create_group(group, tag)
+        return _TaskComm(_everybody.Create_group(group, tag))
     finally:
         group.Free()
         everybody.Free()

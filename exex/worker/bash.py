@@ -65,12 +65,14 @@ def run(
     where: str,
     stdout: StreamFile | None,
     stderr: StreamFile | None,
+    prefix: str = "",
 ) -> int:
     """Run one bash app and wait for bash itself, not for what it leaves in the background.
 
     Args:
         where: "task 7 (f) on rank 3 at nid00012, attempt 1".
         stdout: None for this process's own; so for stderr.
+        prefix: of the command line: a launcher's words.
 
     Returns:
         0, the exit code.
@@ -82,6 +84,15 @@ def run(
         AppException: bash cannot be started.
     """
     command = command_line(function, args, kwargs, context.app)
+    if prefix:
+        command = f"{prefix} {command}"
+    return run_command(command, context=context, where=where, stdout=stdout, stderr=stderr)
+
+
+def run_command(
+    command: str, *, context: TaskContext, where: str, stdout: StreamFile | None, stderr: StreamFile | None
+) -> int:
+    """Run one command line: see `run`."""
     out = -1 if stdout is None else stdout.fd
     if stderr is None:
         exitcode, tail = _run_listening(command, context, where, out)

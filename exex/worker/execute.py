@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from types import TracebackType
@@ -149,7 +149,9 @@ def _run(kind: int, function: Callable[..., Any], call: tuple[Any, ...], current
             return function(*args, **kwargs)
     with _surroundings(options, at) as (stdout, stderr):
         flush_output()
-        exitcode = bash.run(function, args, kwargs, context=current, where=at, stdout=stdout, stderr=stderr)
+        exitcode = bash.run(
+            function, args, kwargs, context=current, where=at, stdout=stdout, stderr=stderr, prefix=options.get("prefix", "")
+        )
         missing = [path for path in options.get("outputs", ()) if not os.path.exists(path)]
         if missing:
             raise MissingOutputs(f"bash_app {current.app} ended well ({at}) without making", missing)
@@ -300,10 +302,12 @@ def thread_counts(number: int) -> dict[str, str]:
 
 
 @contextmanager
-def environment(added: Mapping[str, str]) -> Iterator[None]:
-    """Meanwhile these variables are set."""
-    before = {name: os.environ.get(name) for name in added}
+def environment(added: Mapping[str, str], dropped: Iterable[str] = ()) -> Iterator[None]:
+    """Meanwhile these variables are set, and others are not."""
+    before = {name: os.environ.get(name) for name in (*added, *dropped)}
     os.environ.update(added)
+    for name in dropped:
+        os.environ.pop(name, None)
     try:
         yield
     finally:

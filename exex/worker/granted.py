@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from exex.protocol.messages import AppSpec, Grant
@@ -67,11 +68,24 @@ def granted(grant: Grant, is_gang: bool) -> Iterator[None]:
             bind(sorted(before))
 
 
+def _run_on_nodes(grant: Grant, spec: AppSpec, args: Any) -> tuple[int, Payload, float]:
+    from exex.worker import own_world, subtask  # not in every task process: it reads launchers' files
+
+    with granted(grant, is_gang=True), ExitStack() as stack:
+        if spec.ranks:
+            return own_world.run(grant, spec, *args)
+        prepare = partial(subtask.prepare, stack, spec, grant)
+        everything: Any = (spec, *args, prepare)
+        return execute(*everything)
+
+
 def execute_with(grant: Grant) -> Callable[..., tuple[int, Payload, float]]:
     """`execute` for a task with this grant."""
 
     def run(spec: AppSpec, *args: Any) -> tuple[int, Payload, float]:
-        with granted(grant, is_gang=spec.nodes > 0):
+        if spec.nodes or spec.ranks:
+            return _run_on_nodes(grant, spec, args)
+        with granted(grant, is_gang=False):
             return execute(spec, *args)
 
     return run

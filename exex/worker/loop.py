@@ -9,16 +9,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from exex.errors import StartError
+from exex.errors import ProtocolError, StartError
 from exex.protocol import codec
 from exex.protocol import payload as payloads
-from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Leave, Stop
+from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Join, Leave, Part, Stop
+from exex.protocol.runs import from_runs
 from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
 from exex.worker import execute, filling, state
 from exex.worker.context import Place
 from exex.worker.output import Outlet
 from exex.worker.processes import Died, Failed, Measured, Ready, TaskProcess, Template
+from exex.worker.together import Together, make_head
 
 TICK_S = 0.02
 INLINE_S = 0.001
@@ -124,6 +126,7 @@ class WorkerLoop:
         link: to the manager, whose number there is 0.
         template: not yet begun.
         equipment: what its tasks may use of its node.
+        take_part: makes what runs functions on communicators here; None where that cannot be. It is called when it is needed.
         inline: run Python tasks in this process (`--isolation none`).
         tasks_per_process: after so many a task process is replaced; 0: never.
         beat_s: after so long without a message to the manager, send a Beat; 0 for never.
@@ -144,6 +147,7 @@ class WorkerLoop:
         waiter: Waiter,
         *,
         equipment: Equipment = NOTHING_SPECIAL,
+        take_part: Callable[[], Together] | None = None,
         grace_s: float,
         inline: bool,
         beat_s: float = 0.0,
@@ -167,6 +171,8 @@ class WorkerLoop:
         self.state = state.WorkerState(place.rank, place.node, list(self._ports), grace_s, inline, tasks_per_process)
         self.state.slot_cores = list(equipment.slot_cores)
         self._equipment = equipment
+        self._make_together = take_part
+        self._together: Together | None = None
         self._owners: dict[int, tuple[ProcessPort, str]] = {}
         self._outlets = {"stdout": Outlet(1), "stderr": Outlet(2)}
         self._paused: set[int] = set()  # pipes that are not read, because our own stdout or stderr is full
@@ -264,7 +270,10 @@ class WorkerLoop:
             traffic = True
         queue = self.state.queue
         self.at_once = bool(self._inline and queue and filling.may_run_inline(queue[0].spec))
-        self._link.progress()
+        unsent = self._link.progress()
+        if self.state.parts and not unsent:
+            self._take_part()
+            traffic = self.at_once = True
         for port in self._ports:
             if port.process is not None:
                 stream = port.process.link
@@ -285,6 +294,27 @@ class WorkerLoop:
         self._turned_s = now_s
         if self._limit_s and now_s - self._heard_s > self._limit_s:
             raise StartError(f"the manager was not heard of for {self._limit_s:g} s")
+
+    def _take_part(self) -> None:
+        """Run a function on a communicator in this process. Until it returns, nothing else is done here."""
+        if self._together is None:
+            if self._make_together is None:
+                raise ProtocolError(f"{self._place} is to take part in a call on a communicator, and has no MPI")
+            self._together = self._make_together()
+        join, call = self.state.parts.popleft()
+        head = None
+        if call is not None:
+            function = self.state.functions[call.spec.function]
+            head = make_head(call.spec, function, call.payload, call.values, call.attempt)
+        outcome, payload, seconds = self._together.run(join.task, from_runs(join.runs), head)
+        self._turned_s = self._heard_s = self._said_s = time.monotonic()
+        if call is None:
+            self.state.tasks_run += 1
+            self._send(Part(task=join.task, outcome=outcome, payload=payload, seconds=seconds))
+        else:
+            self.state.report(call, outcome, payload, seconds)
+            self._send(self.state.take_done())
+        self._link.progress()
 
     def _from_descriptor(self, fd: int, now_s: float) -> bool:
         if fd == self.template.fileno():
@@ -328,6 +358,8 @@ class WorkerLoop:
                 state.on_assign(self.state, message)
             elif type(message) is Drop:
                 state.on_drop(self.state, message, now_s)
+            elif type(message) is Join:
+                state.on_join(self.state, message)
             elif type(message) is Stop:
                 self._stop()
                 break

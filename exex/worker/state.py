@@ -8,7 +8,7 @@ from typing import Protocol
 
 from exex.errors import AppTimeout, MemoryLimitExceeded, ProtocolError, TaskProcessDied
 from exex.protocol import payload as payloads
-from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Assign, Done, Drop, Grant, Outcome, Rank, TaskId
+from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Assign, Done, Drop, Grant, Join, Outcome, Rank, TaskId
 from exex.protocol.payload import Payload
 
 OUTLIER_S = 1e-4
@@ -154,6 +154,8 @@ class WorkerState:
         slot_cores: CPU numbers to which each slot is bound; empty if they are not.
         paces: per app, a moving average of the running time, in seconds.
         tasks_per_process: after so many a task process is replaced; 0: never.
+        joins: calls on communicators that this rank is to lead, and that have not come yet.
+        parts: calls on communicators in which it is to take part now; with the call where it leads.
     """
 
     rank: Rank
@@ -170,6 +172,8 @@ class WorkerState:
     functions: dict[bytes, Payload] = field(default_factory=dict)
     paces: dict[int, float] = field(default_factory=dict)
     tasks_run: int = 0
+    joins: dict[TaskId, Join] = field(default_factory=dict)
+    parts: deque[tuple[Join, Call | None]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.slots = [Slot(number, port) for number, port in enumerate(self.ports)]
@@ -243,7 +247,19 @@ def _queue_some_big(state: WorkerState, msg: Assign, specs: list[AppSpec]) -> No
     for i, (task, spec, payload) in enumerate(zip(msg.tasks, specs, msg.payloads, strict=True)):
         grant = msg.grants.get(i)
         call = Call(task, msg.attempts.get(i, 1), spec, payload, msg.values.get(i), grant)
+        join = state.joins.pop(task, None)
+        if join is not None:
+            state.parts.append((join, call))
+            continue
         (state.queue if grant is None else state.big).append(call)
+
+
+def on_join(state: WorkerState, msg: Join) -> None:
+    """Take part in a call on a communicator, as soon as it is there if this rank leads."""
+    if msg.runs[0] == state.rank:
+        state.joins[msg.task] = msg
+    else:
+        state.parts.append((msg, None))
 
 
 def on_drop(state: WorkerState, msg: Drop, now_s: float) -> None:

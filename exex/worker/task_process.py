@@ -124,7 +124,7 @@ class TaskLoop:
                 self._send()
                 self._stream.send(dropped(len(tasks) - i))
                 return True
-            function = app.function or self._open(app)
+            function = app.function or (self._pickled[app.spec.function] if app.spec.ranks else self._open(app))
             outcome, result, seconds = run(
                 app.spec, function, payloads[i], values.get(i), tasks[i], attempts.get(i, 1), place
             )

@@ -1,4 +1,4 @@
-"""A Python function on a communicator of several worker ranks: its share in one of them.
+"""A Python function on a communicator of several worker ranks: its part in one of them.
 
 It runs in the rank itself, in its main thread, since task processes have no MPI. So what it does to its process is done to the
 rank: a crash costs the rank, and the others of its communicator, which wait for it, too.
@@ -9,20 +9,27 @@ its own to report: no message between them is needed for that, and none waits fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from exex.errors import AppException
-from exex.protocol import payload as payloads
 from exex.protocol.messages import AppSpec, Outcome, TaskId
 from exex.protocol.payload import Large, Payload
-from exex.transport.interrupt import Interrupts
+from exex.transport.page import STOP_RANK, Page
 from exex.worker.condition import Condition
 from exex.worker.context import Place, TaskStopped
-from exex.worker.execute import execute, open_function
+from exex.worker.execute import execute, flush_output, open_function
 
 Form = Callable[[Sequence[int], int], Any]
 """Make a communicator of these ranks of the world, in this order, with a tag that is theirs alone. Collective over them."""
+
+Part = tuple[int, Payload, float]
+"""Outcome, payload and seconds; see `protocol.parts`."""
+
+_TAGS = 32767
+"""MPI promises tags up to here. Two tasks with one tag have no rank in common, or do not run at one time."""
 
 
 class Head(NamedTuple):
@@ -35,12 +42,13 @@ class Head(NamedTuple):
     attempt: int
 
 
-class Share(NamedTuple):
-    """What one rank has come to."""
-
-    outcome: int
-    payload: Payload
-    seconds: float
+def make_head(
+    spec: AppSpec, function: Payload, payload: Payload, values: Sequence[Payload] | None, attempt: int
+) -> Head:
+    """The head of a call."""
+    return Head(
+        spec, handed(function), handed(payload), None if values is None else [handed(value) for value in values], attempt
+    )
 
 
 class Together:
@@ -48,54 +56,89 @@ class Together:
 
     Args:
         form: see `Form`.
-        interrupts: what ends a function from outside.
+        page: shared with the guard.
+        script: as the user named it: what the function finds as sys.argv[0].
+        script_dir: where its modules are.
     """
 
-    def __init__(self, form: Form, place: Place, interrupts: Interrupts) -> None:
+    def __init__(self, form: Form, place: Place, page: Page, script: str, script_dir: str) -> None:
         self._form = form
         self._place = place
-        self._interrupts = interrupts
-        self._home = Condition()
+        self._page = page
+        self._script = script
+        self._script_dir = script_dir
+        self._home: Condition | None = None
         self._functions: dict[bytes, Callable[..., Any]] = {}
+        self._inside = False
 
-    def run(self, task: TaskId, ranks: Sequence[int], head: Head | None) -> Share:
+    def run(self, task: TaskId, ranks: Sequence[int], head: Head | None) -> Part:
         """Take part in a task. Returns when this rank's part is over.
 
         Args:
             ranks: of all that take part, the lead first.
             head: at the lead; None at the others.
         """
-        seconds = 0.0
+        home = self._home or self._prepare()
+        part: Part = (Outcome.CANCELLED, b"", 0.0)
         try:
-            with self._interrupts.heeded(task):
+            with self._heeded(task):
                 comm = self._form(ranks, task % _TAGS)
                 try:
-                    share = self._run_on(comm, task, comm.bcast(head))
+                    part = run_part(comm, task, comm.bcast(head), self._place, self._functions)
+                    if part[0] != Outcome.DONE:
+                        _revoke(comm)
                 finally:
-                    comm.Free()
+                    _free(comm)
         except TaskStopped:
-            stopped = AppException(f"its share on {self._place} was stopped")
-            share = Share(Outcome.FAILED, payloads.dump_error(stopped, ""), seconds)
-        self._home.restore()
-        return share
+            part = (Outcome.CANCELLED, b"", 0.0)
+        flush_output()
+        home.restore()
+        return part
 
-    def _run_on(self, comm: Any, task: TaskId, head: Head) -> Share:
-        function = self._functions.get(head.spec.function)
-        if function is None:
-            function = self._functions[head.spec.function] = open_function(_payload(head.function))
-        is_lead = comm.rank == 0
-        told = function if is_lead or head.spec.every_rank else _silently(function)
+    def _prepare(self) -> Condition:
+        """Before the first function: be as a task process is."""
+        signal.signal(STOP_RANK, self._on_signal)
+        sys.argv = [self._script]
+        if self._script_dir not in sys.path[:1]:
+            sys.path.insert(0, self._script_dir)
+        self._home = Condition()
+        return self._home
 
-        def adapt(call: tuple[Any, ...]) -> tuple[Any, ...]:
-            """The communicator first; files for the lead's output only."""
-            return ((comm, *call[0]), call[1], *(call[2:] if is_lead else ()))
+    @contextmanager
+    def _heeded(self, task: TaskId) -> Iterator[None]:
+        """While this lasts, the guard can raise TaskStopped in here."""
+        self._page.run(task)
+        try:
+            self._inside = True
+            yield
+        finally:
+            self._inside = False
+            self._page.run(None)
 
-        values = None if head.values is None else [_payload(value) for value in head.values]
-        return Share(*execute(head.spec, told, _payload(head.payload), values, task, head.attempt, self._place, adapt))
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._inside and self._page.wanted() == self._page.running():
+            self._inside = False  # once
+            raise TaskStopped
 
 
-_TAGS = 32767
-"""MPI promises tags up to here. Two tasks with one tag have no rank in common, or do not run at one time."""
+def run_part(comm: Any, task: TaskId, head: Head, place: Place, functions: dict[bytes, Callable[..., Any]]) -> Part:
+    """Run the function on `comm`.
+
+    Args:
+        functions: that were opened before, by digest.
+    """
+    function = functions.get(head.spec.function)
+    if function is None:
+        function = functions[head.spec.function] = open_function(unhanded(head.function))
+    is_lead = comm.rank == 0
+    told = function if is_lead or head.spec.every_rank else _silently(function)
+
+    def adapt(call: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The communicator first; files for the lead's output only."""
+        return ((comm, *call[0]), call[1], *(call[2:] if is_lead else ()))
+
+    values = None if head.values is None else [unhanded(value) for value in head.values]
+    return execute(head.spec, told, unhanded(head.payload), values, task, head.attempt, place, adapt)
 
 
 def _silently(function: Callable[..., Any]) -> Callable[..., None]:
@@ -105,10 +148,27 @@ def _silently(function: Callable[..., Any]) -> Callable[..., None]:
     return without_value
 
 
+def _revoke(comm: Any) -> None:
+    """Let those who wait for this rank go on with an error, where the library can (ULFM)."""
+    try:
+        comm.Revoke()
+    except Exception:
+        pass  # it cannot: the manager has them stopped
+
+
+def _free(comm: Any) -> None:
+    """Give the communicator back, unless the function, or a revocation, has made it unusable."""
+    try:
+        comm.Free()
+    except Exception:
+        pass
+
+
 def handed(payload: Payload) -> bytes | list[bytes]:
-    """A payload as `Head` has it."""
+    """A payload as it travels inside a pickle."""
     return [bytes(frame) for frame in payload.frames] if type(payload) is Large else bytes(payload)
 
 
-def _payload(handed: bytes | list[bytes]) -> Payload:
-    return Large([handed[0], *(bytearray(frame) for frame in handed[1:])]) if isinstance(handed, list) else handed
+def unhanded(payload: bytes | list[bytes]) -> Payload:
+    """The payload that has travelled so, over memory that its user may write to."""
+    return Large([payload[0], *(bytearray(frame) for frame in payload[1:])]) if isinstance(payload, list) else payload

@@ -16,7 +16,7 @@ LAYERS = [
     {"transport", "store", "launch"},
     {"manager", "worker", "client", "reaper"},
     {"guard"},
-    {"rank", "run", "cli", "__init__", "__main__"},
+    {"reach", "rank", "run", "cli", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONE_IMPORTER = {

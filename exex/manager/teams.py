@@ -1,0 +1,280 @@
+"""Calls on communicators of worker ranks: who takes part, what they have come to, and how they are stopped. Pure.
+
+The ranks of a team have one slot each, and leave their loops for as long as the function runs: they hear nothing but what their
+guards tell them (`Reach`). The task has ended when every rank of the team has said so, or is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from exex.errors import AppException, AppTimeout, ProtocolError
+from exex.protocol import payload as payloads
+from exex.protocol.messages import CLIENT_SHIFT, Done, Grant, Join, Kind, Outcome, Part, Rank, TaskId
+from exex.protocol.parts import RankPart, combine
+from exex.protocol.runs import as_runs
+
+if TYPE_CHECKING:
+    from exex.manager.nodes import WorkerRecord
+    from exex.manager.state import ManagerState
+    from exex.manager.task import Task
+
+OTHERS_S = 1.0
+"""How long the other ranks may go on when one has failed: they may be about to fail for the same reason."""
+
+AGAIN_S = 0.25
+"""A word to a guard may be lost, so it is said again after this time."""
+
+GIVE_UP_S = 5.0
+"""A rank that lives this long after its guard was told to kill it cannot be reached."""
+
+STARTED_S = 0.05
+"""A call that runs longer than this is told of as started."""
+
+LOOK_S = 0.05
+"""Pause between two looks at all teams."""
+
+
+class Reach(Protocol):
+    """The way to ranks that do not hear, through their guards. What is said may be lost."""
+
+    def stop(self, task: TaskId, ranks: Sequence[Rank], hard: bool) -> None:
+        """Raise an exception in the function of `task` on these ranks; if `hard`, kill them."""
+
+    def probe(self, ranks: Sequence[Rank]) -> None:
+        """Ask for a sign of life of these ranks' guards."""
+
+
+class Team:
+    """The ranks of one call.
+
+    Attributes:
+        ranks: in the communicator's order, at first; `lead` is the first, or who stands in for it.
+        missing: those that live and have not ended.
+        parts: what the others have come to.
+        began_s: when it was placed.
+        stop_s: when the ranks that are missing will be told to stop, or were; None if there is no reason to.
+        hard_s: when they will be killed.
+        again_s: when they are told next.
+        timed_out: the call has used up its walltime.
+        announced: its client knows that it runs.
+    """
+
+    __slots__ = (
+        "again_s", "announced", "began_s", "hard_s", "lead", "missing", "parts", "ranks", "stop_s", "timed_out",
+    )  # fmt: skip
+
+    def __init__(self, ranks: list[Rank], now_s: float) -> None:
+        self.ranks = ranks
+        self.lead = ranks[0]
+        self.missing = set(ranks)
+        self.parts: dict[Rank, RankPart] = {}
+        self.began_s = now_s
+        self.stop_s: float | None = None
+        self.hard_s = 0.0
+        self.again_s = 0.0
+        self.timed_out = False
+        self.announced = False
+
+    def __repr__(self) -> str:
+        return f"<Team of {len(self.ranks)}, {len(self.missing)} missing>"
+
+
+class Unreached(NamedTuple):
+    """Ranks that were to be killed, and live."""
+
+    ranks: list[Rank]
+    task: TaskId
+
+
+End = tuple[Rank, Done]
+"""The end of an attempt, as its lead would tell it."""
+
+
+def form(state: ManagerState, task: Task, grant: Grant) -> bool:
+    """Let the ranks of a grant take part in a call, if each has one slot, and MPI.
+
+    Returns:
+        False if its lead must start a world of its own for it.
+    """
+    assert task.app is not None
+    spec = task.app.spec
+    if spec.kind != Kind.TOGETHER or spec.own_world:
+        return False
+    workers = [state.workers[rank] for share in grant.shares for rank in share.ranks]
+    if not all(worker.slots == 1 and worker.rank != state.own for worker in workers):
+        return False
+    ranks = [worker.rank for worker in workers[: spec.ranks]]
+    state.teams[task.id] = Team(ranks, state.now_s)
+    for worker in workers:
+        worker.in_team = True
+    state.joins.append((ranks, Join(task=task.id, runs=as_runs(ranks))))
+    return True
+
+
+# ---- ends -----------------------------------------------------------------------------------------------------
+
+
+def on_part(state: ManagerState, rank: Rank, msg: Part) -> End | None:
+    """A rank's part has ended.
+
+    Returns:
+        The end of the attempt; None if others are missing.
+
+    Raises:
+        ProtocolError: the rank takes part in no such call.
+    """
+    team = state.teams.get(msg.task)
+    if team is None or rank not in team.missing:
+        raise ProtocolError(f"rank {rank} reports its part in task {msg.task}, in which it takes none")
+    return _note(state, msg.task, team, rank, msg)
+
+
+def split_off(state: ManagerState, rank: Rank, msg: Done) -> tuple[Done, list[End]]:
+    """What a lead tells as the end of a call on a communicator is only that of its part.
+
+    Returns:
+        The message without those, and calls of which all parts have ended.
+
+    Raises:
+        ProtocolError: as `on_part`.
+    """
+    ends, others = [], []
+    for i, task_id in enumerate(msg.tasks):
+        if task_id not in state.teams:
+            others.append(i)
+            continue
+        end = on_part(state, rank, Part(task_id, msg.outcomes[i], msg.payloads[i], msg.seconds[i]))
+        ends += [end] if end is not None else []
+    if len(others) == len(msg.tasks):
+        return msg, ends
+    rest = Done(
+        tasks=[msg.tasks[i] for i in others],
+        outcomes=bytes(msg.outcomes[i] for i in others),
+        payloads=[msg.payloads[i] for i in others],
+        seconds=[msg.seconds[i] for i in others],
+        started=msg.started,
+    )
+    return rest, ends
+
+
+def _note(state: ManagerState, task_id: TaskId, team: Team, rank: Rank, msg: Part) -> End | None:
+    team.missing.discard(rank)
+    team.parts[rank] = RankPart(team.ranks.index(rank), state.workers[rank].node, msg.outcome, msg.payload, msg.seconds)
+    if msg.outcome == Outcome.FAILED and team.stop_s is None and team.missing:
+        condemn(state, task_id, in_s=OTHERS_S)
+    return None if team.missing else _end(state, task_id, team)
+
+
+def _end(state: ManagerState, task_id: TaskId, team: Team) -> End:
+    del state.teams[task_id]
+    task = state.tasks.get(task_id)
+    title, every_rank = "", False
+    if task is not None and task.app is not None:
+        title = f"task {task_id & ((1 << CLIENT_SHIFT) - 1)} ({task.app.spec.name}), attempt {task.attempt},"
+        every_rank = task.app.spec.every_rank
+    parts = sorted(team.parts.values())
+    outcome, payload, seconds = combine(title, parts, every_rank)
+    if len(parts) < len(team.ranks):
+        outcome, payload = Outcome.CANCELLED, b""  # ranks were lost, and so is the attempt
+    if outcome == Outcome.CANCELLED and task is not None and task.app is not None:
+        text = f"{title} was stopped on its {len(team.ranks)} ranks: "
+        if team.timed_out:
+            error: AppException = AppTimeout(f"{text}it ran longer than its walltime, {task.app.spec.walltime_s} s")
+        else:
+            error = AppException(f"{text}a rank is lost, or the job ends")
+        outcome, payload = Outcome.FAILED, payloads.dump_error(error, "")
+    done = Done(tasks=[task_id], outcomes=bytes([outcome]), payloads=[payload], seconds=[seconds], started=[])
+    return team.lead, done
+
+
+# ---- being stopped --------------------------------------------------------------------------------------------
+
+
+def condemn(state: ManagerState, task_id: TaskId, in_s: float = 0.0) -> None:
+    """The ranks of a call that are missing must stop, `in_s` seconds from now if they have not ended by then."""
+    team = state.teams[task_id]
+    stop_s = state.now_s + in_s
+    if team.stop_s is None or stop_s < team.stop_s:
+        team.stop_s = team.again_s = stop_s
+        team.hard_s = stop_s + state.grace_s
+        state.look_at_teams_s = 0.0
+
+
+def look(state: ManagerState, reach: Reach) -> list[Unreached]:
+    """Walltimes, words to those who must stop, news of long calls. O(teams), at most every LOOK_S.
+
+    Returns:
+        Ranks that are to be given up.
+    """
+    now_s = state.now_s
+    if now_s < state.look_at_teams_s:
+        return []
+    state.look_at_teams_s = now_s + LOOK_S
+    unreached = []
+    for task_id, team in state.teams.items():
+        task = state.tasks.get(task_id)
+        if task is not None and task.app is not None and task.rank == team.lead:
+            limit_s = task.app.spec.walltime_s
+            if limit_s is not None and now_s - team.began_s >= limit_s and not team.timed_out:
+                team.timed_out = True
+                condemn(state, task_id)
+            if not team.announced and now_s - team.began_s >= STARTED_S:
+                team.announced = True
+                state.clients[task_id >> CLIENT_SHIFT].started.append(task_id)
+        if team.stop_s is not None and now_s >= team.again_s:
+            team.again_s = now_s + AGAIN_S
+            reach.stop(task_id, sorted(team.missing), hard=now_s >= team.hard_s)
+            if now_s >= team.hard_s + GIVE_UP_S:
+                unreached.append(Unreached(sorted(team.missing), task_id))
+    return unreached
+
+
+# ---- lost ranks -----------------------------------------------------------------------------------------------
+
+
+def on_worker_lost(state: ManagerState, worker: WorkerRecord) -> list[TaskId]:
+    """A rank is lost: its teams do without it. Another rank stands in for a lost lead.
+
+    Returns:
+        Calls of which no rank is missing any more: see `end_without`.
+    """
+    ended, rank = [], worker.rank
+    for task_id, team in list(state.teams.items()):
+        if rank not in team.missing and rank not in team.parts:
+            continue
+        team.missing.discard(rank)
+        team.parts.pop(rank, None)
+        if rank == team.lead and not _find_lead(state, task_id, team, worker):
+            del state.teams[task_id]
+        elif not team.missing:
+            ended.append(task_id)
+    return ended
+
+
+def end_without(state: ManagerState, task_id: TaskId) -> End:
+    """The end of an attempt of which no rank is missing any more."""
+    return _end(state, task_id, state.teams[task_id])
+
+
+def _find_lead(state: ManagerState, task_id: TaskId, team: Team, old: WorkerRecord) -> bool:
+    """Let another rank of a team hold the attempt; False if there is none."""
+    others = [rank for rank in team.ranks if rank in team.missing or rank in team.parts]
+    if not others:
+        return False
+    new = state.workers[others[0]]
+    team.lead = new.rank
+    holding = state.holdings[task_id]
+    holding.lead = new
+    new.lent -= holding.lent[new]
+    new.change_room(1)
+    new.held += 1
+    task = state.tasks.get(task_id)
+    if task is not None and task.rank == old.rank:
+        task.rank = new.rank
+        new.held_s += task.guess_s
+    else:
+        state.dropped[task_id] = new.rank
+    state.nodes.touch(new)
+    return True
