@@ -96,8 +96,9 @@ def _check_holdings(state: ManagerState) -> None:
     for task_id, team in state.teams.items():
         holding = state.holdings[task_id]
         assert team.lead == holding.lead.rank, (team, holding.lead.rank)
-        assert team.missing and not team.missing & team.parts.keys(), team
-        assert team.missing | team.parts.keys() <= {worker.rank for worker in holding.lent} & set(team.ranks), team
+        assert team.missing and team.missing <= team.living and not team.missing & team.parts.keys(), team
+        assert team.missing | team.parts.keys() == set(team.ranks), team
+        assert team.living <= {worker.rank for worker in holding.lent}, team
         in_teams |= {worker.rank for worker in holding.lent}
     assert in_teams == {worker.rank for worker in state.workers.values() if worker.in_team}
     for rank, worker in state.workers.items():

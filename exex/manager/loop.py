@@ -542,7 +542,7 @@ class ManagerLoop:
             self._to_worker(worker.rank, Stop(reason=reason))
         self.state.grace_s = min(self.state.grace_s, self._settings.stop_timeout_s / 4)
         for task in self.state.teams:
-            teams.condemn(self.state, task)
+            teams.condemn(self.state, task, teams.Reason.UNWANTED)
         self._see_who_left()
 
     def _show(self, now_s: float) -> None:

@@ -6,13 +6,17 @@ guards tell them (`Reach`). The task has ended when every rank of the team has s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from exex.errors import AppException, AppTimeout, ProtocolError
+from exex.manager.task import Loss, Status
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, Done, Grant, Join, Kind, Outcome, Part, Rank, TaskId
 from exex.protocol.parts import RankPart, combine
+from exex.protocol.payload import Payload
 from exex.protocol.runs import as_runs
 
 if TYPE_CHECKING:
@@ -46,35 +50,47 @@ class Reach(Protocol):
         """Ask for a sign of life of these ranks' guards."""
 
 
+class Reason(Enum):
+    """Why the ranks of a team that are missing must stop."""
+
+    FAILED = 1  # another has failed
+    TIMED_OUT = 2
+    UNWANTED = 3  # the task was cancelled, or the job ends
+    LOST = 4  # a rank has died by itself
+
+
 class Team:
     """The ranks of one call.
 
     Attributes:
-        ranks: in the communicator's order, at first; `lead` is the first, or who stands in for it.
-        missing: those that live and have not ended.
+        ranks: in the communicator's order; `lead`, at first the first of them, is the one that holds the attempt.
+        living: those that are not lost.
+        missing: of these, those that have not ended.
         parts: what the others have come to.
         began_s: when it was placed.
-        stop_s: when the ranks that are missing will be told to stop, or were; None if there is no reason to.
-        hard_s: when they will be killed.
+        reason: why it must stop; None if it need not. `stop_s`: when it is told so, or was.
+        hard_s: when the ranks that are still missing are killed.
         again_s: when they are told next.
-        timed_out: the call has used up its walltime.
+        revoked: those that have failed were told to revoke the communicator.
         announced: its client knows that it runs.
     """
 
     __slots__ = (
-        "again_s", "announced", "began_s", "hard_s", "lead", "missing", "parts", "ranks", "stop_s", "timed_out",
+        "again_s", "announced", "began_s", "hard_s", "lead", "living", "missing", "parts", "ranks", "reason", "revoked", "stop_s",
     )  # fmt: skip
 
     def __init__(self, ranks: list[Rank], now_s: float) -> None:
         self.ranks = ranks
         self.lead = ranks[0]
+        self.living = set(ranks)
         self.missing = set(ranks)
         self.parts: dict[Rank, RankPart] = {}
         self.began_s = now_s
-        self.stop_s: float | None = None
-        self.hard_s = 0.0
-        self.again_s = 0.0
-        self.timed_out = False
+        self.reason: Reason | None = None
+        self.stop_s = math.inf
+        self.hard_s = math.inf
+        self.again_s = math.inf
+        self.revoked = False
         self.announced = False
 
     def __repr__(self) -> str:
@@ -109,7 +125,7 @@ def form(state: ManagerState, task: Task, grant: Grant) -> bool:
     state.teams[task.id] = Team(ranks, state.now_s)
     for worker in workers:
         worker.in_team = True
-    state.joins.append((ranks, Join(task=task.id, runs=as_runs(ranks))))
+    state.joins.append((ranks, Join(task=task.id, runs=as_runs(ranks), after_loss=state.nodes.losses > 0)))
     return True
 
 
@@ -162,41 +178,50 @@ def split_off(state: ManagerState, rank: Rank, msg: Done) -> tuple[Done, list[En
 def _note(state: ManagerState, task_id: TaskId, team: Team, rank: Rank, msg: Part) -> End | None:
     team.missing.discard(rank)
     team.parts[rank] = RankPart(team.ranks.index(rank), state.workers[rank].node, msg.outcome, msg.payload, msg.seconds)
-    if msg.outcome == Outcome.FAILED and team.stop_s is None and team.missing:
-        condemn(state, task_id, in_s=OTHERS_S)
+    if team.missing and msg.outcome == Outcome.FAILED:
+        condemn(state, task_id, Reason.FAILED, in_s=OTHERS_S)
+    elif team.missing and msg.outcome == Outcome.LOST:
+        condemn(state, task_id, Reason.LOST)
     return None if team.missing else _end(state, task_id, team)
 
 
 def _end(state: ManagerState, task_id: TaskId, team: Team) -> End:
+    """What the attempt has come to. One that was lost is marked as broken."""
     del state.teams[task_id]
     task = state.tasks.get(task_id)
-    title, every_rank = "", False
-    if task is not None and task.app is not None:
-        title = f"task {task_id & ((1 << CLIENT_SHIFT) - 1)} ({task.app.spec.name}), attempt {task.attempt},"
-        every_rank = task.app.spec.every_rank
+    if task is None or task.app is None or task.status != Status.ASSIGNED:
+        return team.lead, _done(task_id, Outcome.CANCELLED, b"", 0.0)
+    spec = task.app.spec
+    title = f"task {task_id & ((1 << CLIENT_SHIFT) - 1)} ({spec.name}), attempt {task.attempt},"
     parts = sorted(team.parts.values())
-    outcome, payload, seconds = combine(title, parts, every_rank)
-    if len(parts) < len(team.ranks):
-        outcome, payload = Outcome.CANCELLED, b""  # ranks were lost, and so is the attempt
-    if outcome == Outcome.CANCELLED and task is not None and task.app is not None:
+    if any(part.outcome == Outcome.LOST for part in parts):
+        lost = next(part for part in parts if part.outcome == Outcome.LOST)
+        state.broken.setdefault(task_id, Loss(team.ranks[lost.rank], lost.node, "got no communicator with the others"))
+    outcome, payload, seconds = combine(title, parts, spec.every_rank)
+    if outcome == Outcome.CANCELLED:
         text = f"{title} was stopped on its {len(team.ranks)} ranks: "
-        if team.timed_out:
-            error: AppException = AppTimeout(f"{text}it ran longer than its walltime, {task.app.spec.walltime_s} s")
+        if team.reason == Reason.TIMED_OUT:
+            error: AppException = AppTimeout(f"{text}it ran longer than its walltime, {spec.walltime_s} s")
         else:
             error = AppException(f"{text}a rank is lost, or the job ends")
         outcome, payload = Outcome.FAILED, payloads.dump_error(error, "")
-    done = Done(tasks=[task_id], outcomes=bytes([outcome]), payloads=[payload], seconds=[seconds], started=[])
-    return team.lead, done
+    return team.lead, _done(task_id, outcome, payload, seconds)
+
+
+def _done(task_id: TaskId, outcome: int, payload: Payload, seconds: float) -> Done:
+    return Done(tasks=[task_id], outcomes=bytes([outcome]), payloads=[payload], seconds=[seconds], started=[])
 
 
 # ---- being stopped --------------------------------------------------------------------------------------------
 
 
-def condemn(state: ManagerState, task_id: TaskId, in_s: float = 0.0) -> None:
+def condemn(state: ManagerState, task_id: TaskId, reason: Reason, in_s: float = 0.0) -> None:
     """The ranks of a call that are missing must stop, `in_s` seconds from now if they have not ended by then."""
     team = state.teams[task_id]
     stop_s = state.now_s + in_s
-    if team.stop_s is None or stop_s < team.stop_s:
+    if team.reason is None:
+        team.reason = reason
+    if stop_s < team.stop_s:
         team.stop_s = team.again_s = stop_s
         team.hard_s = stop_s + state.grace_s
         state.look_at_teams_s = 0.0
@@ -215,40 +240,57 @@ def look(state: ManagerState, reach: Reach) -> list[Unreached]:
     unreached = []
     for task_id, team in state.teams.items():
         task = state.tasks.get(task_id)
-        if task is not None and task.app is not None and task.rank == team.lead:
+        if task is not None and task.app is not None and task.status == Status.ASSIGNED:
             limit_s = task.app.spec.walltime_s
-            if limit_s is not None and now_s - team.began_s >= limit_s and not team.timed_out:
-                team.timed_out = True
-                condemn(state, task_id)
+            if limit_s is not None and now_s - team.began_s >= limit_s:
+                condemn(state, task_id, Reason.TIMED_OUT)
             if not team.announced and now_s - team.began_s >= STARTED_S:
                 team.announced = True
                 state.clients[task_id >> CLIENT_SHIFT].started.append(task_id)
-        if team.stop_s is not None and now_s >= team.again_s:
-            team.again_s = now_s + AGAIN_S
-            reach.stop(task_id, sorted(team.missing), hard=now_s >= team.hard_s)
+        if now_s >= team.again_s:
+            _tell(state, reach, task_id, team)
             if now_s >= team.hard_s + GIVE_UP_S:
                 unreached.append(Unreached(sorted(team.missing), task_id))
     return unreached
 
 
+def _tell(state: ManagerState, reach: Reach, task_id: TaskId, team: Team) -> None:
+    """Tell the ranks that are missing to stop, and once those that have failed to let them go."""
+    team.again_s = state.now_s + AGAIN_S
+    reach.stop(task_id, sorted(team.missing), hard=state.now_s >= team.hard_s)
+    if not team.revoked:
+        team.revoked = True
+        for rank in team.living & team.parts.keys():
+            if team.parts[rank].outcome != Outcome.DONE:
+                state.drops.setdefault(rank, []).append(task_id)
+
+
 # ---- lost ranks -----------------------------------------------------------------------------------------------
 
 
-def on_worker_lost(state: ManagerState, worker: WorkerRecord) -> list[TaskId]:
+def on_worker_lost(state: ManagerState, worker: WorkerRecord, how: str) -> list[TaskId]:
     """A rank is lost: its teams do without it. Another rank stands in for a lost lead.
+
+    One that dies by itself takes the attempt with it, which is then broken; one that had to be killed has only been stopped.
 
     Returns:
         Calls of which no rank is missing any more: see `end_without`.
     """
     ended, rank = [], worker.rank
-    for task_id, team in list(state.teams.items()):
-        if rank not in team.missing and rank not in team.parts:
+    for task_id, team in state.teams.items():
+        if rank not in team.living:
             continue
-        team.missing.discard(rank)
-        team.parts.pop(rank, None)
-        if rank == team.lead and not _find_lead(state, task_id, team, worker):
-            del state.teams[task_id]
-        elif not team.missing:
+        team.living.discard(rank)
+        if rank in team.missing:
+            team.missing.discard(rank)
+            team.parts[rank] = RankPart(team.ranks.index(rank), worker.node, int(Outcome.CANCELLED), b"", 0.0)
+            task = state.tasks.get(task_id)
+            if state.now_s < team.hard_s and task is not None and task.status == Status.ASSIGNED:
+                state.broken[task_id] = Loss(rank, worker.node, how)
+                condemn(state, task_id, Reason.LOST)
+        if rank == team.lead and team.living:
+            _change_lead(state, task_id, team, worker)
+        if not team.missing:
             ended.append(task_id)
     return ended
 
@@ -258,12 +300,9 @@ def end_without(state: ManagerState, task_id: TaskId) -> End:
     return _end(state, task_id, state.teams[task_id])
 
 
-def _find_lead(state: ManagerState, task_id: TaskId, team: Team, old: WorkerRecord) -> bool:
-    """Let another rank of a team hold the attempt; False if there is none."""
-    others = [rank for rank in team.ranks if rank in team.missing or rank in team.parts]
-    if not others:
-        return False
-    new = state.workers[others[0]]
+def _change_lead(state: ManagerState, task_id: TaskId, team: Team, old: WorkerRecord) -> None:
+    """Let another rank of a team hold the attempt."""
+    new = state.workers[min(team.living)]
     team.lead = new.rank
     holding = state.holdings[task_id]
     holding.lead = new
@@ -271,10 +310,9 @@ def _find_lead(state: ManagerState, task_id: TaskId, team: Team, old: WorkerReco
     new.change_room(1)
     new.held += 1
     task = state.tasks.get(task_id)
-    if task is not None and task.rank == old.rank:
+    if task is not None and task.status == Status.ASSIGNED:
         task.rank = new.rank
         new.held_s += task.guess_s
     else:
         state.dropped[task_id] = new.rank
     state.nodes.touch(new)
-    return True

@@ -356,7 +356,7 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
     state.drops.pop(rank, None)
     state.dropped = {task: holder for task, holder in state.dropped.items() if holder != rank}
     loss = Loss(rank, worker.node, how)
-    without = teams.on_worker_lost(state, worker) if state.teams else []
+    without = teams.on_worker_lost(state, worker, how) if state.teams else []
     state.nodes.remove(worker)
     for task_id in grants.forget_worker(state, worker):
         _break(state, task_id, loss)
@@ -364,26 +364,28 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
     held = [task for task in state.tasks.values() if task.status == Status.ASSIGNED and task.rank == rank]
     for task in held:
         state.assigned -= 1
-        state.broken.pop(task.id, None)
-        _attempt_lost(state, task, loss)
+        end = teams.end_without(state, task.id)[1] if task.id in state.teams else None
+        broken = state.broken.pop(task.id, None)
+        if end is None or broken is not None:
+            _attempt_lost(state, task, loss)
+        else:
+            assert task.app is not None
+            _attempt_failed(state, task, task.app, end.outcomes[0], end.payloads[0])  # all its ranks had to be killed
     for task_id in without:
-        on_done(state, *teams.end_without(state, task_id))
+        if task_id in state.teams:
+            lead, done = teams.end_without(state, task_id)
+            if lead in state.workers:
+                on_done(state, lead, done)
     return len(held)
 
 
 def _break(state: ManagerState, task_id: TaskId, loss: Loss) -> None:
     """An attempt has lost slots that it holds elsewhere: its lead must drop it, and is heard before it is tried again."""
-    team = state.teams.get(task_id)
-    if team is not None and loss.rank not in team.ranks:
-        return  # it held a slot for nothing
-    if team is not None:
-        teams.condemn(state, task_id)
     task = state.tasks.get(task_id)
-    if task is None or task.status != Status.ASSIGNED or task_id in state.broken:
-        return  # it is dropped already
+    if task_id in state.teams or task is None or task.status != Status.ASSIGNED or task_id in state.broken:
+        return  # teams have seen to it, or it is dropped already
     state.broken[task_id] = loss
-    if team is None:
-        state.drops.setdefault(task.rank, []).append(task_id)
+    state.drops.setdefault(task.rank, []).append(task_id)
 
 
 def _attempt_lost(state: ManagerState, task: Task, loss: Loss) -> None:
@@ -481,7 +483,7 @@ def cancel(state: ManagerState, task: Task) -> None:
         state.broken.pop(task.id, None)
         state.dropped[task.id] = task.rank
         if task.id in state.teams:
-            teams.condemn(state, task.id)
+            teams.condemn(state, task.id, teams.Reason.UNWANTED)
         else:
             state.drops.setdefault(task.rank, []).append(task.id)
     state.finish_task(task, Outcome.CANCELLED, b"")

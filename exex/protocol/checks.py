@@ -61,7 +61,7 @@ _PAYLOADS = frozenset((bytes, Large))
 _OUTCOMES = bytes(Outcome)
 _KEPT_OR_BROKEN = bytes((Outcome.DONE, Outcome.FAILED))
 _KINDS = frozenset(Kind)
-_PARTS = frozenset((Outcome.DONE, Outcome.FAILED, Outcome.CANCELLED))
+_PARTS = frozenset((Outcome.DONE, Outcome.FAILED, Outcome.CANCELLED, Outcome.LOST))
 
 
 def _require(holds: bool, message: str) -> None:

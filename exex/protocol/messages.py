@@ -306,7 +306,7 @@ class Part(Message, frozen=True, tag=44):
     """
 
     task: TaskId
-    outcome: int  # CANCELLED if it was stopped
+    outcome: int  # CANCELLED if it was stopped, LOST if there was no communicator
     payload: Payload
     seconds: float
 
@@ -344,6 +344,7 @@ class Join(Message, frozen=True, tag=65):
 
     task: TaskId
     runs: list[int]  # of ranks: first and length of each; see protocol/runs
+    after_loss: bool = False  # ranks of the world were lost before
 
 
 class Stop(Message, frozen=True, tag=63):

@@ -20,7 +20,7 @@ class RankPart(NamedTuple):
 
     Attributes:
         rank: in the communicator.
-        outcome: DONE, FAILED, or CANCELLED if it was stopped.
+        outcome: DONE, FAILED, CANCELLED if it was stopped, LOST if it had no communicator.
         seconds: of the function alone.
     """
 
@@ -41,7 +41,7 @@ def combine(title: str, parts: Sequence[RankPart], every_rank: bool) -> tuple[in
     """
     seconds = max((part.seconds for part in parts), default=0.0)
     failed = [part for part in parts if part.outcome == Outcome.FAILED]
-    stopped = sum(part.outcome == Outcome.CANCELLED for part in parts)
+    stopped = sum(part.outcome in (Outcome.CANCELLED, Outcome.LOST) for part in parts)
     if failed:
         return Outcome.FAILED, payloads.dump(_Failures(title, len(parts), stopped, failed)), seconds
     if stopped or not parts:

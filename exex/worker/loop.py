@@ -306,7 +306,7 @@ class WorkerLoop:
         if call is not None:
             function = self.state.functions[call.spec.function]
             head = make_head(call.spec, function, call.payload, call.values, call.attempt)
-        outcome, payload, seconds = self._together.run(join.task, from_runs(join.runs), head)
+        outcome, payload, seconds = self._together.run(join.task, from_runs(join.runs), head, join.after_loss)
         self._turned_s = self._heard_s = self._said_s = time.monotonic()
         if call is None:
             self.state.tasks_run += 1
@@ -358,6 +358,8 @@ class WorkerLoop:
                 state.on_assign(self.state, message)
             elif type(message) is Drop:
                 state.on_drop(self.state, message, now_s)
+                if self._together is not None:
+                    self._together.revoke(message.tasks)
             elif type(message) is Join:
                 state.on_join(self.state, message)
             elif type(message) is Stop:

@@ -40,7 +40,7 @@ def main(script: str, directory: str) -> None:
             call = (address, *connection.recv())
     address, task, head = mpi.tell_all(world, call)
     place = Place(world.rank, socket.gethostname())
-    comm = mpi.form(range(world.size), 0)
+    comm = mpi.form(range(world.size), 0, after_loss=False)
     outcome, payload, seconds = run_part(comm, task, head, place, {})
     flush_output()
     mine = (world.rank, place.node, int(outcome), handed(payload), seconds)

@@ -22,8 +22,9 @@ from exex.worker.condition import Condition
 from exex.worker.context import Place, TaskStopped
 from exex.worker.execute import execute, flush_output, open_function
 
-Form = Callable[[Sequence[int], int], Any]
-"""Make a communicator of these ranks of the world, in this order, with a tag that is theirs alone. Collective over them."""
+Form = Callable[[Sequence[int], int, bool], Any]
+"""Make a communicator of these ranks of the world, in this order, with a tag that is theirs alone; True: after ranks were lost.
+Collective over them."""
 
 Part = tuple[int, Payload, float]
 """Outcome, payload and seconds; see `protocol.parts`."""
@@ -70,30 +71,57 @@ class Together:
         self._home: Condition | None = None
         self._functions: dict[bytes, Callable[..., Any]] = {}
         self._inside = False
+        self._failed: tuple[TaskId, Any] | None = None  # the communicator of the last call, if that has failed here
 
-    def run(self, task: TaskId, ranks: Sequence[int], head: Head | None) -> Part:
+    def run(self, task: TaskId, ranks: Sequence[int], head: Head | None, after_loss: bool = False) -> Part:
         """Take part in a task. Returns when this rank's part is over.
 
         Args:
             ranks: of all that take part, the lead first.
             head: at the lead; None at the others.
+            after_loss: ranks of the world were lost before.
+
+        Returns:
+            See `Part`; LOST if no communicator was formed.
         """
         home = self._home or self._prepare()
+        self._free_failed()
         part: Part = (Outcome.CANCELLED, b"", 0.0)
+        comm = None
         try:
             with self._heeded(task):
-                comm = self._form(ranks, task % _TAGS)
-                try:
-                    part = run_part(comm, task, comm.bcast(head), self._place, self._functions)
-                    if part[0] != Outcome.DONE:
-                        _revoke(comm)
-                finally:
-                    _free(comm)
+                comm = self._form(ranks, task % _TAGS, after_loss)
+                head = comm.bcast(head)
+                part = (Outcome.LOST, b"", 0.0) if head is None else run_part(comm, task, head, self._place, self._functions)
         except TaskStopped:
             part = (Outcome.CANCELLED, b"", 0.0)
+        except Exception as error:  # of MPI: a rank has died
+            print(f"exex: {self._place}: no communicator for task {task}: {error}", file=sys.stderr, flush=True)
+            part = (Outcome.LOST, b"", 0.0)
+        if comm is not None:
+            self._failed = (task, comm)
+            if part[0] == Outcome.DONE:
+                self._free_failed()
         flush_output()
         home.restore()
         return part
+
+    def revoke(self, tasks: Sequence[TaskId]) -> None:
+        """Of calls that have failed here, let those who wait for this rank go on with an error, where the library can (ULFM)."""
+        if self._failed is not None and self._failed[0] in tasks:
+            try:
+                self._failed[1].Revoke()
+            except Exception:
+                pass  # it cannot: their guards stop them
+
+    def _free_failed(self) -> None:
+        """Give the communicator of the last call back, unless the function, or a revocation, has made it unusable."""
+        if self._failed is not None:
+            (_, comm), self._failed = self._failed, None
+            try:
+                comm.Free()
+            except Exception:
+                pass
 
     def _prepare(self) -> Condition:
         """Before the first function: be as a task process is."""
@@ -146,22 +174,6 @@ def _silently(function: Callable[..., Any]) -> Callable[..., None]:
         function(*args, **kwargs)
 
     return without_value
-
-
-def _revoke(comm: Any) -> None:
-    """Let those who wait for this rank go on with an error, where the library can (ULFM)."""
-    try:
-        comm.Revoke()
-    except Exception:
-        pass  # it cannot: the manager has them stopped
-
-
-def _free(comm: Any) -> None:
-    """Give the communicator back, unless the function, or a revocation, has made it unusable."""
-    try:
-        comm.Free()
-    except Exception:
-        pass
 
 
 def handed(payload: Payload) -> bytes | list[bytes]:
