@@ -122,7 +122,7 @@ class Config:
     gpu_variable: str = _setting(
         "auto", "text", "Variable that masks accelerators; auto: CUDA_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES or ZE_AFFINITY_MASK."
     )
-    launcher: str = _setting(
+    subtask_launcher: str = _setting(
         "auto", "text", "What starts MPI sub-tasks: a name that `exex launchers` prints; auto: what has started the job."
     )
     isolation: Literal["process", "none"] = _setting(

@@ -25,8 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     expected = expected_world(os.environ)
     reaper = Reaper()
     environment = {**task_environment(os.environ), TAG: reaper.tag, STARTED_BY: started_by(expected, os.getppid())}
-    if config.launcher != "auto":
-        environment["EXEX_LAUNCHER"] = config.launcher
+    if config.subtask_launcher != "auto":
+        environment["EXEX_SUBTASK_LAUNCHER"] = config.subtask_launcher
     launcher_fds = inherited_fds_to_close(os.environ)
 
     def template_main(sock: socket.socket) -> None:

@@ -56,7 +56,7 @@ def find_launcher(env: Mapping[str, str]) -> tuple[LauncherFile, str]:
     Raises:
         ConfigError: none is found.
     """
-    name = env.get("EXEX_LAUNCHER", "auto")
+    name = env.get("EXEX_SUBTASK_LAUNCHER", "auto")
     world_is, _, directory = env.get(STARTED_BY, "").rpartition(":")
     if name != "auto":
         launcher = load_launcher(name, env)
@@ -77,7 +77,7 @@ def _of_world(world_is: str, env: Mapping[str, str]) -> LauncherFile:
     if not found:
         known = ", ".join(launcher_names(env))
         raise ConfigError(
-            f"no launcher is known for sub-tasks of a world that {world_is} has started: set --launcher (known: {known}), or "
+            f"no launcher is known for sub-tasks of a world that {world_is} has started: set --subtask-launcher (known: {known}), or "
             f"write a file into {data.directories('launchers', env)[0]}"
         )
     return min(found, key=lambda launcher: launcher.hosts == "offset")
@@ -89,7 +89,7 @@ def _of_this_machine(env: Mapping[str, str]) -> LauncherFile:
     path = beside if os.access(beside, os.X_OK) else "mpiexec"
     found = describe_mpiexec(path, env)
     if found.family is None:
-        raise ConfigError(f"no launcher is known for sub-tasks: {path} is {found.name}; set --launcher")
+        raise ConfigError(f"no launcher is known for sub-tasks: {path} is {found.name}; set --subtask-launcher")
     return load_launcher(_OF_FAMILY[found.family], env)
 
 

@@ -634,10 +634,10 @@ def test_the_affinity_of_a_call_whose_need_failed_is_forgotten(manager):
     [
         ({"cores": 2, "memory": 3, "gpus": 1}, (2, 1, 0, False), None),
         ({"num_nodes": 2}, (0, 0, 2, False), None),
-        ({"num_nodes": 2, "ranks_per_node": 4}, (0, 0, 2, False), (8, 4, "")),
+        ({"num_nodes": 2, "ranks_per_node": 4}, (0, 0, 2, False), (8, 4)),
         ({"num_nodes": 2, "num_ranks": 8, "launcher_options": "-v"}, (0, 0, 2, False), (8, 4, "-v")),
-        ({"num_ranks": 8, "ranks_per_node": 4}, (0, 0, 2, False), (8, 4, "")),
-        ({"num_ranks": 3}, (0, 0, 1, False), (3, 3, "")),
+        ({"num_ranks": 8, "ranks_per_node": 4}, (0, 0, 2, False), (8, 4)),
+        ({"num_ranks": 3}, (0, 0, 1, False), (3, 3)),
     ],
 )
 def test_parsl_resource_specifications(manager, specification, expected, ranks):

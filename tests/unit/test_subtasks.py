@@ -12,6 +12,7 @@ import pytest
 from exex.errors import ConfigError
 from exex.launch import subtasks
 from exex.launch.launchers import Layout
+from exex.launch.started_by import started_by
 from exex.launch.world import ExpectedWorld
 
 PAIR = Layout(nodes=2, ranks_per_node=4, hosts=("n1", "n2"))
@@ -33,7 +34,7 @@ def test_srun_is_found_on_the_path() -> None:
 
 
 def test_the_user_may_choose() -> None:
-    env = {subtasks.STARTED_BY: "srun:", "EXEX_LAUNCHER": "aprun"}
+    env = {subtasks.STARTED_BY: "srun:", "EXEX_SUBTASK_LAUNCHER": "aprun"}
     task = subtasks.sub_task(Layout(nodes=2, ranks_per_node=4, hosts=("nid00012", "nid00013")), env)
     assert task.prefix[0] == "aprun" and "12-13" in task.prefix
 
@@ -48,7 +49,7 @@ def test_what_a_script_is_told() -> None:
 
 
 def test_an_unknown_launcher_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"that PMIx has started: set --launcher .*srun"):
+    with pytest.raises(ConfigError, match=r"that PMIx has started: set --subtask-launcher .*srun"):
         subtasks.sub_task(PAIR, {subtasks.STARTED_BY: "PMIx:/opt"})
 
 
@@ -59,7 +60,7 @@ def test_alone_in_the_world_it_is_what_mpiexec_is() -> None:
 
 
 def test_where_a_guards_launcher_lies() -> None:
-    assert subtasks.started_by(ExpectedWorld("none"), 1) == ""
+    assert started_by(ExpectedWorld("none"), 1) == ""
     here = os.path.dirname(os.path.realpath("/proc/self/exe"))
-    assert subtasks.started_by(ExpectedWorld("Hydra mpiexec"), os.getpid()) == f"Hydra mpiexec:{here}"
-    assert subtasks.started_by(ExpectedWorld("srun"), 2**22) == "srun:"
+    assert started_by(ExpectedWorld("Hydra mpiexec"), os.getpid()) == f"Hydra mpiexec:{here}"
+    assert started_by(ExpectedWorld("srun"), 2**22) == "srun:"
