@@ -31,6 +31,7 @@ from typing import Any
 
 from exex.launch.job_dir import is_held_in_foreground
 from exex.launch.leftovers import note_shared_memory, remove_shared_memory
+from exex.launch.steps import end_launchers
 from exex.reaper import Reaper
 from exex.transport.alarm import Alarm, Host, Kind, Meeting, Note
 from exex.transport.page import Page
@@ -404,9 +405,10 @@ class Guard:
                 self._control.send("client-exited", status=code if code >= 0 else 128 - code)
             elif pid == self._template:
                 self._template = 0
-                for orphan in _children(os.getpid()):  # started by tasks, and nobody's now
-                    if orphan not in (self._rank, self._client):
-                        os.kill(orphan, signal.SIGKILL)
+                orphans = [pid for pid in _children(os.getpid()) if pid not in (self._rank, self._client)]
+                end_launchers(orphans)  # started by tasks, and nobody's now
+                for pid in orphans:
+                    os.kill(pid, signal.SIGKILL)
                 if self._rank and self._status is None:
                     rank_end = self._start_template()
                     self._control.send("template", fd=rank_end.fileno())
@@ -468,6 +470,7 @@ def kill_descendants(most_s: float = 5.0) -> None:
     until = time.monotonic() + most_s
     while time.monotonic() < until:
         children = _children(os.getpid())
+        end_launchers(children)
         for pid in children:
             try:
                 os.kill(pid, signal.SIGKILL)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 
 from exex.launch.leftovers import remove_shared_memory
+from exex.launch.steps import end_launchers
 
 TAG = "EXEX_GUARD"
 """The variable that all which a task starts inherits."""
@@ -91,17 +92,19 @@ def kill_tagged(tag: str) -> None:
     quiet = 0
     while quiet < _QUIET_SCANS and time.monotonic() < until:
         quiet += 1
-        for name in os.listdir("/proc"):
-            if name.isdecimal() and int(name) != os.getpid() and wanted in _environment(name):
-                quiet = 0
-                try:
-                    os.kill(int(name), signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+        numbers = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+        found = [pid for pid in numbers if pid != os.getpid() and wanted in _environment(pid)]
+        end_launchers(found)
+        for pid in found:
+            quiet = 0
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
         time.sleep(_PAUSE_S)
 
 
-def _environment(pid: str) -> list[bytes]:
+def _environment(pid: int) -> list[bytes]:
     """The variables that a process began with; none if it is not ours, or has just ended."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:

@@ -10,6 +10,8 @@ import os
 import signal
 from collections.abc import Iterable
 
+from exex.launch.steps import end_launchers
+
 _KERNEL_LISTS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 _UNSHARED = ("RssAnon", "RssShmem", "VmSwap")
 _EXACT = ("Pss_Anon", "Pss_Shmem", "SwapPss")
@@ -19,7 +21,9 @@ _EXACT = ("Pss_Anon", "Pss_Shmem", "SwapPss")
 
 
 def kill_family(ancestors: Iterable[int]) -> None:
-    """SIGKILL processes and all that they have started."""
+    """SIGKILL processes and all that they have started; launchers may first end what they have started elsewhere."""
+    ancestors = set(ancestors)
+    end_launchers(family(ancestors))
     send(family(ancestors, freeze=True), signal.SIGKILL)
 
 
