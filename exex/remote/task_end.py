@@ -279,10 +279,15 @@ def main(argv: list[str]) -> int:
         _say("usage: python -m exex.remote LAUNCHER WORDS...")
         return NOT_STARTED
     try:
+        directory = os.fsencode(os.getcwd())
+    except OSError as error:
+        _say(f"{argv[0]} was not started: the current directory is gone: {error.strerror}")
+        return NOT_STARTED
+    try:
         path = os.environ.get(VARIABLE)
         if not path:
             raise Unreachable(f"{VARIABLE} is not set; the job script must start it, as those of `exex jobscript` do")
-        request = wire.pack_request(os.fsencode(os.getcwd()), [os.fsencode(word) for word in argv], dict(os.environb))
+        request = wire.pack_request(directory, [os.fsencode(word) for word in argv], dict(os.environb))
         link, meeting = connect(path, request, PATIENCE_S)
     except Unreachable as error:
         _say(f"{argv[0]} was not started, for want of the launch helper: {error}")
