@@ -1,5 +1,6 @@
 """Launches through a launch helper: what a task sees of them, and that nothing of them is left, whoever dies when."""
 
+import contextlib
 import os
 import random
 import signal
@@ -160,8 +161,7 @@ def test_200_megabytes_both_ways_without_growth(helper, tmp_path):
 def test_a_reader_that_waits_stops_the_program_but_no_other_stream_and_no_signal(helper):
     process = helper.popen("sh", "-c", "echo first >&2; head -c 5000000 /dev/zero; echo done >&2; sleep 100", stdin=subprocess.PIPE)
     assert process.stderr.readline() == b"first\n"
-    [program] = [each for each in wait_until(helper.started) if each.name() == "sh"]
-    wait_until(lambda: any("pipe" in open(f"/proc/{each.pid}/wchan").read() or each.status() == "sleeping" for each in program.children()))
+    wait_until(lambda: any(each.io_counters().write_chars >= wire.WINDOW_BYTES for each in helper.started() if each.name() == "head"))
     process.stdin.write(b"x")  # and nobody takes this
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=LIMIT_S)
@@ -347,24 +347,12 @@ def test_the_program_may_end_in_order_when_its_task_is_stopped(helper, tmp_path)
 def test_kills_at_any_moment_leave_nothing(own_helper):
     running = own_helper("--grace-s", "0.1")
     rng = random.Random(4)
-    for round_ in range(24):
-        process = running.popen("sh", "-c", "head -c 1000000 /dev/zero; sleep 1000 & setsid sleep 1000 & exec sleep 1000", start_new_session=True)
-        time.sleep(rng.uniform(0, 0.08))
-        victims = {"task's end": [process], "keeper": running.keepers(), "program": running.started()}[("task's end", "keeper", "program")[round_ % 3]]
-        for victim in victims[:1]:
-            try:
-                victim.kill()
-            except psutil.NoSuchProcess:
-                pass
-        if process.poll() is None and not victims:
-            process.kill()
-        if round_ % 3 == 2:
-            for each in running.started():
-                try:
-                    each.kill()
-                except psutil.NoSuchProcess:
-                    pass
-            process.kill()
+    for number in range(24):
+        process = running.popen("sh", "-c", "head -c 1000000 /dev/zero; sleep 1000 & setsid sleep 1000 & exec sleep 1000")
+        time.sleep(rng.uniform(0, 0.08))  # any moment
+        victims = ([], running.keepers(), running.started())[number % 3][:1]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victims[0].kill() if victims else process.kill()
         process.communicate(timeout=LIMIT_S)
         running.await_nothing()
     assert running.run("echo", "fine") == (0, b"fine\n", b"")
