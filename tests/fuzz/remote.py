@@ -7,11 +7,11 @@ import random
 import socket
 from pathlib import Path
 
+from exex.reaper import Reaper
 from exex.remote import wire
 from exex.remote.flows import Inflow, Outflow
 from exex.remote.helper import Helper, Options
 from exex.remote.wire import STDOUT, Broken, Wire
-from exex.reaper import Reaper
 
 
 class _Tag(Reaper):
