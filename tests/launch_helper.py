@@ -16,7 +16,7 @@ import psutil
 
 from exex.launch.helped import helped
 from exex.remote import wire
-from exex.remote.task_end import Meeting
+from exex.remote.connection_file import Meeting
 from exex.remote.wire import Wire
 
 ROOT = Path(__file__).resolve().parent.parent

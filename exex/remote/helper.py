@@ -9,22 +9,22 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import resource
 import select
 import shlex
 import signal
 import socket
 import sys
 import time
-from collections import deque
 from hmac import compare_digest
 from typing import NamedTuple
 
 from exex.errors import StartError
 from exex.launch.notices import NOTICES, end_with_parent
 from exex.reaper import TAG, Reaper
-from exex.remote import wire
-from exex.remote.keeper import END, Refused, Request, keep, read_request, send_refusal
-from exex.remote.wire import NOT_EXECUTABLE, NOT_STARTED, Broken, Wire
+from exex.remote import connection_file, wire
+from exex.remote.keeper import END, Refused, Request, check_program, keep, read_request, send_refusal
+from exex.remote.wire import NOT_STARTED, Broken, Wire
 from exex.transport.alarm import addresses
 from exex.worker import families
 
@@ -36,6 +36,7 @@ PROOF_S = 20.0
 
 _PR_SET_CHILD_SUBREAPER = 36
 _BACKLOG = 4096
+_MOST_FILES = 65536
 _SHORT_OF_S = 0.2  # pause when there are too many files or processes
 _END_S = 5.0  # beyond the grace of what has to end
 
@@ -86,50 +87,38 @@ class Helper:
 
     Args:
         listen_on: address; all interfaces, if it is "".
+
+    Raises:
+        StartError: it cannot listen.
     """
 
     def __init__(self, options: Options, reaper: Reaper, listen_on: str = "") -> None:
         self._options, self._reaper = options, reaper
         self._key = os.urandom(wire.KEY_BYTES)
-        self._me = f"pid {os.getpid()}\nnode {os.uname().nodename}\n"
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        self._listener.bind((listen_on, 0))
-        self._listener.listen(_BACKLOG)
+        try:
+            self._listener.bind((listen_on, 0))
+            self._listener.listen(_BACKLOG)
+        except OSError as error:
+            raise StartError(f"cannot listen: {error.strerror}") from error
         self._wake, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._told, self._tell_ending = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._strangers: dict[int, _Guest] = {}  # by descriptor, the oldest first
         self._waiting: dict[int, _Guest] = {}  # for their turn, in order
         self._launches: dict[int, _Launch] = {}  # by the keeper's pid
-        self._ending: set[int] = set()  # keepers that are ending what nobody waits for
+        self._ending: dict[int, float] = {}  # keepers that are ending what nobody waits for, and until when we wait for them
+        self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._accept_from_s = 0.0
         self._refused = 0
         self._ended = False
 
-    # ---- the connection file ----
-
     def _write_file(self) -> None:
-        path = self._options.file
-        port = self._listener.getsockname()[1]
-        text = f"hosts {' '.join(addresses())}\nport {port}\nkey {self._key.hex()}\n{self._me}"
-        new = f"{path}.{os.getpid()}"
+        path, port = self._options.file, self._listener.getsockname()[1]
         try:
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(fd, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(fd)
-            os.replace(new, path)
+            connection_file.write(path, addresses(), port, self._key)
         except OSError as error:
             raise StartError(f"cannot write the connection file {path}: {error.strerror}") from error
         self._log(f"listens on port {port} of {os.uname().nodename}, for {', '.join(sorted(self._options.programs))}; see {path}")
-
-    def _remove_file(self) -> None:
-        try:
-            with open(self._options.file) as file:
-                if self._me in file.read():
-                    os.unlink(self._options.file)
-        except OSError:
-            pass  # somebody has tidied up
 
     # ---- the loop ----
 
@@ -140,6 +129,9 @@ class Helper:
             StartError: the connection file cannot be written.
         """
         self._hear_signals()
+        hard = self._files[1]
+        most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))  # each that waits has a descriptor
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._write_file()
         gc.freeze()  # keepers share what is here
@@ -148,7 +140,7 @@ class Helper:
                 self._turn()
         finally:
             self._end_all()
-            self._remove_file()
+            connection_file.remove(self._options.file)
 
     def _hear_signals(self) -> None:
         """The batch system's notices, and Ctrl-C if the shell keeps it from what it runs in the background, end nothing."""
@@ -174,7 +166,8 @@ class Helper:
             elif fd == self._told:
                 data = os.read(self._told, 4096)
                 numbers = {int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)}
-                self._ending |= numbers & self._launches.keys()
+                until = time.monotonic() + self._options.grace_s + _END_S
+                self._ending.update((pid, until) for pid in numbers & self._launches.keys())
             elif fd == self._listener.fileno():
                 self._accept()
             elif fd in self._strangers:
@@ -188,6 +181,8 @@ class Helper:
         times = [guest.until for guest in self._strangers.values()]
         if now_s < self._accept_from_s:
             times.append(self._accept_from_s)
+        if self._waiting:
+            times += [until for until in self._ending.values() if until > now_s]
         return max(0.0, min(times) - now_s) * 1e3 if times else None
 
     def _on_signals(self, numbers: bytes) -> None:
@@ -293,7 +288,10 @@ class Helper:
 
     def _start_waiting(self) -> None:
         """Begin what may begin. Not while something is being ended: its nodes are not free yet, and its task has ended."""
-        while self._waiting and len(self._launches) < self._options.most and not self._ending:
+        now_s = time.monotonic()
+        if any(until > now_s for until in self._ending.values()):
+            return
+        while self._waiting and len(self._launches) < self._options.most:
             fd = next(iter(self._waiting))
             guest = self._waiting[fd]
             try:
@@ -318,9 +316,8 @@ class Helper:
             try:
                 signal.set_wakeup_fd(-1)
                 end_with_parent(me, signal.SIGKILL)
-                kept = sorted((0, 1, 2, guest.link.fileno(), self._tell_ending))
-                for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")]):
-                    os.closerange(low + 1, high)
+                _close_all_but({0, 1, 2, guest.link.fileno(), self._tell_ending})
+                resource.setrlimit(resource.RLIMIT_NOFILE, self._files)  # what we start must not inherit ours
                 assert guest.request is not None
                 keep(guest.link, guest.request, {TAG: self._reaper.tag}, self._options.grace_s, self._tell_ending)
             finally:
@@ -333,7 +330,7 @@ class Helper:
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = found
                 launch = self._launches.pop(pid, None)
-                self._ending.discard(pid)
+                self._ending.pop(pid, None)
                 if launch is None:
                     continue
                 code = os.waitstatus_to_exitcode(status)
@@ -375,6 +372,16 @@ class Helper:
             pass
 
 
+def _close_all_but(kept: set[int]) -> None:
+    """The other connections, above all: these end when the last copy is closed."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in kept:
+            try:
+                os.close(int(name))
+            except OSError:
+                pass  # that of the list itself
+
+
 def _nothing(number: int, frame: object) -> None:
     pass
 
@@ -384,26 +391,6 @@ def _about(guest: _Guest) -> str:
     variables, words = guest.request.variables, shlex.join(guest.request.words)
     task = f"task {variables['EXEX_TASK_ID']}, " if "EXEX_TASK_ID" in variables else ""
     return f"{words if len(words) <= 100 else words[:100] + ' ...'} ({task}{guest.peer})"
-
-
-def check_program(words: list[str], programs: frozenset[str]) -> None:
-    """Refuse all but launchers: this node is no place for other programs. `env NAME=VALUE` may stand before.
-
-    Raises:
-        Refused: it is none.
-    """
-    rest = deque(words)
-    if os.path.basename(rest[0]) == "env":
-        rest.popleft()
-        while rest and "=" in rest[0] and not rest[0].startswith("-"):
-            rest.popleft()
-    name = os.path.basename(rest[0]) if rest else "env"
-    if name not in programs:
-        raise Refused(
-            f"{name} is none of the launchers that a launch helper starts: {', '.join(sorted(programs))}; other programs run "
-            "on compute nodes, without its help",
-            NOT_EXECUTABLE,
-        )
 
 
 def serve(options: Options) -> None:
@@ -418,7 +405,5 @@ def serve(options: Options) -> None:
     reaper = Reaper()
     try:
         Helper(options, reaper).run()
-    except OSError as error:
-        raise StartError(f"cannot listen: {error.strerror}") from error
     finally:
         reaper.dismiss()

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import time
 import traceback
+from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple, NoReturn
 
@@ -64,6 +65,26 @@ def read_request(data: bytes) -> Request:
     directory, words, variables = wire.unpack_request(data)
     decode = os.fsdecode
     return Request(decode(directory), [decode(word) for word in words], {decode(n): decode(v) for n, v in variables.items()})
+
+
+def check_program(words: list[str], programs: frozenset[str]) -> None:
+    """Refuse all but launchers: this node is no place for other programs. `env NAME=VALUE` may stand before.
+
+    Raises:
+        Refused: it is none.
+    """
+    rest = deque(words)
+    if os.path.basename(rest[0]) == "env":
+        rest.popleft()
+        while rest and "=" in rest[0] and not rest[0].startswith("-"):
+            rest.popleft()
+    name = os.path.basename(rest[0]) if rest else "env"
+    if name not in programs:
+        raise Refused(
+            f"{name} is none of the launchers that a launch helper starts: {', '.join(sorted(programs))}; other programs run "
+            "on compute nodes, without its help",
+            NOT_EXECUTABLE,
+        )
 
 
 def send_refusal(link: Wire, text: str, status: int) -> None:

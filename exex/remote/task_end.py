@@ -15,6 +15,7 @@ import time
 from hmac import compare_digest
 
 from exex.remote import wire
+from exex.remote.connection_file import Meeting, Unreachable
 from exex.remote.flows import Inflow, Outflow
 from exex.remote.wire import NOT_STARTED, STDERR, STDIN, STDOUT, Broken, Wire
 
@@ -28,42 +29,6 @@ _NEXT_ADDRESS_S = 0.25  # an address that cannot be reached from here often does
 _PAUSE_S = 0.2
 _HANDED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _ANSWERS = (wire.STARTED, wire.DATA, wire.CLOSED, wire.CREDIT, wire.ENDED, wire.REFUSED)
-
-
-class Unreachable(Exception):
-    """No helper; it may be worth another try."""
-
-
-class Meeting:
-    """What a connection file says.
-
-    Attributes:
-        hosts: IPv4 addresses of the helper's node; not all may be reachable.
-        node: its name.
-    """
-
-    def __init__(self, path: str) -> None:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise Unreachable(f"its connection file {path} cannot be read: {error.strerror}") from None
-        try:
-            about = os.fstat(fd)
-            if about.st_uid != os.geteuid() or about.st_mode & 0o077:
-                raise Unreachable(f"its connection file {path} belongs to somebody else, or others may read it")
-            text = os.read(fd, 65536)
-        finally:
-            os.close(fd)
-        said = dict(line.split(" ", 1) for line in os.fsdecode(text).splitlines() if " " in line)
-        try:
-            self.hosts = said["hosts"].split()
-            self.port = int(said["port"])
-            self.key = bytes.fromhex(said["key"])
-            self.pid, self.node = int(said["pid"]), said["node"]
-        except (KeyError, ValueError):
-            raise Unreachable(f"its connection file {path} is not one") from None
-        if not self.hosts or len(self.key) != wire.KEY_BYTES:
-            raise Unreachable(f"its connection file {path} is not one")
 
 
 # ---- before the launch ----------------------------------------------------------------------------------------

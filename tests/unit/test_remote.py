@@ -94,6 +94,11 @@ def test_without_stdin_stdout_and_stderr(helper):
     done.communicate()
 
 
+def test_limits_are_those_of_the_job_script(helper):
+    """The helper's own limit of open files is higher, since many may wait."""
+    assert helper.run("sh", "-c", "ulimit -Sn; ulimit -Hn")[1] == subprocess.check_output(["sh", "-c", "ulimit -Sn; ulimit -Hn"])
+
+
 def test_dispositions_of_signals_are_the_usual_ones(helper):
     status = helper.run("grep", "-E", "Sig(Ign|Blk)", "/proc/self/status")[1].decode()
     ignored = int(status.split("SigIgn:")[1].split()[0], 16)
@@ -118,6 +123,7 @@ def test_it_starts_quickly_because_it_imports_little(helper):
     modules = set(done.stderr.split())
     assert {name for name in modules if name.startswith("exex")} == {
         "exex", "exex.version", "exex.remote", "exex.remote.task_end", "exex.remote.wire", "exex.remote.flows",
+        "exex.remote.connection_file",
     }  # fmt: skip
     assert not modules & {"typing", "json", "subprocess", "click", "asyncio", "re", "mpi4py"}
 

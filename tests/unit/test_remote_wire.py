@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from exex.remote import wire
 from exex.remote.flows import Inflow, Outflow
-from exex.remote.helper import check_program
-from exex.remote.keeper import Refused
+from exex.remote.keeper import Refused, check_program
 from exex.remote.wire import STDOUT, Broken, Wire
 
 no_nul = st.binary(max_size=20).filter(lambda data: b"\0" not in data)
