@@ -6,11 +6,13 @@ The names below are loaded when they are first used: importing exex costs little
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from exex.version import __version__
 
+TYPE_CHECKING = False  # as in typing, whose import would take longer than all else here
 if TYPE_CHECKING:
+    from typing import Any
+
     from exex.client.apps import bash_app, join_app, python_app
     from exex.client.digests import id_for_memo
     from exex.client.executor import Executor, map

@@ -303,6 +303,34 @@ _add("jobscript", _jobscript_command, [], _JobCommand)
 _add("submit", _submit_command, [_DRY_RUN], _JobCommand)
 
 
+# ---- exex launch-helper ----
+
+
+def _programs(names: Sequence[str]) -> frozenset[str]:
+    """Programs of these launchers, or of all that compute nodes cannot start."""
+    from exex.launch.launchers import launcher_names, load_launcher
+
+    files = [load_launcher(name, os.environ) for name in names or launcher_names(os.environ)]
+    return frozenset(os.path.basename(file.program) for file in files if names or not file.from_compute_nodes)
+
+
+@main.command("launch-helper")
+@click.argument("file", metavar="FILE")
+@click.option("--launcher", "launchers", metavar="NAME", multiple=True, help="Launcher that it may start. Default: all in need.")
+@click.option("--most", type=click.IntRange(1), default=256, metavar="N", help="Launches at once; others wait. Default: 256.")
+@click.option("--grace-s", type=click.FloatRange(0), default=5.0, metavar="SECONDS", help="From SIGTERM to SIGKILL. Default: 5.")
+@click.option("-v", "--verbose", is_flag=True, help="Say on stderr what is started, and when it is over.")
+def launch_helper(file: str, launchers: Sequence[str], most: int, grace_s: float, verbose: bool) -> None:
+    """Start launchers for tasks on compute nodes that cannot start them; FILE says how it is reached.
+
+    For job scripts, which start it in the background before the ranks. It ends with them.
+    """
+    from exex.remote.helper import Options, serve
+
+    with _job_errors("launch-helper"):
+        serve(Options(os.path.abspath(file), _programs(launchers), most, grace_s, verbose))
+
+
 # ---- exex journal ----
 
 _JOURNAL = click.argument("file", type=click.Path(dir_okay=False))

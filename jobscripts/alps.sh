@@ -22,6 +22,8 @@ export EXEX_JOB_DIR="@{run_dir}/job-$PBS_JOBID"
 mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 @{keep}
 
+@{helper}
+
 # @{shape}
 # No compute node knows when the job ends: SECONDS counts from the start of this shell.
 @{command} &
@@ -35,6 +37,8 @@ if [ -e "$EXEX_JOB_DIR/status" ]; then
 elif [ "$status" -eq 0 ]; then
     status=1 # it was ended from outside, whatever the launcher says
 fi
+
+@{end_helper}
 
 @{chain}
 

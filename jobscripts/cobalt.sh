@@ -19,6 +19,8 @@ export EXEX_JOB_DIR="@{run_dir}/job-${COBALT_JOBID:?this is a job script: submit
 mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 @{keep}
 
+@{helper}
+
 # @{shape}
 @{command} &
 launcher=$!
@@ -31,6 +33,8 @@ if [ -e "$EXEX_JOB_DIR/status" ]; then
 elif [ "$status" -eq 0 ]; then
     status=1 # it was ended from outside, whatever the launcher says
 fi
+
+@{end_helper}
 
 @{chain}
 

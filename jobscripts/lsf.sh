@@ -20,6 +20,8 @@ export EXEX_JOB_DIR="@{run_dir}/job-${LSB_JOBID:?this is a job script: submit it
 mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 @{keep}
 
+@{helper}
+
 # @{shape}
 # LSF tells nobody when the job ends: SECONDS counts from the start of this shell.
 @{command} &
@@ -33,6 +35,8 @@ if [ -e "$EXEX_JOB_DIR/status" ]; then
 elif [ "$status" -eq 0 ]; then
     status=1 # it was ended from outside, whatever the launcher says
 fi
+
+@{end_helper}
 
 @{chain}
 

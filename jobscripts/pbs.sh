@@ -23,6 +23,8 @@ export EXEX_JOB_DIR="@{run_dir}/job-$PBS_JOBID"
 mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 @{keep}
 
+@{helper}
+
 # @{shape}
 # PBS tells nobody when the job ends: SECONDS counts from the start of this shell.
 @{command} &
@@ -36,6 +38,8 @@ if [ -e "$EXEX_JOB_DIR/status" ]; then
 elif [ "$status" -eq 0 ]; then
     status=1 # it was ended from outside, whatever the launcher says
 fi
+
+@{end_helper}
 
 @{chain}
 

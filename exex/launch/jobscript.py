@@ -37,17 +37,18 @@ def world_layout(job: Job) -> Layout:
     )
 
 
-def job_script(job: Job, template: str, launcher_argv: Sequence[str]) -> str:
+def job_script(job: Job, template: str, launcher_argv: Sequence[str], helped: str = "") -> str:
     """The script.
 
     Args:
         template: text of the batch system's file.
         launcher_argv: what stands before `python -m exex.run`.
+        helped: program of a launcher that compute nodes cannot start, so that tasks need the launch helper.
 
     Raises:
         ConfigError: a template with a place that nothing belongs to; or a directive needs the number of cores, and it is unknown.
     """
-    return fill_template(template, _blocks(job, launcher_argv))
+    return fill_template(template, _blocks(job, launcher_argv, helped))
 
 
 def fill_template(template: str, blocks: Mapping[str, str]) -> str:
@@ -70,7 +71,7 @@ def fill_template(template: str, blocks: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _blocks(job: Job, launcher_argv: Sequence[str]) -> dict[str, str]:
+def _blocks(job: Job, launcher_argv: Sequence[str], helped: str) -> dict[str, str]:
     machine, system = job.machine, job.machine.system
     walltime = system.walltime(job.walltime_s)
     queue_directives = job.queue.directives if job.queue else ()
@@ -99,6 +100,8 @@ def _blocks(job: Job, launcher_argv: Sequence[str]) -> dict[str, str]:
         "shape": _shape(job),
         "command": _command(job, launcher_argv),
         "keep": _keep(job),
+        "helper": _helper(job, helped),
+        "end_helper": _END_HELPER if helped else "",
         "on_term": "left=0" if job.chain else ":",
         "chain": _chain(job),
     }
@@ -204,6 +207,20 @@ def _keep(job: Job) -> str:
 left=${{EXEX_CHAIN:-{job.chain}}}
 unset EXEX_CHAIN
 cp "$0" "$EXEX_JOB_DIR/job.sh\""""
+
+
+def _helper(job: Job, program: str) -> str:
+    if not program:
+        return ""
+    words = [job.python, "-m", "exex", "launch-helper", "--launcher", job.launcher]
+    return f"""\
+# Compute nodes cannot start {program}. What tasks want it to start is started here, by this helper.
+export EXEX_LAUNCH_HELPER="$EXEX_JOB_DIR/launch-helper"
+{shlex.join(words)} "$EXEX_LAUNCH_HELPER" &
+helper=$!"""
+
+
+_END_HELPER = 'kill -HUP "$helper" 2>/dev/null && wait "$helper"'
 
 
 def _chain(job: Job) -> str:

@@ -39,7 +39,8 @@ def make_script(job: Job, env: Mapping[str, str]) -> str:
             f"{launcher.name} does not start jobs of {job.machine.batch_system}, but of {', '.join(launcher.batch_systems)}"
         )
     template = data.read("jobscripts", system.template, env, ".sh")
-    return job_script(job, template.text, launcher.world_argv(world_layout(job)))
+    helped = "" if launcher.from_compute_nodes else launcher.program
+    return job_script(job, template.text, launcher.world_argv(world_layout(job)), helped)
 
 
 def keep_script(script: str, name: str, directory: str) -> str:

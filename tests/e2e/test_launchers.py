@@ -1,8 +1,10 @@
 """A world through every launcher, and a sub-task inside it: the real mpiexec of the environment, and the stand-ins of the others."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import sys
 
@@ -37,16 +39,13 @@ def subtask(name, argv):
         given = dict(entry.split("=", 1) for entry in os.fsdecode(file.read()).split("\\0") if entry)
     seen = dict(os.environ)
     plain = json.loads(subprocess.check_output([sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"]))
-    if argv:
-        from exex.launch.launchers import load_launcher
-        nested = load_launcher(name, os.environ).nested_environment(os.environ)
-        done = subprocess.run(argv, env=nested, capture_output=True, text=True)
-    else:  # the job script starts it, while we wait here
-        nested = {}
-        open("up", "w").close()
-        with open("go") as file:
-            file.read()
-        done = subprocess.CompletedProcess(argv, 0, "null", "")
+    from exex.launch.helped import helped
+    from exex.launch.launchers import load_launcher
+    launcher = load_launcher(name, os.environ)
+    nested = launcher.nested_environment(os.environ)
+    if not launcher.from_compute_nodes:
+        argv = helped(argv, os.environ)
+    done = subprocess.run(argv, env=nested, capture_output=True, text=True)
     return {"given": given, "seen": seen, "plain": plain, "nested": nested, "status": done.returncode, "out": done.stdout, "err": done.stderr}
 
 print(json.dumps(subtask(sys.argv[1], json.loads(sys.argv[2])).result()), flush=True)
@@ -131,28 +130,37 @@ def test_a_rank_knows_its_world(job):
         assert [rank[4] for rank in ranks] == nodes
 
 
+@contextlib.contextmanager
+def launch_helper(job):
+    """The launch helper, on the job script's node; beside a launcher that needs none there is none."""
+    if job.file.from_compute_nodes:
+        yield
+        return
+    job.environment = {**job.environment, "EXEX_LAUNCH_HELPER": str(job.launch.cwd / "launch-helper")}
+    helper = job.start([sys.executable, "-m", "exex", "launch-helper", "--verbose", job.environment["EXEX_LAUNCH_HELPER"]])
+    try:
+        yield
+    finally:
+        helper.send_signal(signal.SIGHUP)
+        ended = job.launch.finish(helper, 20)
+    assert ended.status == 0, ended.err
+    assert len(re.findall(": begins$", ended.err, re.MULTILINE)) == len(re.findall(": over after ", ended.err)) == 1, ended.err
+
+
 def test_a_world_comes_up_and_a_subtask_runs_in_it(job):
     file = job.file
     (job.launch.cwd / "workflow.py").write_text(WORKFLOW)
     (job.launch.cwd / "hello.py").write_text(HELLO)
     program = [sys.executable, str(job.launch.cwd / "hello.py")]
     argv = [*file.subtask_argv(job.subtask), *program]
-    words = ["-m", "exex.run", "workflow.py", file.name, json.dumps(argv if file.from_compute_nodes else [])]
-    for fifo in ("up", "go"):
-        os.mkfifo(job.launch.cwd / fifo)
-    world = job.start([*job.world_file.world_argv(job.world), sys.executable, *words])
-    if not file.from_compute_nodes:
-        (job.launch.cwd / "up").read_text()
-        job.environment = file.nested_environment(job.environment)
-        alone = job.launch.finish(job.start(argv), 60)
-        (job.launch.cwd / "go").write_text("")
-        assert alone.status == 0, alone.err
-    ended = job.launch.finish(world)
+    words = ["-m", "exex.run", "workflow.py", file.name, json.dumps(argv)]
+    with launch_helper(job):
+        ended = job.launch.finish(job.start([*job.world_file.world_argv(job.world), sys.executable, *words]))
     assert ended.status == 0, ended.err
     told = next(json.loads(line) for line in ended.out.splitlines() if line.startswith("{"))
     assert told["status"] == 0, told["err"]
     check_world(job, told)
-    check_subtask(job, told, json.loads(told["out"] if file.from_compute_nodes else alone.out))
+    check_subtask(job, told, json.loads(told["out"]))
 
 
 def check_world(job, told):

@@ -112,6 +112,63 @@ def test_a_job_on_a_real_machine(site, machine, system, launcher, words):
     assert script.exists() and os.access(script, os.X_OK)
 
 
+SUBTASKS = """
+import os, shlex
+from exex import AppTimeout, BashExitFailure, bash_app
+from exex.launch.helped import helped
+
+def aprun(*words):
+    return shlex.join(helped(["aprun", "-q", *words], os.environ))
+
+@bash_app
+def hosts(number, stdout=None):
+    return aprun("-n", "2", "-N", "1", "-L", "12-13") + f" sh -c 'echo {number} $STANDIN_HOST'"
+
+@bash_app(walltime=1)
+def hangs():
+    return "trap '' TERM; " + aprun("-n", "2", "-N", "1", "-L", "12-13") + " sh -c 'trap \"\" TERM; touch hangs.$ALPS_APP_PE; sleep 1000 & wait'"
+
+@bash_app
+def fails():
+    return aprun("-n", "1", "-L", "12") + " sh -c 'echo no good >&2; exit 3'"
+
+@bash_app
+def crashes():
+    return aprun("-n", "1", "-L", "99") + " true"
+
+hosts(1, stdout=("first", "w")).result()
+assert type(hangs().exception()) is AppTimeout
+assert os.path.exists("hangs.0") and os.path.exists("hangs.1")
+hosts(2, stdout=("second", "w")).result()  # on the nodes that are free again
+error = fails().exception()
+assert type(error) is BashExitFailure and error.exitcode == 3 and "no good" in str(error), error
+error = crashes().exception()
+assert "apsched: NIDs are not in the reservation: nid00099" in str(error), error
+print("all right", flush=True)
+"""
+
+
+def test_what_compute_nodes_cannot_launch_is_launched_beside_the_job_script(site):
+    """Tasks on the first two nodes of four start aprun for the others, over the launch helper that the job script has started."""
+    here = site("Cobalt", "aprun", 64)
+    (here.launch.cwd / "workflow.py").write_text(SUBTASKS)
+    asked = ["--machine", "theta", "--queue", "debug-cache-quad", "--account", "Ocean", "--nodes", "4", "--walltime", "5:00", "--slots", "1"]
+    text = here.exex("jobscript", *asked, "--set-env", f"PYTHONPATH={ROOT}", "workflow.py").out
+    assert "aprun -n 4 -N 1" in text
+    script = here.launch.cwd / "job.sh"
+    text = text.replace("aprun -n 4 -N 1", "aprun -n 2 -N 1 -L 10-11").replace("launch-helper --launcher", "launch-helper --grace-s 1 --launcher")
+    script.write_text(text)
+    script.chmod(0o755)
+    job = here.launch.finish(here.launch.start(["qsub", str(script)], **here.batch.environment)).out.strip()
+    assert here.batch.ended(job) == 0, here.output(job)
+    assert "all right\n" in here.output(job)
+    for number, name in ((1, "first"), (2, "second")):
+        assert sorted((here.launch.cwd / name).read_text().splitlines()) == [f"{number} nid00012", f"{number} nid00013"]
+    world, *others = here.batch.launches(job)
+    assert world["ranks"] == {"nid00010": 1, "nid00011": 1}
+    assert [(other["from"], other["ranks"]) for other in others] == [(None, {"nid00012": 1, "nid00013": 1})] * 3 + [(None, {"nid00012": 1})]
+
+
 HERE = """
 description = "this machine"
 batch_system = "{system}"

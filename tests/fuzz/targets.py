@@ -20,6 +20,7 @@ from exex.transport.stream import StreamLink
 from exex.transport.zeromq import ServerLink
 from tests.fuzz import mutations
 from tests.fuzz.mutations import Frames, Liar
+from tests.fuzz.remote import LaunchHelperTarget
 
 
 class CodecTarget:
@@ -326,5 +327,8 @@ class ZeroMQTarget:
         self.directory.cleanup()
 
 
-TARGETS = {"codec": (CodecTarget, 0.5), "manager": (ManagerTarget, 0.3), "stream": (StreamTarget, 0.15), "zeromq": (ZeroMQTarget, 0.05)}
+TARGETS = {
+    "codec": (CodecTarget, 0.5), "manager": (ManagerTarget, 0.29), "stream": (StreamTarget, 0.15), "zeromq": (ZeroMQTarget, 0.05),
+    "launch helper": (LaunchHelperTarget, 0.01),
+}  # fmt: skip
 """By name: what it is, and its share of the messages."""

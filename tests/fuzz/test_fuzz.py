@@ -17,7 +17,7 @@ FRESH = int(time.time())
 
 
 @pytest.mark.parametrize("seed", [1, FRESH], ids=["fixed", "fresh"])
-@pytest.mark.parametrize(("target", "messages"), [("codec", 20_000), ("manager", 6_000), ("stream", 5_000), ("zeromq", 2_000)])
+@pytest.mark.parametrize(("target", "messages"), [("codec", 20_000), ("manager", 6_000), ("stream", 5_000), ("zeromq", 2_000), ("launch helper", 1_000)])
 def test_nobody_is_harmed(target: str, messages: int, seed: int) -> None:
     run(target, messages, seed)
 

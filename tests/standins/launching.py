@@ -112,9 +112,16 @@ def cores_per_host() -> int:
     return int(os.environ["STANDIN_CORES"])
 
 
-def on_compute_node() -> bool:
-    """Whether a rank of a launch, or its task, called this program."""
-    return "STANDIN_HOST" in os.environ
+def compute_node() -> str | None:
+    """The host on which this program was called; None if it was where the job script runs.
+
+    It is told by the environment of the caller: what a launch helper starts has variables of a compute node, but is not there.
+    """
+    caller = Path(f"/proc/{os.getppid()}")
+    if b"rank_parent.py" in (caller / "cmdline").read_bytes():  # we are a rank ourselves
+        return os.environ["STANDIN_HOST"]
+    variables = (caller / "environ").read_bytes().split(b"\0")
+    return next((os.fsdecode(each[13:]) for each in variables if each.startswith(b"STANDIN_HOST=")), None)
 
 
 def packed(ranks: int, per_node: int, hosts: list[str]) -> list[Place]:
@@ -188,7 +195,7 @@ def claim(place: Callable[[Held], tuple[list[Place], Held]]) -> Iterator[Step]:
         (step.directory / "holds").write_text(json.dumps({"pid": os.getpid(), "cores": cores}))
         with open(top / "log", "a") as log:
             argv = [Path(sys.argv[0]).name, *sys.argv[1:]]
-            entry = {"step": number, "argv": argv, "ranks": counts(places), "from": os.environ.get("STANDIN_HOST")}
+            entry = {"step": number, "argv": argv, "ranks": counts(places), "from": compute_node()}
             log.write(json.dumps(entry) + "\n")
     try:
         yield step

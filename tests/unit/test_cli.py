@@ -32,6 +32,27 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+# ---- exex launch-helper ----
+
+
+@pytest.mark.parametrize(
+    "words, status, says",
+    [
+        (["nowhere/file"], 1, "exex launch-helper: cannot write the connection file "),
+        (["--launcher", "aprunn", "file"], 2, "exex launch-helper: there is no launcher 'aprunn'; the nearest is 'aprun'"),
+        (["--most", "0", "file"], 2, "Invalid value for '--most'"),
+        ([], 2, "Missing argument 'FILE'"),
+    ],
+)
+def test_a_launch_helper_that_cannot_start(words, status, says):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-m", "exex", "launch-helper", *words]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert says in done.stderr and "Traceback" not in done.stderr
+    assert not Path("file").exists()
+
+
 # ---- python -m exex.run ----
 
 

@@ -19,6 +19,11 @@ export MPICH_GNI_FORK_MODE=FULLCOPY
 export EXEX_JOB_DIR="$PWD/runinfo/job-$PBS_JOBID"
 mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 
+# Compute nodes cannot start aprun. What tasks want it to start is started here, by this helper.
+export EXEX_LAUNCH_HELPER="$EXEX_JOB_DIR/launch-helper"
+/home/ada/exex/bin/python -m exex launch-helper --launcher aprun "$EXEX_LAUNCH_HELPER" &
+helper=$!
+
 # One rank on each node, with 16 slots. Rank 0 is the manager as well.
 # No compute node knows when the job ends: SECONDS counts from the start of this shell.
 aprun -n 16 -N 1 -d 16 -j 1 -cc none -b \
@@ -34,5 +39,7 @@ if [ -e "$EXEX_JOB_DIR/status" ]; then
 elif [ "$status" -eq 0 ]; then
     status=1 # it was ended from outside, whatever the launcher says
 fi
+
+kill -HUP "$helper" 2>/dev/null && wait "$helper"
 
 exit "$status"

@@ -21,6 +21,11 @@ left=${EXEX_CHAIN:-3}
 unset EXEX_CHAIN
 cp "$0" "$EXEX_JOB_DIR/job.sh"
 
+# Compute nodes cannot start jsrun. What tasks want it to start is started here, by this helper.
+export EXEX_LAUNCH_HELPER="$EXEX_JOB_DIR/launch-helper"
+/home/ada/exex/bin/python -m exex launch-helper --launcher jsrun "$EXEX_LAUNCH_HELPER" &
+helper=$!
+
 # One rank on each node, with 42 slots. Rank 0 is the manager as well.
 # LSF tells nobody when the job ends: SECONDS counts from the start of this shell.
 jsrun -n 46 -r 1 -a 1 -c 42 -g 6 -b none -d packed \
@@ -37,6 +42,8 @@ if [ -e "$EXEX_JOB_DIR/status" ]; then
 elif [ "$status" -eq 0 ]; then
     status=1 # it was ended from outside, whatever the launcher says
 fi
+
+kill -HUP "$helper" 2>/dev/null && wait "$helper"
 
 # 75: the allocation has ended before the work. The next job goes on from the journal.
 if [ "$status" -eq 75 ] && [ "$left" -gt 0 ]; then

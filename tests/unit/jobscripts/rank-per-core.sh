@@ -17,6 +17,11 @@ export MPICH_GNI_FORK_MODE=FULLCOPY
 export EXEX_JOB_DIR="$PWD/runinfo/job-${COBALT_JOBID:?this is a job script: submit it with qsub}"
 mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 
+# Compute nodes cannot start aprun. What tasks want it to start is started here, by this helper.
+export EXEX_LAUNCH_HELPER="$EXEX_JOB_DIR/launch-helper"
+/home/ada/exex/bin/python -m exex launch-helper --launcher aprun "$EXEX_LAUNCH_HELPER" &
+helper=$!
+
 # 64 ranks on each node, with 1 slot each. Rank 0 is the manager and runs no tasks.
 aprun -n 8192 -N 64 -d 1 -j 1 -cc depth -b \
     /home/ada/exex/bin/python -m exex.run --slots 1 \
@@ -31,5 +36,7 @@ if [ -e "$EXEX_JOB_DIR/status" ]; then
 elif [ "$status" -eq 0 ]; then
     status=1 # it was ended from outside, whatever the launcher says
 fi
+
+kill -HUP "$helper" 2>/dev/null && wait "$helper"
 
 exit "$status"

@@ -15,6 +15,11 @@
 export EXEX_JOB_DIR="$PWD/runinfo/job-${LSB_JOBID:?this is a job script: submit it with bsub}"
 mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 
+# Compute nodes cannot start jsrun. What tasks want it to start is started here, by this helper.
+export EXEX_LAUNCH_HELPER="$EXEX_JOB_DIR/launch-helper"
+/home/ada/exex/bin/python -m exex launch-helper --launcher jsrun "$EXEX_LAUNCH_HELPER" &
+helper=$!
+
 # One rank on each node, with 42 slots. Rank 0 is the manager as well.
 # LSF tells nobody when the job ends: SECONDS counts from the start of this shell.
 jsrun -n 4 -r 1 -a 1 -c 42 -g 6 -b none -d packed \
@@ -30,5 +35,7 @@ if [ -e "$EXEX_JOB_DIR/status" ]; then
 elif [ "$status" -eq 0 ]; then
     status=1 # it was ended from outside, whatever the launcher says
 fi
+
+kill -HUP "$helper" 2>/dev/null && wait "$helper"
 
 exit "$status"

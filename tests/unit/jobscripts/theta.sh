@@ -17,6 +17,11 @@ export MPICH_GNI_FORK_MODE=FULLCOPY
 export EXEX_JOB_DIR="$PWD/runinfo/job-${COBALT_JOBID:?this is a job script: submit it with qsub}"
 mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 
+# Compute nodes cannot start aprun. What tasks want it to start is started here, by this helper.
+export EXEX_LAUNCH_HELPER="$EXEX_JOB_DIR/launch-helper"
+/home/ada/exex/bin/python -m exex launch-helper --launcher aprun "$EXEX_LAUNCH_HELPER" &
+helper=$!
+
 # One rank on each node, with 64 slots. Rank 0 is the manager as well.
 aprun -n 128 -N 1 -d 64 -j 1 -cc none -b \
     /home/ada/exex/bin/python -m exex.run --slots 64 \
@@ -31,5 +36,7 @@ if [ -e "$EXEX_JOB_DIR/status" ]; then
 elif [ "$status" -eq 0 ]; then
     status=1 # it was ended from outside, whatever the launcher says
 fi
+
+kill -HUP "$helper" 2>/dev/null && wait "$helper"
 
 exit "$status"
