@@ -45,6 +45,7 @@ OPTIONS = (
     JobOption("name", "NAME", "Name of the job. Default: that of the script."),
     JobOption("shape", "node|core", "One rank on each node with a slot for each core, or one rank on each core. Default: node."),
     JobOption("ranks_per_node", "N", "Ranks on each node, which share its cores. Default: as --shape says."),
+    JobOption("spare_nodes", "N", "Nodes left free of ranks, for MPI sub-tasks of launchers that need such (aprun). Default: 0."),
     JobOption("chain", "N", "Jobs that may follow if the allocation ends before the work; for cached apps. Default: 0."),
     JobOption("set_env", "NAME=VALUE", "Set a variable in the job script.", is_list=True),
     JobOption("python", "PATH", "Python with exex, on that machine. Default: that of --venv, else the one that runs this."),
@@ -64,6 +65,7 @@ class Job:
     machine: Machine
     queue: Queue | None
     nodes: int
+    spare_nodes: int  # of them, without ranks
     walltime_s: float
     account: str | None
     name: str
@@ -142,6 +144,7 @@ def plan_job(
         machine=machine,
         queue=queue,
         nodes=nodes,
+        spare_nodes=_spare_nodes(values, nodes),
         walltime_s=walltime_s,
         account=_account(machine, values.get("account")),
         name=name,
@@ -170,6 +173,13 @@ def _whole(values: Mapping[str, Any], name: str, default: int) -> int:
     if not re.fullmatch(r"\d+", text) or int(text) < least:
         raise ConfigError(f"--{name.replace('_', '-')} is {text!r}; accepted: an integer, at least {least}")
     return int(text)
+
+
+def _spare_nodes(values: Mapping[str, Any], nodes: int) -> int:
+    spare = _whole(values, "spare_nodes", 0)
+    if spare >= nodes:
+        raise ConfigError(f"--spare-nodes is {spare}: of {nodes} nodes at least one must have ranks")
+    return spare
 
 
 def _walltime_s(text: str | None) -> float:

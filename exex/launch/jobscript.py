@@ -28,7 +28,7 @@ def world_layout(job: Job) -> Layout:
     gpus = len(devices.names) // job.ranks_per_node if devices and devices.by_launcher else 0
     crowded = job.slots is not None and job.slots > cores
     return Layout(
-        nodes=job.nodes,
+        nodes=job.nodes - job.spare_nodes,
         ranks_per_node=job.ranks_per_node,
         cores_per_rank=cores,
         gpus_per_rank=gpus,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from exex.errors import ConfigError
 from exex.launch import data
+from exex.launch.helped import helped
 from exex.launch.launcher import describe_mpiexec
 from exex.launch.launchers import LauncherFile, Layout, launcher_names, load_launcher
 from exex.launch.started_by import STARTED_BY
@@ -41,12 +42,16 @@ def sub_task(layout: Layout, env: Mapping[str, str]) -> SubTask:
         env: of the task.
 
     Raises:
-        ConfigError: no launcher is known, or it cannot start this layout.
+        ConfigError: no launcher is known, it cannot start this layout, or it cannot be reached from here.
     """
     launcher, program = find_launcher(env)
+    if launcher.room == "nodes" or launcher.hosts is None:
+        layout = layout._replace(hosts=())  # the world holds the task's own: the launcher chooses among those that are free
     words = launcher.subtask_argv(layout)
-    if program != launcher.program:
-        words = [program if word == launcher.program else word for word in words[:1]] + words[1:]
+    if words[0] == launcher.program:
+        words[0] = program
+    if not launcher.from_compute_nodes:
+        words = helped(words, env)
     return SubTask(words, variables(words, layout, launcher), launcher.nested_environment(env))
 
 

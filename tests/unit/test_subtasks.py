@@ -33,10 +33,16 @@ def test_srun_is_found_on_the_path() -> None:
     assert task.environment == {subtasks.STARTED_BY: "srun:", "HOME": "/h"}
 
 
-def test_the_user_may_choose() -> None:
-    env = {subtasks.STARTED_BY: "srun:", "EXEX_SUBTASK_LAUNCHER": "aprun"}
-    task = subtasks.sub_task(Layout(nodes=2, ranks_per_node=4, hosts=("nid00012", "nid00013")), env)
-    assert task.prefix[0] == "aprun" and "12-13" in task.prefix
+def test_the_user_may_choose(tmp_path: Path) -> None:
+    """Here one whose sub-tasks need the launch helper, and nodes that the world has left free."""
+    env = {"EXEX_STARTED_BY": "srun:", "EXEX_SUBTASK_LAUNCHER": "aprun"}
+    layout = Layout(nodes=2, ranks_per_node=4, hosts=("nid00012", "nid00013"))
+    with pytest.raises(ConfigError, match="aprun starts programs only from where the job script runs"):
+        subtasks.sub_task(layout, env)
+    prefix = subtasks.sub_task(layout, {**env, "EXEX_LAUNCH_HELPER": str(tmp_path)}).prefix
+    assert prefix[:2] == [sys.executable, "-I"]
+    words = prefix[prefix.index("aprun") :]
+    assert words[words.index("-n") + 1] == "8" and "-L" not in words
 
 
 def test_what_a_script_is_told() -> None:
