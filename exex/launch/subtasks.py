@@ -69,7 +69,8 @@ def find_launcher(env: Mapping[str, str]) -> tuple[LauncherFile, str]:
         launcher = _of_world(world_is, env)
     else:
         launcher = _of_this_machine(env)
-    for beside in (directory, os.path.dirname(sys.executable)):
+    places = (directory, os.path.dirname(sys.executable)) if launcher.local_words else ()  # it belongs to an MPI library
+    for beside in places:
         path = os.path.join(beside, launcher.program)
         if beside and os.access(path, os.X_OK):
             return launcher, path
@@ -82,8 +83,8 @@ def _of_world(world_is: str, env: Mapping[str, str]) -> LauncherFile:
     if not found:
         known = ", ".join(launcher_names(env))
         raise ConfigError(
-            f"no launcher is known for sub-tasks of a world that {world_is} has started: set --subtask-launcher (known: {known}), "
-            f"or write a file into {data.directories('launchers', env)[0]}"
+            f"no launcher is known for sub-tasks of a world that {world_is} has started: set --subtask-launcher "
+            f"(known: {known}), or write a file into {data.directories('launchers', env)[0]}"
         )
     return min(found, key=lambda launcher: launcher.hosts == "offset")
 

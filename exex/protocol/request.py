@@ -57,9 +57,10 @@ def request_of(spec: AppSpec, nodes: Sequence[NodeShape]) -> Request | None:
 
 
 def _request_of_ranks(spec: AppSpec, nodes: Sequence[NodeShape]) -> Request:
-    """Equal shares of as few nodes as can ever hold them; as many ranks as the last share is short of hold a slot for nothing.
+    """Equal shares of as few nodes as can ever hold them; slots that make the shares equal are held for nothing.
 
-    If no nodes can, it is what the largest of them would have to be.
+    Where there are no such nodes, as for a call on all ranks, whole nodes, of which any have enough slots together. If not even
+    those can hold them, what the largest nodes would have to be.
     """
     alone = Request(1, spec.memory_bytes or 0, spec.gpus, 1, False)
     capable = [node for node in nodes if _could_meet(node, alone)]
@@ -69,7 +70,19 @@ def _request_of_ranks(spec: AppSpec, nodes: Sequence[NodeShape]) -> Request:
         request = alone._replace(cores=-(-spec.ranks // count), nodes=count)
         if sum(node.count for node in capable if node.slots >= request.cores) >= count:
             return request
-    return alone._replace(cores=-(-spec.ranks // fewest), nodes=fewest)
+    return _whole_nodes(spec.ranks, alone, capable) or alone._replace(cores=-(-spec.ranks // fewest), nodes=fewest)
+
+
+def _whole_nodes(ranks: int, alone: Request, capable: Sequence[NodeShape]) -> Request | None:
+    """The fewest whole nodes, of at least so many slots, of which any have enough slots for these ranks together."""
+    for least in sorted({node.slots for node in capable}, reverse=True):
+        slots = count = 0
+        for node in sorted((node for node in capable if node.slots >= least), key=lambda node: node.slots):
+            needed = min(node.count, -(-(ranks - slots) // node.slots))
+            slots, count = slots + needed * node.slots, count + needed
+            if slots >= ranks:
+                return alone._replace(cores=least, nodes=count, whole=True)
+    return None
 
 
 def impossible(name: str, request: Request, nodes: Sequence[NodeShape], left: str = "") -> InvalidResourceSpecification | None:

@@ -163,7 +163,10 @@ def run_part(comm: Any, task: TaskId, head: Head, place: Place, functions: dict[
 
     def adapt(call: tuple[Any, ...]) -> tuple[Any, ...]:
         """The communicator first; files for the lead's output only."""
-        return ((comm, *call[0]), call[1], *(call[2:] if is_lead else ()))
+        options = dict(call[2]) if len(call) > 2 else {}
+        if not is_lead:
+            options = {name: value for name, value in options.items() if name not in ("stdout", "stderr")}
+        return (comm, *call[0]), call[1], options
 
     values = None if head.values is None else [unhanded(value) for value in head.values]
     return execute(head.spec, told, unhanded(head.payload), values, task, head.attempt, place, adapt)

@@ -131,7 +131,7 @@ def test_a_rank_knows_its_world(job):
 
 
 @contextlib.contextmanager
-def launch_helper(job):
+def launch_helper(job, launches=1):
     """The launch helper, on the job script's node; beside a launcher that needs none there is none."""
     if job.file.from_compute_nodes:
         yield
@@ -144,7 +144,7 @@ def launch_helper(job):
         helper.send_signal(signal.SIGHUP)
         ended = job.launch.finish(helper, 20)
     assert ended.status == 0, ended.err
-    assert len(re.findall(": begins$", ended.err, re.MULTILINE)) == len(re.findall(": over after ", ended.err)) == 1, ended.err
+    assert len(re.findall(": begins$", ended.err, re.MULTILINE)) == len(re.findall(": over after ", ended.err)) == launches, ended.err
 
 
 def test_a_world_comes_up_and_a_subtask_runs_in_it(job):

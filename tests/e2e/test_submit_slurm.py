@@ -153,4 +153,4 @@ def test_the_script_runs_in_an_interactive_allocation(login):
     script = login.call(sys.executable, "-m", "exex", "jobscript", *ASKED, *SET, "workflow.py")
     (login.launch.cwd / "job.sh").write_text(script)
     out = login.call("salloc", "--nodes=2", "--exclusive", "--time=10", "--quiet", "bash", "job.sh")
-    assert "'node2'] []\n" in out
+    assert "['node1', 'node2'] []\n" in out
