@@ -35,7 +35,7 @@ class Outflow:
 
     def wants(self) -> bool:
         """Whether to poll for reading."""
-        return self.is_open and (self.passes_over or (self._credit > 0 and self._wire.waiting_bytes < WINDOW_BYTES))
+        return self.is_open and (self.passes_over or self._credit > 0)
 
     def move(self) -> None:
         """Read once, and send it."""

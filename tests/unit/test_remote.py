@@ -94,9 +94,11 @@ def test_without_stdin_stdout_and_stderr(helper):
     done.communicate()
 
 
-def test_limits_are_those_of_the_job_script(helper):
+def test_limits_are_those_of_the_job_script(own_helper):
     """The helper's own limit of open files is higher, since many may wait."""
-    assert helper.run("sh", "-c", "ulimit -Sn; ulimit -Hn")[1] == subprocess.check_output(["sh", "-c", "ulimit -Sn; ulimit -Hn"])
+    running = own_helper(constants="import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (300, r.getrlimit(r.RLIMIT_NOFILE)[1]))")
+    assert running.run("sh", "-c", "ulimit -Sn")[1] == b"300\n"
+    assert psutil.Process(running.process.pid).rlimit(psutil.RLIMIT_NOFILE)[0] > 300
 
 
 def test_dispositions_of_signals_are_the_usual_ones(helper):
@@ -298,13 +300,23 @@ def test_fifty_at_once(helper):
         assert process.returncode == number
 
 
-def test_only_so_many_at_once(own_helper, tmp_path):
+def connections(running):
+    """How many sockets the helper has: its own, and those of who has no keeper yet."""
+    return len(psutil.Process(running.process.pid).net_connections())
+
+
+def test_only_so_many_at_once(own_helper):
     running = own_helper("--most", "3")
-    (tmp_path / "run").mkdir()
-    script = f"cd {tmp_path}/run; touch $$; ls | wc -l; sleep 0.03; rm $$"
-    processes = [running.popen("sh", "-c", script) for _ in range(20)]
-    counts = [int(process.communicate(timeout=LIMIT_S)[0]) for process in processes]
-    assert max(counts) == 3
+    processes = []
+    for _ in range(3):
+        processes.append(running.popen("sh", "-c", "echo up; cat", stdin=subprocess.PIPE))
+        assert processes[-1].stdout.readline() == b"up\n"
+    processes += [running.popen("echo", "up") for _ in range(2)]
+    wait_until(lambda: connections(running) == 3)
+    assert len(running.keepers()) == 3
+    for process in processes:
+        process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 0
 
 
 def test_who_leaves_before_its_turn_is_not_started(own_helper, tmp_path):
@@ -313,7 +325,7 @@ def test_who_leaves_before_its_turn_is_not_started(own_helper, tmp_path):
     assert first.stdout.readline() == b"up\n"
     second = running.popen("touch", str(tmp_path / "second"))
     third = running.popen("touch", str(tmp_path / "third"))
-    wait_until(lambda: len(psutil.Process(running.process.pid).net_connections()) == 3)
+    wait_until(lambda: connections(running) == 3)
     second.kill()
     wait_until(lambda: "gone before its turn" in running.text())
     first.communicate(timeout=LIMIT_S)
@@ -395,7 +407,7 @@ def test_the_end_of_the_job_script_ends_all(own_helper):
     stubborn = running.popen("sh", "-c", STUBBORN)
     assert gentle.stdout.readline() == stubborn.stdout.readline() == b"up\n"
     waiting = running.popen("echo", "never")
-    wait_until(lambda: len(psutil.Process(running.process.pid).net_connections()) == 2)
+    wait_until(lambda: connections(running) == 2)
     running.stop()
     assert not running.file.exists()
     assert not running.started()
@@ -458,6 +470,17 @@ def test_strangers_are_sent_away(own_helper):
     assert "refused 127.0.0.1: " in running.text()
     assert "it does not know the key" in running.text() or "so far" in running.text()
     assert running.run("echo", "fine")[1] == b"fine\n"
+
+
+def test_a_stranger_is_sent_away_though_a_launch_runs(helper):
+    """The keeper holds no copy of others' connections."""
+    with helper.connect() as sock:
+        sock.recv(5 + len(wire.MAGIC) + wire.NUMBER_BYTES, 0x100)  # MSG_WAITALL
+        process = helper.popen("sh", "-c", "echo up; cat", stdin=subprocess.PIPE)
+        assert process.stdout.readline() == b"up\n"
+        sock.sendall(b"nonsense")
+        assert closes(sock)
+        process.communicate(timeout=LIMIT_S)
 
 
 def test_what_was_overheard_is_of_no_use(helper):
