@@ -42,10 +42,12 @@ if TYPE_CHECKING:
         PropagatedException,
         ProtocolError,
         SerializationError,
+        StagingError,
         StartError,
         TaskProcessDied,
         WorkerLost,
     )
+    from exex.worker.staged import staged
 
 _HOMES = {
     "exex.client.apps": ("bash_app", "join_app", "python_app"),
@@ -79,10 +81,12 @@ _HOMES = {
         "PropagatedException",
         "ProtocolError",
         "SerializationError",
+        "StagingError",
         "StartError",
         "TaskProcessDied",
         "WorkerLost",
     ),
+    "exex.worker.staged": ("staged",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -115,6 +119,7 @@ __all__ = [
     "PropagatedException",
     "ProtocolError",
     "SerializationError",
+    "StagingError",
     "StartError",
     "TaskProcessDied",
     "WorkerLost",
@@ -126,6 +131,7 @@ __all__ = [
     "manager_pid",
     "map",
     "python_app",
+    "staged",
     "wait_for_current_tasks",
 ]
 

@@ -34,7 +34,8 @@ def _config_options() -> list[click.Parameter]:
             spelling = f"{field.option}/--no-{field.option.removeprefix('--')}"
             options.append(click.Option([spelling, field.name], default=None, is_flag=True, help=text))
         else:
-            options.append(click.Option([field.option, field.name], metavar=field.metavar, help=text))
+            many = field.kind == "words"
+            options.append(click.Option([field.option, field.name], metavar=field.metavar, help=text, multiple=many))
     return options
 
 
@@ -53,6 +54,7 @@ def _take_config(params: dict[str, Any], env: Mapping[str, str]) -> tuple[Config
     """
     file: str | None = params.pop("config")
     flags = {field.name: params.pop(field.name) for field in Config.fields_help()}
+    flags = {name: (",".join(value) or None) if isinstance(value, tuple) else value for name, value in flags.items()}
     words = [] if file is None else ["--config", file]
     for field in Config.fields_help():
         value = flags[field.name]
@@ -301,6 +303,23 @@ def show(name: str) -> None:
 _DRY_RUN = click.Option(["--dry-run"], is_flag=True, help="Print the job script and the command, and submit nothing.")
 _add("jobscript", _jobscript_command, [], _JobCommand)
 _add("submit", _submit_command, [_DRY_RUN], _JobCommand)
+
+
+# ---- exex pack ----
+
+
+@main.command()
+@click.argument("prefix", required=False)
+@click.option("--output", metavar="FILE", help="Archive to write: .tar.zst, .tar.gz, .tar.xz or .tar. Default: by PREFIX's name.")
+def pack(prefix: str | None, output: str | None) -> None:
+    """Make an archive of the environment PREFIX, for `exex run --stage`. Default: the environment of this exex."""
+    from exex.launch import stage_pack
+
+    try:
+        print(stage_pack.pack(prefix, output))
+    except ConfigError as error:
+        print(f"exex pack: {error}", file=sys.stderr)
+        sys.exit(_USAGE)
 
 
 # ---- exex journal ----

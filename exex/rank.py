@@ -10,10 +10,11 @@ import socket
 import sys
 import time
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, cast
 
 from exex.config import Config, parse_duration
-from exex.errors import ExexError, JournalError, StartError
+from exex.errors import ExexError, JournalError, StagingError, StartError
 from exex.guard import RankRole, how_it_ended
 from exex.launch import allocation, equipment
 from exex.launch.deadline import find_end_s, reserve_s
@@ -33,6 +34,7 @@ from exex.worker.context import Place
 from exex.worker.processes import Template
 
 if TYPE_CHECKING:
+    from exex.launch.staging import Tree as StageTree
     from exex.store.journal import Journal
 
 _LINGER_S = 0.1
@@ -41,6 +43,9 @@ _LINGER_S = 0.1
 
 class SingletonsError(StartError):
     """The launcher and the MPI library do not know each other: every process is alone and thinks that it is rank 0."""
+
+
+_SAID_ONCE = (SingletonsError, StagingError)  # all ranks know: the first one says it
 
 
 class RankProcess:
@@ -63,6 +68,7 @@ class RankProcess:
         self._times_s = [time.monotonic() - began_s]
         self._waiter = Waiter()
         _raise_descriptor_limit()
+        self._stage_place: object = None  # held as long as this process lives
         self._masks: list[set[int]] = []  # affinity of each rank on this node
         self._neighbours: dict[int, set[int]] = {}  # the same of those that have slots, by rank
         self._broken = False
@@ -75,11 +81,11 @@ class RankProcess:
         try:
             return self._main()
         except ExexError as error:
-            if not (self._expected.rank and isinstance(error, SingletonsError)):  # one of them says it for all
+            if not (self._expected.rank and isinstance(error, _SAID_ONCE)):
                 print(f"exex: rank {self._expected.rank or 0} at {self._node}: {error}", file=sys.stderr, flush=True)
             if not self._expected.rank:
                 write_status(os.environ, 1)
-            self._control.send("status", status=1, others_wait=not isinstance(error, SingletonsError))
+            self._control.send("status", status=1, others_wait=not isinstance(error, _SAID_ONCE))
             return 1
         finally:
             if self._broken:  # some will never come to MPI_Finalize
@@ -92,6 +98,7 @@ class RankProcess:
             clear_status(os.environ)
             self._ends_in_s, self._asked_s = self._left_s(), time.monotonic()  # before MPI_Init: it may run a command
         if self._expected.launcher == "none":
+            self._stage(None)
             return self._alone()
         try:
             from exex.transport import mpi
@@ -105,6 +112,7 @@ class RankProcess:
         if message:
             raise SingletonsError(message)
         time.sleep(settling_s(self._expected, mpi.library()))
+        self._stage(world)
         if "auto" in (self._config.slots, self._config.manager_slots) or self._config.bind != "none":
             shared = mpi.share_on_node(world, (world.rank, os.sched_getaffinity(0)))
             self._masks = [mask for _, mask in shared]
@@ -123,6 +131,26 @@ class RankProcess:
         if not self._broken:
             mpi.finish()
         return 0
+
+    def _stage(self, world: Any) -> None:
+        """Give this node what is to be staged, and tell the guard, which starts the template from there. Collective."""
+        config = self._config
+        if not (config.stage or config.stage_file):
+            return
+        from exex.launch.staging import Beat, Wanted, stage
+        from exex.transport.broadcast import Alone, Tree
+
+        beat = Beat(lambda: self._control.send("staging"))
+        rank, tree = 0, cast("StageTree", Alone())
+        if world is not None:
+            from exex.transport.mpi import leaders_and_node
+
+            rank, tree = world.rank, Tree(*leaders_and_node(world), beat)
+        wanted = Wanted(config.stage, config.stage_file, config.stage_dir)
+        found, self._stage_place = stage(wanted, tree, beat, os.environ, str(Place(rank, self._node)))
+        if found.files:
+            os.environ["EXEX_STAGED"] = found.files
+        self._control.send("staged", staged=asdict(found))
 
     def _watch_me(self, rank: int, meeting: Meeting) -> None:
         """Tell the guard how long this rank may hang, where the guards meet, and which shared memory is its."""

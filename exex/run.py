@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     environment = {**task_environment(os.environ), TAG: reaper.tag}
     launcher_fds = inherited_fds_to_close(os.environ)
 
-    def template_main(sock: socket.socket) -> None:
+    def template_main(sock: socket.socket, what: Mapping[str, str] | None) -> None:
+        if what is not None:
+            from exex.worker import staged
+
+            staged.staged_template(sock, environment, staged.as_staged(what))
         from exex.worker import template
 
         template.template_main(sock, environment)
@@ -37,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         template_main,
         where,
         is_first=not expected.rank,
+        is_staged=bool(config.stage or config.stage_file),
         start_timeout_s=config.start_timeout_s,
         stop_timeout_s=config.stop_timeout_s,
         notice_s=config.notice_s,
@@ -60,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
                 pass  # the launcher named it, but did not pass it on
         os.environ.clear()
         os.environ.update(environment)
+        if role.staged_files:
+            os.environ["EXEX_STAGED"] = role.staged_files
         return client_script.run(script, args, role.message, config)
 
     try:

@@ -211,7 +211,7 @@ _SLURM = {  # of the step and the process, not of the job
 }
 _EXEX = {  # a job that a task starts is another job
     *("EXEX_JOB_DIR", "EXEX_TTY", "EXEX_TASK_ID", "EXEX_ATTEMPT", "EXEX_RANK", "EXEX_NODE", "EXEX_GUARD"),
-    *("EXEX_GRANTED_CORES", "EXEX_GRANTED_GPUS", "EXEX_GRANTED_NODES"),
+    *("EXEX_GRANTED_CORES", "EXEX_GRANTED_GPUS", "EXEX_GRANTED_NODES", "EXEX_STAGED"),
 }
 _FLUX = {  # FLUX_URI leads to the instance, and stays
     *("FLUX_TASK_RANK", "FLUX_TASK_LOCAL_ID", "FLUX_JOB_ID", "FLUX_JOB_SIZE", "FLUX_JOB_NNODES"),
