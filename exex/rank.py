@@ -147,7 +147,14 @@ class RankProcess:
 
             rank, tree = world.rank, Tree(*leaders_and_node(world), beat)
         wanted = Wanted(config.stage, config.stage_file, config.stage_dir)
-        found, self._stage_place = stage(wanted, tree, beat, os.environ, str(Place(rank, self._node)))
+        try:
+            found, self._stage_place = stage(wanted, tree, beat, os.environ, str(Place(rank, self._node)))
+        except StagingError:
+            if world is not None:
+                from exex.transport.mpi import finish
+
+                finish()  # all ranks know, and end alike
+            raise
         if found.files:
             os.environ["EXEX_STAGED"] = found.files
         self._control.send("staged", staged=asdict(found))
