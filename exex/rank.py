@@ -409,6 +409,7 @@ class RankProcess:
     def _greet(self, worker: worker_loop.WorkerLoop) -> None:
         """Wait for the template, and say Hello."""
         error = worker.await_template(self._config.start_timeout_s)
+        self._times_s.append(time.monotonic() - self._began_s)
         worker.hello(__version__, platform.python_version(), error, self._times_s)
 
     def _new_worker(self, rank: int, link: Link, slots: int, inline: bool) -> worker_loop.WorkerLoop:

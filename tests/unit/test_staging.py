@@ -234,5 +234,5 @@ def test_staged_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXEX_STAGED", str(tmp_path))
     assert exex.staged("table") == str(tmp_path / "table")
     for name in ("tabel", "../x"):
-        with pytest.raises(ConfigError, match="staged: table$"):
+        with pytest.raises(ConfigError, match=r"staged: table$"):
             exex.staged(name)
