@@ -20,6 +20,7 @@ from exex.launch import allocation, equipment
 from exex.launch.deadline import find_end_s, reserve_s
 from exex.launch.job_dir import clear_status, write_status
 from exex.launch.leftovers import shared_memory
+from exex.launch.together import wait_for_node
 from exex.launch.world import ExpectedWorld, settling_s, singletons_message
 from exex.manager.loop import OUT_OF_TIME, ManagerLoop, Settings
 from exex.manager.progress import Progress
@@ -105,6 +106,7 @@ class RankProcess:
         except (ImportError, RuntimeError) as error:
             raise StartError(f"mpi4py cannot load an MPI library: {error}; try `exex doctor`") from error
         self._times_s.append(time.monotonic() - self._began_s)
+        wait_for_node(self._expected, os.cpu_count() or 1)
         self._control.send("initialising")
         world = mpi.start()
         self._times_s.append(time.monotonic() - self._began_s)
