@@ -22,8 +22,6 @@ from exex.launch.job_dir import clear_status, write_status
 from exex.launch.leftovers import shared_memory
 from exex.launch.together import wait_for_node
 from exex.launch.world import ExpectedWorld, settling_s, singletons_message
-from exex.manager.loop import OUT_OF_TIME, ManagerLoop, Settings
-from exex.manager.progress import Progress
 from exex.transport.alarm import Meeting, new_meeting
 from exex.transport.base import Link, Ranks
 from exex.transport.joined import OWN, JoinedRanks
@@ -35,6 +33,7 @@ from exex.worker.context import Place
 from exex.worker.processes import Template
 
 if TYPE_CHECKING:
+    from exex.manager.loop import ManagerLoop
     from exex.launch.staging import Tree as StageTree
     from exex.store.journal import Journal
 
@@ -222,6 +221,9 @@ class RankProcess:
     def _manage_with(
         self, journal: Journal | None, workers: Ranks, ranks: frozenset[int], local: worker_loop.WorkerLoop | None
     ) -> int:
+        from exex.manager.loop import ManagerLoop, Settings
+        from exex.manager.progress import Progress
+
         run_dir = _new_run_dir(self._config.run_dir)
         progress = Progress() if self._config.progress else None
         settings = Settings(
@@ -281,6 +283,8 @@ class RankProcess:
 
     def _turn(self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None, clients: StreamLink) -> int:
         """Turn until all is over; returns the job's status."""
+        from exex.manager.loop import OUT_OF_TIME
+
         self._waiter.watch(self._control.fileno())
         client_status: int | None = None
         give_up_s: float | None = None

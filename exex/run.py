@@ -15,13 +15,20 @@ from collections.abc import Mapping
 def main(argv: list[str] | None = None) -> int:
     """Run one process of the job. Returns its exit status."""
     began_s = time.monotonic()
-    from exex import cli
     from exex.guard import ClientRole, Guard, GuardRole, end_the_world
     from exex.launch.job_dir import status_is_written
+    from exex.launch.run_words import read_command
     from exex.launch.world import expected_world, inherited_fds_to_close, task_environment
     from exex.reaper import TAG, Reaper
+    from exex.worker import template  # before it is forked: most of what that imports the rank needs, too
 
-    config, script, args = cli.parse_run_args(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    command = read_command(words, os.environ)
+    if command is None:
+        from exex import cli
+
+        command = cli.parse_run_args(words)
+    config, script, args = command
     expected = expected_world(os.environ)
     reaper = Reaper()
     environment = {**task_environment(os.environ), TAG: reaper.tag}
@@ -32,8 +39,6 @@ def main(argv: list[str] | None = None) -> int:
             from exex.worker import staged
 
             staged.staged_template(sock, environment, staged.as_staged(what))
-        from exex.worker import template
-
         template.template_main(sock, environment)
 
     name = "this process" if expected.rank is None else f"rank {expected.rank}"
