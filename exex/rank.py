@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import resource
@@ -416,6 +417,8 @@ class RankProcess:
         """Wait for the template, and say Hello."""
         error = worker.await_template(self._config.start_timeout_s)
         self._times_s.append(time.monotonic() - self._began_s)
+        gc.freeze()
+        gc.enable()  # a manager beside it will disable it again
         worker.hello(__version__, platform.python_version(), error, self._times_s)
 
     def _new_worker(self, rank: int, link: Link, slots: int, inline: bool) -> worker_loop.WorkerLoop:

@@ -5,6 +5,7 @@ Each process started becomes a guard, a template and a rank; the guard of rank 0
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 def main(argv: list[str] | None = None) -> int:
     """Run one process of the job. Returns its exit status."""
     began_s = time.monotonic()
+    gc.disable()  # until each process has what it needs: imports make no garbage, and many collections
     from exex.guard import ClientRole, Guard, GuardRole, end_the_world
     from exex.launch.job_dir import status_is_written
     from exex.launch.run_words import read_command
@@ -69,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
                 os.close(fd)
             except OSError:
                 pass  # the launcher named it, but did not pass it on
+        gc.enable()
         os.environ.clear()
         os.environ.update(environment)
         if role.staged_files:

@@ -6,6 +6,7 @@ What goes wrong here goes to the rank as its `Failed` would, so that the job end
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ import sys
 
 def main() -> None:
     """Set up `sys.path`, then be the template."""
+    gc.disable()  # the template enables it when all is imported
     told = json.loads(os.environ.pop("EXEX_TEMPLATE_START"))
     sock = socket.socket(fileno=told["fd"])
     try:
