@@ -63,7 +63,7 @@ def row(runs: list[dict[str, Any]]) -> str:
     def median(values: list[float]) -> float:
         return statistics.median(values)
 
-    cells = [f"{first['ranks']} × {first['slots']}"]
+    cells = [f"{first['ranks']} x {first['slots']}"]
     cells += [f"{median([each['steps'][number][-1] for each in runs]):.2f}" for number in range(len(STEPS))]
     cells += [f"{median([each[name] for each in runs]):.2f}" for name in ("last_hello_s", "first_result_s")]
     cells.append(f"{median([each['noops_per_s'] for each in runs]):,.0f}")
@@ -91,14 +91,14 @@ def main() -> None:
             if words.json:
                 with open(words.json, "a") as file:
                     file.write(json.dumps(runs[shape][-1]) + "\n")
-    print(f"| ranks × slots | {' | '.join(STEPS)} | last Hello | first result | no-ops/s | end, s | MiB per rank |")
+    print(f"| ranks x slots | {' | '.join(STEPS)} | last Hello | first result | no-ops/s | end, s | MiB per rank |")
     print("|---|" + "---:|" * (len(STEPS) + 5))
     for shape in shapes:
         print(row(runs[shape]))
     for shape in shapes:
         roles = runs[shape][-1]["memory"]
         shown = ", ".join(f"{role} {each['mib'] / each['processes']:.1f} ({each['processes']})" for role, each in roles.items())
-        print(f"\n{shape[0]} × {shape[1]}: MiB of one (processes): {shown}")
+        print(f"\n{shape[0]} x {shape[1]}: MiB of one (processes): {shown}")
 
 
 if __name__ == "__main__":

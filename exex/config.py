@@ -133,7 +133,9 @@ class Config:
         "auto", "text", "Directory of each node for what is staged; auto: its scratch directory, TMPDIR, /dev/shm or /tmp."
     )
     retries: int = _setting(0, "int", "Further attempts of a failed task.", 0)
-    start_timeout_s: float = _setting(60.0, "float", "Seconds until every rank must be up.", 0.1)
+    start_timeout_s: float = _setting(
+        60.0, "float", "Seconds until every rank must be up; unset, longer on nodes with many more ranks than cores.", 0.1
+    )
     stop_timeout_s: float = _setting(10.0, "float", "Seconds that an orderly end may take.", 0.1)
     walltime: str = _setting(
         "auto", "text", "When the allocation ends, from now: seconds or HH:MM:SS; auto: as the batch system says; none: never."

@@ -34,8 +34,8 @@ from exex.worker.context import Place
 from exex.worker.processes import Template
 
 if TYPE_CHECKING:
-    from exex.manager.loop import ManagerLoop
     from exex.launch.staging import Tree as StageTree
+    from exex.manager.loop import ManagerLoop
     from exex.store.journal import Journal
 
 _LINGER_S = 0.1

@@ -11,6 +11,12 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from exex.launch.run_words import Command
+    from exex.launch.world import ExpectedWorld
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,19 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     gc.disable()  # until each process has what it needs: imports make no garbage, and many collections
     from exex.guard import ClientRole, Guard, GuardRole, end_the_world
     from exex.launch.job_dir import status_is_written
-    from exex.launch.run_words import read_command
     from exex.launch.world import expected_world, inherited_fds_to_close, task_environment
     from exex.reaper import TAG, Reaper
     from exex.worker import template  # before it is forked: most of what that imports the rank needs, too
 
-    words = sys.argv[1:] if argv is None else argv
-    command = read_command(words, os.environ)
-    if command is None:
-        from exex import cli
-
-        command = cli.parse_run_args(words)
-    config, script, args = command
     expected = expected_world(os.environ)
+    config, script, args = _read_words(sys.argv[1:] if argv is None else argv, expected)
     reaper = Reaper()
     environment = {**task_environment(os.environ), TAG: reaper.tag}
     launcher_fds = inherited_fds_to_close(os.environ)
@@ -84,6 +83,23 @@ def main(argv: list[str] | None = None) -> int:
         print(f"exex: {where} cannot start: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1
     return RankProcess(role, config, script, expected, began_s).main()
+
+
+def _read_words(words: list[str], expected: ExpectedWorld) -> Command:
+    """Settings, script, and its arguments."""
+    from exex.config import Config
+    from exex.launch.run_words import read_command
+    from exex.launch.together import patience
+
+    command = read_command(words, os.environ)
+    if command is None:
+        from exex import cli
+
+        command = cli.parse_run_args(words)
+    config, script, args = command
+    if config.start_timeout_s == Config().start_timeout_s:
+        config = replace(config, start_timeout_s=config.start_timeout_s * patience(expected, os.cpu_count() or 1))
+    return config, script, args
 
 
 if __name__ == "__main__":

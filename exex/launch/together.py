@@ -22,6 +22,15 @@ MOST_S = 120.0
 """How long the others wait for it to hang up."""
 
 
+CROWD = 8
+"""So many ranks per core come up within the usual time."""
+
+
+def patience(expected: ExpectedWorld, cores: int) -> float:
+    """How many times longer than usual the ranks of this node may take to come up: they share its cores."""
+    return max(1.0, (expected.ranks_on_node or 1) / (cores * CROWD))
+
+
 def wait_for_node(expected: ExpectedWorld, cores: int, no_other_s: float = NO_OTHER_S) -> int:
     """Sleep until the ranks of this node are here, if there are more of them than cores.
 
