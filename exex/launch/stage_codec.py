@@ -18,7 +18,7 @@ MAGIC_BYTES = 262
 SUFFIXES = {".tar": "tar", ".tar.gz": "gz", ".tgz": "gz", ".tar.xz": "xz", ".txz": "xz", ".tar.zst": "zst", ".tzst": "zst"}
 """The kind of archive that a name asks for."""
 
-_ZSTD_LEVEL = 6
+_ZSTD_LEVEL = 3
 
 
 def has_zstd() -> bool:
