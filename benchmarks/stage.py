@@ -42,10 +42,9 @@ class Shared:
         opened: prefixes that count as shared: the environment, its interpreter, and exex.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, node: Path) -> None:
         self.environment = directory / "shared" / "env"
-        self.node = directory / "node"
-        self.node.mkdir()
+        self.node = node
         self.directory = directory
         self.environment.parent.mkdir()
         subprocess.run(["cp", "-a", sys.prefix, str(self.environment)], check=True)
@@ -139,9 +138,10 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=16, help="for the times; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--sizes", default="2,4,8,16", help="ranks for the counts; default: %(default)s")
+    parser.add_argument("--node", default="/dev/shm", help="directory that plays a node's own; default: %(default)s")
     words = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        shared = Shared(Path(directory))
+    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryDirectory(dir=words.node) as node:
+        shared = Shared(Path(directory), Path(node))
         times(shared, words.ranks, words.repeats)
         if shutil.which("strace"):
             counts(shared, [int(size) for size in words.sizes.split(",")])

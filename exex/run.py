@@ -5,6 +5,7 @@ Each process started becomes a guard, a template and a rank; the guard of rank 0
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import socket
@@ -27,10 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     from exex.launch.job_dir import status_is_written
     from exex.launch.world import expected_world, inherited_fds_to_close, task_environment
     from exex.reaper import TAG, Reaper
-    from exex.worker import template  # before it is forked: most of what that imports the rank needs, too
 
     expected = expected_world(os.environ)
     config, script, args = _read_words(sys.argv[1:] if argv is None else argv, expected)
+    with contextlib.suppress(ImportError):  # of which the rank will tell
+        import exex.worker.template  # noqa: F401  once for template and rank, which needs most of what that imports
     reaper = Reaper()
     environment = {**task_environment(os.environ), TAG: reaper.tag}
     launcher_fds = inherited_fds_to_close(os.environ)
@@ -40,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
             from exex.worker import staged
 
             staged.staged_template(sock, environment, staged.as_staged(what))
+        from exex.worker import template
+
         template.template_main(sock, environment)
 
     name = "this process" if expected.rank is None else f"rank {expected.rank}"

@@ -7,7 +7,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from exex.errors import StartError
 
@@ -125,7 +125,8 @@ def unpack(stream: IO[bytes], directory: str) -> Unpacked:
     """
     directories = {""}  # below `directory`, made by us, so no links
     files = size_bytes = 0
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
+    forward = Forward(stream)
+    with tarfile.open(fileobj=cast("IO[bytes]", forward), mode="r:") as archive:
         for member in archive:
             name = _safe_name(member.name)
             if not name:
@@ -149,7 +150,7 @@ def unpack(stream: IO[bytes], directory: str) -> Unpacked:
             else:
                 raise UnsafeArchiveError(f"{member.name!r} is neither a file nor a directory nor a link")
             files += 1
-    while stream.read(PIECE_BYTES):
+    while forward.read(PIECE_BYTES):
         pass  # to the end, where checksums are
     return Unpacked(files, size_bytes)
 
@@ -228,3 +229,30 @@ class Reader:
         data = b"".join(found)
         self.read_bytes += len(data)
         return data
+
+
+class Forward:
+    """A stream of which the position is known, and which can be moved forward: what `tarfile` wants."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._reader = Reader(iter(lambda: stream.read(PIECE_BYTES), b""))
+
+    def read(self, size: int = -1) -> bytes:
+        """See `Reader.read`."""
+        return self._reader.read(size)
+
+    def tell(self) -> int:
+        """Bytes read or passed over so far."""
+        return self._reader.read_bytes
+
+    def seek(self, position: int) -> int:
+        """Pass over what is before `position`.
+
+        Raises:
+            OSError: it is behind us.
+        """
+        if position < self._reader.read_bytes:
+            raise OSError(errno.ESPIPE, "an archive is read once, from its beginning to its end")
+        while (left := position - self._reader.read_bytes) and self._reader.read(min(left, PIECE_BYTES)):
+            pass
+        return self._reader.read_bytes

@@ -164,9 +164,9 @@ def test_cores_that_nobody_knows():
 
 
 def test_staging_is_told_of_the_nodes_own_disk():
-    staged = script("comet", account="ocean", config=Config(stage_file=("a",)), words=("--stage-file", "a"))
+    staged = script("comet", account="abc123", config=Config(stage_file=("a",)), words=("--stage-file", "a"))
     assert 'export EXEX_SCRATCH="/scratch/$USER/$SLURM_JOB_ID"\n' in staged
-    assert "EXEX_SCRATCH" not in script("comet", account="ocean")
+    assert "EXEX_SCRATCH" not in script("comet", account="abc123")
 
 
 def test_a_launcher_of_another_batch_system():
