@@ -1,7 +1,7 @@
 """What staging costs and saves: seconds, and opens on the shared path, which strace counts.
 
 `python -m benchmarks.stage` copies the environment that it runs in to a directory that plays the shared file system, packs it,
-and runs jobs whose tasks import numpy: from the shared directory, and from what was staged. Prints two Markdown tables.
+and runs jobs whose tasks import packages: from the shared directory, and from what was staged. Prints two Markdown tables.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from benchmarks.harness import ROOT
 SCRIPT = """
 import sys, time
 from exex import Executor
-def load(number):
-    import numpy, time
+def load(number, names):
+    import importlib, time
+    found = [importlib.import_module(name) for name in names]
     time.sleep(0.5)
-    return numpy.__file__
+    return found[0].__file__
 with Executor() as executor:
-    files = [future.result() for future in [executor.submit(load, number) for number in range(int(sys.argv[1]))]]
-print(files[0])
+    futures = [executor.submit(load, number, sys.argv[2].split(",")) for number in range(int(sys.argv[1]))]
+    print([future.result() for future in futures][0])
 """
 
 
@@ -42,7 +43,8 @@ class Shared:
         opened: prefixes that count as shared: the environment, its interpreter, and exex.
     """
 
-    def __init__(self, directory: Path, node: Path) -> None:
+    def __init__(self, directory: Path, node: Path, imports: str) -> None:
+        self.imports = imports
         self.environment = directory / "shared" / "env"
         self.node = node
         self.directory = directory
@@ -56,7 +58,7 @@ class Shared:
     def argv(self, ranks: int, *options: str) -> list[str]:
         """Words that start a job of so many ranks."""
         launcher = [str(self.environment / "bin" / "mpiexec"), "-n", str(ranks), self.python, "-m", "exex.run", "--slots", "1"]
-        return [*launcher, "--manager-slots", "0", *options, str(self.directory / "script.py"), str(ranks - 1)]
+        return [*launcher, "--manager-slots", "0", *options, str(self.directory / "script.py"), str(ranks - 1), self.imports]
 
     def run(self, argv: list[str]) -> tuple[float, str]:
         """Seconds and output of a command.
@@ -139,9 +141,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--sizes", default="2,4,8,16", help="ranks for the counts; default: %(default)s")
     parser.add_argument("--node", default="/dev/shm", help="directory that plays a node's own; default: %(default)s")
+    parser.add_argument("--imports", default="numpy,h5py,matplotlib.pyplot", help="what tasks import; default: %(default)s")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryDirectory(dir=words.node) as node:
-        shared = Shared(Path(directory), Path(node))
+        shared = Shared(Path(directory), Path(node), words.imports)
         times(shared, words.ranks, words.repeats)
         if shutil.which("strace"):
             counts(shared, [int(size) for size in words.sizes.split(",")])

@@ -355,7 +355,7 @@ class Guard:
 
     def _on_staged(self, staged: dict[str, str]) -> None:
         """Start the template from what this node has, and hold that as long as this process lives."""
-        from exex.launch.stage_place import hold
+        from exex.launch.stage_hold import hold
 
         self._staged = staged
         self._stage_held = hold(staged["directory"])
@@ -457,7 +457,7 @@ class Guard:
             self._alarm.tell_end(status)
         remove_shared_memory(self._shared)
         if self._staged is not None:
-            from exex.launch.stage_place import release
+            from exex.launch.stage_hold import release
 
             release(self._stage_held, self._staged["directory"])
         self._reaper.dismiss()

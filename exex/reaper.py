@@ -88,7 +88,7 @@ def _wait_and_reap(read_end: int, tag: str) -> None:
         note = json.loads(line)
         remove_shared_memory(note.get("shared", ()))
         if note.get("staged"):
-            from exex.launch.stage_place import remove_if_left
+            from exex.launch.stage_hold import remove_if_left
 
             remove_if_left(note["staged"])
 

@@ -31,7 +31,7 @@ from typing import Any
 
 from exex.errors import StartError
 from exex.launch.leftovers import remove_shared_memory
-from exex.launch.stage_place import remove_if_left
+from exex.launch.stage_hold import remove_if_left
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

@@ -21,12 +21,10 @@ from typing import NamedTuple
 from exex.errors import ConfigError
 from exex.launch.stage_codec import SUFFIXES, compressed, has_zstd
 from exex.launch.stage_tar import Entry, tar_stream, tree
+from exex.launch.staging import BASE
 
 MANIFEST = ".exex-pack.json"
 """First member of an archive: see `Manifest`."""
-
-BASE = "base-python"
-"""Where the interpreter of a virtual environment and its standard library stand in an archive."""
 
 _SYSTEM = ("/usr",)
 """Prefixes of interpreters that come with a node's own system."""

@@ -1,9 +1,4 @@
-"""Where staged files stand on a node, who holds them, and how they go: `BASE/exex-stage-UID/NAME/`.
-
-Every guard of a node holds a shared lock on the directory's file `lock`, which the kernel releases however the guard ends.
-Who can lock it alone is the last one, and removes the directory: a guard at its end, the reaper of one that was killed,
-`exex run`, or the next job that stages on this node.
-"""
+"""Where staged files stand on a node: `BASE/exex-stage-UID/NAME/`, in the first BASE that is the node's own and has room."""
 
 from __future__ import annotations
 
@@ -18,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from exex.errors import StartError
+from exex.launch.stage_hold import LOCK, parent_name, release, remove_if_left
 
 AUTO = "auto"
-LOCK = "lock"
 
 _MEMORY_SHARE = 4
 """In memory at most this part of what is available is used, unless the user says so."""
@@ -130,39 +125,9 @@ class Place:
         release(self._held, self.path)
 
 
-def hold(path: str) -> int:
-    """Hold a staged directory; returns the descriptor that does so, or -1 if it is gone."""
-    try:
-        held = os.open(os.path.join(path, LOCK), os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return -1
-    fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    return held
-
-
-def release(held: int, path: str) -> None:
-    """Hold it no longer, and remove it if nobody else does."""
-    if held < 0:
-        return
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(path, ignore_errors=True)
-    except BlockingIOError:
-        pass  # others run from it
-    finally:
-        os.close(held)
-
-
-def remove_if_left(path: str) -> None:
-    """Remove a staged directory that nobody holds."""
-    if os.path.basename(os.path.dirname(path)) == _parent_name():
-        with contextlib.suppress(OSError):
-            release(hold(path), path)
-
-
 def sweep(base: str) -> None:
     """Remove what killed jobs of this user have left below a directory."""
-    parent = os.path.join(base, _parent_name())
+    parent = os.path.join(base, parent_name())
     if not os.path.isdir(parent):
         return
     with contextlib.suppress(OSError, StartError), _locked(_own_parent(base)):
@@ -176,13 +141,9 @@ def sweep(base: str) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _parent_name() -> str:
-    return f"exex-stage-{os.getuid()}"
-
-
 def _own_parent(base: str) -> str:
     """The directory of this user below `base`, in which nobody else may write."""
-    parent = os.path.join(base, _parent_name())
+    parent = os.path.join(base, parent_name())
     with contextlib.suppress(FileExistsError):
         os.mkdir(parent, 0o700)
     found = os.lstat(parent)

@@ -14,11 +14,12 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
-from typing import IO, Any
+from typing import IO
 
 from exex.errors import ExexError, StartError
 from exex.launch import stage_codec, stage_pack
 from exex.launch.stage_tar import Entry, tar_stream, tree
+from exex.launch.staging import Chunk
 
 CHUNK_BYTES = 1024**2
 """No chunk is larger."""
@@ -48,10 +49,6 @@ class Part:
     needs_bytes: int  # on a node
     mode: int = 0o600
     origin: str = ""  # of an environment: the directory that it was made of
-
-
-Chunk = tuple[int, Any]
-"""A Kind, and bytes or a view of them, which is valid until the next chunk is asked for."""
 
 
 def parse_files(words: Sequence[str]) -> list[tuple[str, str]]:

@@ -10,13 +10,11 @@ import os
 import re
 import socket
 import sys
-import sysconfig
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exex.errors import ConfigError
-from exex.launch.stage_pack import BASE
-from exex.launch.staging import DEPS, OWN, Staged
+from exex.launch.staging import BASE, DEPS, OWN, Staged
 
 STAGED = "EXEX_STAGED"
 """The variable that names the directory of staged files."""
@@ -126,9 +124,8 @@ def packages(prefix: str) -> list[str]:
 
 def shared_path(path: Sequence[str], origin: str) -> list[str]:
     """What a template with an interpreter of its own should look through last: where this process has its packages from."""
-    library = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
-    library |= {os.path.join(each, "lib-dynload") for each in library}
-    outside = [each for each in path if each and each not in library and not each.endswith(".zip")]
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"  # the standard library's directory is called so
+    outside = [each for each in path if each and not each.endswith((f"/{version}", "/lib-dynload", ".zip"))]
     return [each for each in outside if not origin or not each.startswith(origin + "/")]
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from exex.errors import ConfigError
 from exex.launch import stage_pack
-from exex.launch.stage_pack import BASE, MANIFEST, Manifest, environment, manifest_of, pack, settle
+from exex.launch.stage_pack import MANIFEST, Manifest, environment, manifest_of, pack, settle
+from exex.launch.staging import BASE
 
 VERSION = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 

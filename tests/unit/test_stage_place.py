@@ -11,7 +11,8 @@ import pytest
 
 from exex.errors import StartError
 from exex.launch import stage_place
-from exex.launch.stage_place import Place, bases, file_system, hold, judge, release, remove_if_left, sweep
+from exex.launch.stage_hold import hold, release, remove_if_left
+from exex.launch.stage_place import Place, bases, file_system, judge, sweep
 
 MB = 1024**2
 

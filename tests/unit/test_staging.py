@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from exex.errors import ConfigError, StagingError, StartError
+from exex.launch.stage_leader import Taker
 from exex.launch.stage_source import CHUNK_BYTES, Kind, Source, parse_files
-from exex.launch.staging import Beat, Staged, Taker, Wanted, stage
+from exex.launch.staging import Beat, Staged, Wanted, stage
 from exex.transport.broadcast import Alone
 from exex.worker import staged as at_worker
 from exex.worker.staged_start import failed, search_path
