@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import lzma
 import os
 import subprocess
-import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +16,6 @@ from exex.launch.stage_source import Kind, Part, Source, parse_files
 from exex.launch.staging import DEPS, ENVIRONMENT, FILES, OWN, Chunk, Staged, Wanted
 
 _DEPS = ("msgspec", "cloudpickle")
-_BROKEN = (OSError, EOFError, ValueError, ExexError, tarfile.TarError, zlib.error, lzma.LZMAError)
 
 
 def source(wanted: Wanted) -> Iterator[Chunk]:
@@ -100,7 +96,7 @@ class Taker:
         if not self.error:
             try:
                 self._unpack(part, pieces)
-            except _BROKEN as error:
+            except Exception as error:  # whatever an archive and its decompressor come up with: the others wait for us
                 self.error = self.error or self._explain(part, error)
         for _ in pieces:
             pass  # the others are not to wait for us

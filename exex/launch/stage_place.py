@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -103,11 +104,15 @@ class Place:
         for base in bases(setting, env):
             sweep(base)
             candidate = judge(base, needs_bytes, is_asked_for=setting != AUTO)
-            if not candidate.why_not:
-                self.base, self.free_bytes = candidate.path, candidate.free_bytes
+            if candidate.why_not:
+                tried.append(f"{base} {candidate.why_not}")
+                continue
+            self.base, self.free_bytes = base, candidate.free_bytes
+            try:
                 self._make()
                 return
-            tried.append(f"{candidate.path} {candidate.why_not}")
+            except StartError as error:
+                tried.append(f"{base} cannot be used: {error}")
         raise StartError(
             f"no directory for what is staged, which needs about {_size(needs_bytes)}: {'; '.join(tried)}. "
             "Name one that the node has for itself: --stage-dir DIR"
@@ -116,7 +121,7 @@ class Place:
     def _make(self) -> None:
         parent = _own_parent(self.base)
         with _locked(parent):
-            self.path = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent)
+            self.path = tempfile.mkdtemp(prefix=f"{_node()}-{os.getpid()}-", dir=parent)
             self._held = os.open(os.path.join(self.path, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._held, fcntl.LOCK_SH)
 
@@ -126,19 +131,26 @@ class Place:
 
 
 def sweep(base: str) -> None:
-    """Remove what killed jobs of this user have left below a directory."""
+    """Remove what killed jobs of this user have left on this node below a directory.
+
+    If that is shared after all, locks of other nodes may not be seen here, so that theirs are left alone.
+    """
     parent = os.path.join(base, parent_name())
     if not os.path.isdir(parent):
         return
     with contextlib.suppress(OSError, StartError), _locked(_own_parent(base)):
         for name in os.listdir(parent):
             path = os.path.join(parent, name)
-            if not os.path.isdir(path) or os.path.islink(path):
+            if not name.startswith(f"{_node()}-") or not os.path.isdir(path) or os.path.islink(path):
                 continue
             if os.path.exists(os.path.join(path, LOCK)):
                 remove_if_left(path)
             else:  # killed while it was made, or while it was removed
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _node() -> str:
+    return socket.gethostname().partition(".")[0]
 
 
 def _own_parent(base: str) -> str:

@@ -161,8 +161,9 @@ def _manifest(file: IO[bytes], form: str) -> stage_pack.Manifest:
             first = archive.next()
             if first is not None and first.name == stage_pack.MANIFEST and (content := archive.extractfile(first)):
                 return stage_pack.manifest_of(content.read())
-    except (tarfile.TarError, EOFError, ValueError):
-        pass  # the nodes will say what is wrong with it
+    except Exception as error:  # each decompressor has its own: the nodes will say what is wrong with it
+        if isinstance(error, OSError) and error.errno:
+            raise
     return stage_pack.Manifest()
 
 

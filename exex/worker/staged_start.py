@@ -24,7 +24,8 @@ def main() -> None:
             has = f"{sys.version_info[0]}.{sys.version_info[1]}"
             raise RuntimeError(f"it has Python {has}, and the job runs with {wanted[0]}.{wanted[1]}; both must be the same")
         os.environ.update(told["hidden"])
-        sys.path[:] = search_path(told, sys.path[1:])
+        here = os.path.dirname(os.path.abspath(__file__))  # where Python has put it, and nobody should import from
+        sys.path[:] = search_path(told, [path for path in sys.path if path != here])
         from exex.launch.heap import keep_heap
         from exex.worker.template import template_main
     except BaseException as error:

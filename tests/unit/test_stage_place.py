@@ -45,10 +45,12 @@ def test_what_a_killed_job_left_is_removed_by_the_next_one(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     left = Path(done.stdout.strip())
     assert left.exists(), done.stderr
-    half = left.parent / "no-lock-yet"
+    half = left.parent / f"{left.name}-half"  # no lock yet
+    of_another_node = left.parent / f"x{left.name}"
     half.mkdir()
+    of_another_node.mkdir()
     mine = Place(str(tmp_path), {}, MB)
-    assert not left.exists() and not half.exists() and Path(mine.path).exists()
+    assert not left.exists() and not half.exists() and Path(mine.path).exists() and of_another_node.exists()
     sweep(str(tmp_path))
     assert Path(mine.path).exists(), "somebody holds it"
 
@@ -63,7 +65,7 @@ def test_nothing_else_is_removed(tmp_path: Path) -> None:
 def test_a_directory_of_that_name_which_others_can_write_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / f"exex-stage-{os.getuid()}").mkdir()
     (tmp_path / f"exex-stage-{os.getuid()}").chmod(0o777)
-    with pytest.raises(StartError, match="others may write to it"):
+    with pytest.raises(StartError, match=r"cannot be used: .* others may write to it"):
         Place(str(tmp_path), {}, MB)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from exex.errors import ConfigError, StagingError, StartError
+from exex.launch import stage_pack
+from exex.launch.stage_codec import has_zstd
 from exex.launch.stage_leader import Taker
 from exex.launch.stage_source import CHUNK_BYTES, Kind, Source, parse_files
 from exex.launch.staging import Beat, Staged, Wanted, stage
@@ -134,6 +136,15 @@ def test_a_file_that_cannot_be_read_to_its_end(node: Path, tmp_path: Path, monke
 
     monkeypatch.setattr("exex.launch.stage_source._pieces", broken)
     assert "cannot read" in fails(node, "", str(tmp_path / "table")) and not list(node.rglob("table"))
+
+
+@pytest.mark.skipif(not has_zstd(), reason="no zstandard")
+def test_damaged_zstd(node: Path, modules: Path, tmp_path: Path) -> None:
+    stage_pack.pack(str(modules), str(tmp_path / "e.tar.zst"))
+    data = bytearray((tmp_path / "e.tar.zst").read_bytes())
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    (tmp_path / "e.tar.zst").write_bytes(data)
+    assert "e.tar.zst: it is damaged, or no archive" in fails(node, str(tmp_path / "e.tar.zst"))
 
 
 def test_an_archive_with_less_in_it_than_it_says(node: Path, tmp_path: Path) -> None:
