@@ -15,7 +15,8 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple
 
 from exex.errors import ConfigError
@@ -57,7 +58,18 @@ class Packed(NamedTuple):
 
 
 def environment(prefix: str) -> Packed:
-    """What an archive of the environment, or of any directory, consists of. Looks at each file's size; reads no contents.
+    """What an archive of the environment, or of any directory, consists of; see `scan`."""
+    steps = scan(prefix)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            packed: Packed = end.value
+            return packed
+
+
+def scan(prefix: str) -> Generator[None, None, Packed]:
+    """The same, and a sign after each look at a file: a slow file system may take minutes. Looks at sizes; reads no contents.
 
     Raises:
         OSError: the directory cannot be read.
@@ -66,13 +78,16 @@ def environment(prefix: str) -> Packed:
     prefix = os.path.abspath(prefix)
     config = os.path.join(prefix, "pyvenv.cfg")
     base = ""
+    found: Iterable[Entry] = tree(prefix)
     if os.path.isfile(config):
-        entries, base = _venv_entries(prefix, read_pyvenv(config))
-    else:
-        entries = list(tree(prefix))
-    entries = [entry for entry in entries if entry.name != MANIFEST]
-    found = [os.lstat(entry.path) for entry in entries]
-    sizes = [each.st_size for each in found if stat.S_ISREG(each.st_mode) or stat.S_ISLNK(each.st_mode)]
+        found, base = _venv_entries(prefix, read_pyvenv(config))
+    entries, sizes = [], []
+    for entry in found:
+        yield
+        looked = os.lstat(entry.path)
+        if entry.name != MANIFEST:
+            entries.append(entry)
+            sizes += [looked.st_size] if stat.S_ISREG(looked.st_mode) or stat.S_ISLNK(looked.st_mode) else []
     manifest = Manifest(prefix, base, sum(sizes), len(sizes))
     return Packed(manifest, [Entry(MANIFEST, "", json.dumps(manifest._asdict()).encode()), *entries])
 
@@ -84,7 +99,7 @@ def read_pyvenv(path: str) -> dict[str, str]:
     return {name.strip().lower(): value.strip() for name, equals, value in pairs if equals}
 
 
-def _venv_entries(prefix: str, config: Mapping[str, str]) -> tuple[list[Entry], str]:
+def _venv_entries(prefix: str, config: Mapping[str, str]) -> tuple[Iterable[Entry], str]:
     """The entries, and the prefix of the interpreter if it is among them."""
     python = os.path.realpath(os.path.join(prefix, "bin", "python"))
     if not os.path.isfile(python):
@@ -93,17 +108,15 @@ def _venv_entries(prefix: str, config: Mapping[str, str]) -> tuple[list[Entry], 
     base = os.path.dirname(os.path.realpath(home))
     version = _version(prefix)
     if base in _SYSTEM or not version or not os.path.isfile(os.path.join(base, "lib", version, "os.py")):
-        return list(tree(prefix)), ""
+        return tree(prefix), ""
     name = f"{BASE}/bin/{version}"
     interpreters = ("bin/python", "bin/python3", f"bin/{version}")
-    entries = list(tree(prefix, leave_out=("lib64", *interpreters)))
-    entries += [Entry("lib64", os.path.join(prefix, "lib64"))] if os.path.islink(os.path.join(prefix, "lib64")) else []
-    entries += [Entry(name, python)]
+    link = os.path.join(prefix, "lib64")
+    entries = [Entry(name, python), *([Entry("lib64", link)] if os.path.islink(link) else [])]
     shared = config.get("include-system-site-packages", "").lower() == "true"
     left_out = _STDLIB_LEFT_OUT[1:] if shared else _STDLIB_LEFT_OUT
-    for library in ("lib", "lib64"):
-        entries += _base_library(base, library, version, left_out)
-    return entries, base
+    of_base = (_base_library(base, library, version, left_out) for library in ("lib", "lib64"))
+    return chain(tree(prefix, leave_out=("lib64", *interpreters)), entries, chain.from_iterable(of_base)), base
 
 
 def _version(prefix: str) -> str:

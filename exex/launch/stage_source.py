@@ -1,6 +1,6 @@
 """What rank 0 reads and sends, once: a stream of chunks that all nodes receive.
 
-    HEADER (JSON: the parts), then for each part its DATA and a PART_END; ERROR (why) at any time; END.
+    SIGNs, HEADER (JSON: the parts), then for each part its DATA and a PART_END; ERROR (why) at any time; END.
 
 A part is an archive or a file. Directories become tar archives while they are read.
 """
@@ -11,6 +11,7 @@ import io
 import json
 import os
 import tarfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
@@ -24,6 +25,7 @@ from exex.launch.staging import Chunk
 CHUNK_BYTES = 1024**2
 """No chunk is larger."""
 
+_SIGN_S = 1.0
 _GROWS = 4
 """How much larger than a compressed archive an environment is taken to be, when the archive does not say."""
 
@@ -36,6 +38,7 @@ class Kind(IntEnum):
     DATA = 2
     PART_END = 3
     ERROR = 4
+    SIGN = 5  # rank 0 is still looking
 
 
 @dataclass(frozen=True)
@@ -71,43 +74,53 @@ def parse_files(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 class Source:
-    """All that is to be staged. Nothing is read before `chunks`, but sizes.
+    """All that is to be staged.
 
     Args:
         environment: archive or directory; "" for none.
         files: see `parse_files`.
         packages: directories of Python packages that come along beside an environment: role, and path of each.
-
-    Raises:
-        StartError: something is missing or is no archive.
     """
 
     def __init__(self, environment: str, files: Sequence[tuple[str, str]], packages: Sequence[tuple[str, str]] = ()) -> None:
+        self._environment = environment
+        self._files = files
+        self._packages = packages if environment else ()
         self._streams: list[Iterator[bytes]] = []
         self.parts: list[Part] = []
-        self.read_bytes = 0
-        try:
-            for role, path in packages if environment else ():
-                self._add_package(role, path)
-            if environment:
-                self._add_environment(environment)
-            for path, name in files:
-                self._add_file(path, name)
-        except OSError as error:
-            raise StartError(f"cannot stage {error.filename}: {error.strerror}") from error
 
     def chunks(self) -> Iterator[Chunk]:
-        """The stream. An error while something is read becomes an ERROR chunk, and the end."""
+        """The stream. An error while something is read becomes an ERROR chunk, and the end.
+
+        Raises:
+            StartError: something is missing or is no archive; before the HEADER.
+        """
+        sign_s = time.monotonic()
+        for _ in self._look():
+            if time.monotonic() - sign_s >= _SIGN_S:
+                sign_s = time.monotonic()
+                yield Kind.SIGN, b""
         yield Kind.HEADER, json.dumps([asdict(part) for part in self.parts]).encode()
         for part, stream in zip(self.parts, self._streams):
             try:
                 for piece in _gathered(stream):
-                    self.read_bytes += len(piece)
                     yield Kind.DATA, piece
             except (OSError, ExexError) as error:
                 yield Kind.ERROR, f"cannot read {part.path}: {error}".encode()
                 return
             yield Kind.PART_END, b""
+
+    def _look(self) -> Iterator[None]:
+        """Look at sizes; a sign after each."""
+        try:
+            for role, path in self._packages:
+                yield self._add_package(role, path)
+            if self._environment:
+                yield from self._add_environment(self._environment)
+            for path, name in self._files:
+                yield self._add_file(path, name)
+        except OSError as error:
+            raise StartError(f"cannot stage {error.filename}: {error.strerror}") from error
 
     def _add(self, part: Part, stream: Iterator[bytes]) -> None:
         self.parts.append(part)
@@ -119,9 +132,9 @@ class Source:
         size = sum(os.lstat(entry.path).st_size for entry in entries)
         self._add(Part(role, name, path, "tar", size), tar_stream(entries))
 
-    def _add_environment(self, path: str) -> None:
+    def _add_environment(self, path: str) -> Iterator[None]:
         if os.path.isdir(path):
-            packed = stage_pack.environment(path)
+            packed = yield from stage_pack.scan(path)
             manifest = packed.manifest
             part = Part("environment", "", path, "tar", manifest.size_bytes, origin=manifest.origin)
             self._add(part, tar_stream(packed.entries))

@@ -183,6 +183,12 @@ def test_chunks_are_full(tmp_path: Path) -> None:
     assert sizes[0] == CHUNK_BYTES and max(sizes) == CHUNK_BYTES and len(sizes) == 2
 
 
+def test_a_slow_look_gives_signs(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exex.launch.stage_source._SIGN_S", 0.0)
+    kinds = [kind for kind, _ in Source(str(modules), []).chunks()]
+    assert kinds == [Kind.SIGN, Kind.HEADER, Kind.DATA, Kind.PART_END]
+
+
 # ---- what tasks find ----
 
 
