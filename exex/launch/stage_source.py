@@ -114,11 +114,13 @@ class Source:
         """Look at sizes; a sign after each."""
         try:
             for role, path in self._packages:
-                yield self._add_package(role, path)
+                self._add_package(role, path)
+                yield
             if self._environment:
                 yield from self._add_environment(self._environment)
             for path, name in self._files:
-                yield self._add_file(path, name)
+                self._add_file(path, name)
+                yield
         except OSError as error:
             raise StartError(f"cannot stage {error.filename}: {error.strerror}") from error
 

@@ -13,6 +13,6 @@ with Executor() as executor:
 """
 
 
-def test_twenty_four_ranks(launch: Launch) -> None:
-    done = launch.workflow(24, SCRIPT, options=("--slots", "1"))
+def test_twelve_ranks(launch: Launch) -> None:
+    done = launch.workflow(12, SCRIPT, options=("--slots", "1"))
     assert (done.status, done.out, done.err) == (0, "100000\n", "")
