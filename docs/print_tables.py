@@ -76,7 +76,8 @@ def task_variables() -> str:
     """The table of variables that tasks find."""
     from exex.config import INTERNAL_VARIABLES
 
-    tasks = {"set for a bash app": "a bash app", "set for a task that asks for resources": "a task that asks for resources"}
+    whose = ("a bash app", "a task that asks for resources", "a task of a job with --stage-file")
+    tasks = {f"set for {each}": each for each in whose}
     rows = ["| variable | set for | meaning |", "|---|---|---|"]
     for name, text in INTERNAL_VARIABLES.items():
         who, _, meaning = text.partition(": ")

@@ -46,10 +46,12 @@ if TYPE_CHECKING:
         PropagatedException,
         ProtocolError,
         SerializationError,
+        StagingError,
         StartError,
         TaskProcessDied,
         WorkerLost,
     )
+    from exex.worker.staged import staged
 
 _HOMES = {
     "exex.client.apps": ("bash_app", "join_app", "python_app"),
@@ -85,10 +87,12 @@ _HOMES = {
         "PropagatedException",
         "ProtocolError",
         "SerializationError",
+        "StagingError",
         "StartError",
         "TaskProcessDied",
         "WorkerLost",
     ),
+    "exex.worker.staged": ("staged",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -122,6 +126,7 @@ __all__ = [
     "PropagatedException",
     "ProtocolError",
     "SerializationError",
+    "StagingError",
     "StartError",
     "TaskProcessDied",
     "WorkerLost",
@@ -134,6 +139,7 @@ __all__ = [
     "map",
     "mpi_app",
     "python_app",
+    "staged",
     "wait_for_current_tasks",
 ]
 

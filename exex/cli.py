@@ -34,7 +34,8 @@ def _config_options() -> list[click.Parameter]:
             spelling = f"{field.option}/--no-{field.option.removeprefix('--')}"
             options.append(click.Option([spelling, field.name], default=None, is_flag=True, help=text))
         else:
-            options.append(click.Option([field.option, field.name], metavar=field.metavar, help=text))
+            many = field.kind == "words"
+            options.append(click.Option([field.option, field.name], metavar=field.metavar, help=text, multiple=many))
     return options
 
 
@@ -53,6 +54,7 @@ def _take_config(params: dict[str, Any], env: Mapping[str, str]) -> tuple[Config
     """
     file: str | None = params.pop("config")
     flags = {field.name: params.pop(field.name) for field in Config.fields_help()}
+    flags = {name: (",".join(value) or None) if isinstance(value, tuple) else value for name, value in flags.items()}
     words = [] if file is None else ["--config", file]
     for field in Config.fields_help():
         value = flags[field.name]
@@ -329,6 +331,23 @@ def launch_helper(file: str, launchers: Sequence[str], most: int, grace_s: float
 
     with _job_errors("launch-helper"):
         serve(Options(os.path.abspath(file), _programs(launchers), most, grace_s, verbose))
+
+
+# ---- exex pack ----
+
+
+@main.command()
+@click.argument("prefix", required=False)
+@click.option("--output", metavar="FILE", help="Archive to write: .tar.zst, .tar.gz, .tar.xz or .tar. Default: by PREFIX's name.")
+def pack(prefix: str | None, output: str | None) -> None:
+    """Make an archive of the environment PREFIX, for `exex run --stage`. Default: the environment of this exex."""
+    from exex.launch import stage_pack
+
+    try:
+        print(stage_pack.pack(prefix, output))
+    except ConfigError as error:
+        print(f"exex pack: {error}", file=sys.stderr)
+        sys.exit(_USAGE)
 
 
 # ---- exex journal ----

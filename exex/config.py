@@ -26,6 +26,8 @@ INTERNAL_VARIABLES = {
     "EXEX_CHAIN": "set by a job script for the next job of its chain: how many may follow that one",
     "EXEX_LAUNCH_HELPER": "set by job scripts where compute nodes cannot launch: the connection file of the launch helper",
     "EXEX_TTY": "set by `exex run` for its job: the terminal for the progress line",
+    "EXEX_SCRATCH": "set by a job script: a directory on a disk of each node's own",
+    "EXEX_STAGED": "set for a task of a job with --stage-file: the directory of the staged files",
     "EXEX_TASK_ID": "set for a bash app: the number of the task",
     "EXEX_ATTEMPT": "set for a bash app: the attempt, from 1",
     "EXEX_RANK": "set for a bash app: the rank of its worker",
@@ -133,8 +135,19 @@ class Config:
         choices=("process", "none"),
     )
     preload: tuple[str, ...] = _setting((), "words", "Modules to import once per rank, before task processes are forked.")
+    stage: str = _setting(
+        "", "text", "Environment, an archive or a directory, that is copied to every node once and that tasks start from."
+    )
+    stage_file: tuple[str, ...] = _setting(
+        (), "words", "Files and directories, PATH or PATH:NAME, that are copied to every node once: exex.staged(NAME)."
+    )
+    stage_dir: str = _setting(
+        "auto", "text", "Directory of each node for what is staged; auto: its scratch directory, TMPDIR, /dev/shm or /tmp."
+    )
     retries: int = _setting(0, "int", "Further attempts of a failed task.", 0)
-    start_timeout_s: float = _setting(60.0, "float", "Seconds until every rank must be up.", 0.1)
+    start_timeout_s: float = _setting(
+        60.0, "float", "Seconds until every rank must be up; unset, longer on nodes with many more ranks than cores.", 0.1
+    )
     stop_timeout_s: float = _setting(10.0, "float", "Seconds that an orderly end may take.", 0.1)
     walltime: str = _setting(
         "auto", "text", "When the allocation ends, from now: seconds or HH:MM:SS; auto: as the batch system says; none: never."
@@ -202,6 +215,8 @@ class Config:
         config = cls(**values)
         if config.resume and not config.journal:
             raise ConfigError("--resume needs --journal FILE: the journal from which recorded results are taken")
+        if config.stage and config.isolation == "none":
+            raise ConfigError("--stage needs --isolation process: task processes can start in another environment, ranks cannot")
         return config
 
     @classmethod

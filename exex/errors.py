@@ -6,6 +6,7 @@ ExexError
 ├── JournalError                the journal cannot be used, or something could not be recorded in it
 ├── CacheKeyError               an argument of a cached app of which no key can be made
 ├── StartError                  the world did not come up
+│   └── StagingError            a node could not be given what was to be staged
 ├── NoManagerError              an app was called outside a running exex job
 ├── ManagerLost                 the job ended while the client waited for it
 ├── ProtocolError               a peer said something that it may not say
@@ -66,6 +67,10 @@ class CacheKeyError(ExexError, TypeError):
 
 class StartError(ExexError):
     """The world did not come up: a rank is missing, failed, or runs something else."""
+
+
+class StagingError(StartError):
+    """An environment or a file could not be staged on every node. Every rank of the world knows."""
 
 
 class NoManagerError(ExexError):

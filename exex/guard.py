@@ -8,7 +8,8 @@ tells all others to end.
 
 Between guard and rank goes a socket of JSON messages, `{"op": ...}`:
 
-rank -> guard: `initialising` (about to call MPI_Init), `watch` (MPI is up: its number, how long it may hang, where the guards
+rank -> guard: `initialising` (about to call MPI_Init), `staging` (that gets on), `staged` (what this node has; the template can
+be started), `watch` (MPI is up: its number, how long it may hang, where the guards
 meet, its shared memory), `ready` (handshake passed), `alive` (it turns), `client` (start the workflow's process), `status` (end
 with this status; `orderly`: everybody was told), `stop` and `probe` (at rank 0: for the guards of others, see alarm).
 guard -> rank: `client-exited` (status), `notice` (a signal that announces the end of the job), `template` (a new one; its
@@ -25,12 +26,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from exex.launch.heap import keep_heap
 from exex.launch.job_dir import is_held_in_foreground
-from exex.launch.leftovers import note_shared_memory, remove_shared_memory
+from exex.launch.leftovers import note_shared_memory, note_staged, remove_shared_memory
 from exex.launch.steps import end_launchers
 from exex.reaper import Reaper
 from exex.transport.alarm import Alarm, Host, Kind, Meeting, Note
@@ -38,16 +40,7 @@ from exex.transport.page import Page
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
 _MESSAGE_BYTES = 65536
-
-KEPT_BLOCK_BYTES = 8 * 1024**2
-"""Blocks up to this size come from the heap (glibc, mallopt(3)): a fresh mapping for each buffer of a message of 1 MB
-costs many times its copy."""
-
-KEPT_HEAP_BYTES = 64 * 1024**2
-"""Free memory at the heap's end that a process keeps."""
 
 _WATCHED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -67,6 +60,7 @@ class ClientRole:
     """This process is the client: it runs the user's script."""
 
     message: dict[str, Any]
+    staged_files: str  # directory of the files that were staged; "" if there are none
 
 
 @dataclass(frozen=True)
@@ -132,7 +126,8 @@ class Guard:
     """See the module docstring.
 
     Args:
-        template_main: what a template runs, on its socket; does not return.
+        template_main: what a template runs, on its socket and with what the node was staged, if anything; does not return.
+        is_staged: templates wait until the rank has told what was staged.
         where: "rank 3 at nid00012", as far as the launcher has told.
         is_first: of all guards, as far as the launcher has told.
         start_timeout_s: for everything up to the rank's `ready`.
@@ -143,10 +138,11 @@ class Guard:
 
     def __init__(
         self,
-        template_main: Callable[[socket.socket], None],
+        template_main: Callable[[socket.socket, Mapping[str, str] | None], None],
         where: str,
         *,
         is_first: bool,
+        is_staged: bool = False,
         start_timeout_s: float,
         stop_timeout_s: float,
         notice_s: float,
@@ -157,6 +153,10 @@ class Guard:
         self._template_main = template_main
         self._where = where
         self._is_first = is_first
+        self._is_staged = is_staged
+        self._staged: dict[str, str] | None = None
+        self._waiting: socket.socket | None = None  # for its template, until something is staged
+        self._stage_held = -1
         self._start_s = start_timeout_s
         self._stop_s = stop_timeout_s
         self._deadline: float | None = None
@@ -176,15 +176,12 @@ class Guard:
 
     def split(self) -> RankRole | ClientRole | GuardRole:
         """Fork template and rank, then guard them. Returns in each process that goes on: see the roles."""
-        libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        if hasattr(libc, "mallopt"):  # inherited by all that is forked
-            libc.mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
-            libc.mallopt(_M_TRIM_THRESHOLD, KEPT_HEAP_BYTES)
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        keep_heap()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._alarm = Alarm()
         self._page = Page()
-        rank_end = self._start_template()
+        rank_end = self._prepare_template() if self._is_staged else self._start_template()
         guard = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -193,6 +190,8 @@ class Guard:
             die_with_parent(guard)
             ours.close()
             self._alarm.close()
+            if self._waiting is not None:
+                self._waiting.close()
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what the launcher feeds in is for the client
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
                 signal.signal(number, signal.SIG_IGN)  # Hydra sends SIGUSR1 to the others when a rank dies
@@ -200,27 +199,39 @@ class Guard:
         theirs.close()
         rank_end.close()
         self._control = Control(ours)
-        patience_s = self._start_s + (5 if self._is_first else 7)  # the first one tells why, before the others end the job
-        self._set_deadline(patience_s, f"did not come up within {self._start_s:g} s. {START_HINT}")
+        self._expect_start(f"did not come up within {self._start_s:g} s. {START_HINT}")
         return self._loop()
+
+    def _expect_start(self, says: str) -> None:
+        patience_s = self._start_s + (5 if self._is_first else 7)  # the first one tells why, before the others end the job
+        self._set_deadline(patience_s, says)
 
     # ---- children ----
 
+    def _prepare_template(self) -> socket.socket:
+        """A socket on which the rank can say what it likes; a template will read it."""
+        rank_end, self._waiting = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return rank_end
+
     def _start_template(self) -> socket.socket:
         rank_end, template_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._fork_template(template_end, rank_end)
+        return rank_end
+
+    def _fork_template(self, template_end: socket.socket, rank_end: socket.socket | None) -> None:
         guard = os.getpid()
         self._template = os.fork()
         if self._template == 0:
             try:
-                rank_end.close()
+                if rank_end is not None:
+                    rank_end.close()
                 self._alarm.close()
                 _default_signals()
                 die_with_parent(guard)
-                self._template_main(template_end)
+                self._template_main(template_end, self._staged)
             finally:
                 os._exit(1)
         template_end.close()
-        return rank_end
 
     def _start_client(self, message: dict[str, Any]) -> bool:
         """Fork the client; True in the child."""
@@ -292,7 +303,7 @@ class Guard:
                     self._selector.close()
                     self._control.close()
                     self._alarm.close()
-                    return ClientRole(message)
+                    return ClientRole(message, (self._staged or {}).get("files", ""))
                 os.close(message["fd"])
             elif message["op"] == "gone":
                 self._selector.unregister(self._control.fileno())
@@ -325,6 +336,10 @@ class Guard:
     def _on_message(self, message: dict[str, Any]) -> None:
         if message["op"] == "initialising":
             self._in_mpi_init = True
+        elif message["op"] == "staging":
+            self._expect_start(f"has got no further with what is staged for {self._start_s:g} s. {START_HINT}")
+        elif message["op"] == "staged":
+            self._on_staged(message["staged"])
         elif message["op"] == "watch":
             self._limit_s = float(message["limit_s"])
             self._shared = message["shared"]
@@ -348,6 +363,19 @@ class Guard:
             self._others_wait = message.get("others_wait", False)
             self._orderly = message.get("orderly", False)
             self._set_deadline(self._stop_s, "did not end in time after the job had ended")
+
+    def _on_staged(self, staged: dict[str, str]) -> None:
+        """Start the template from what this node has, and hold that as long as this process lives."""
+        from exex.launch.stage_hold import hold
+
+        self._staged = staged
+        self._stage_held = hold(staged["directory"])
+        note_staged(os.environ, staged["directory"])
+        self._reaper.note_staged(staged["directory"])
+        self._expect_start(f"did not come up within {self._start_s:g} s after staging. {START_HINT}")
+        if self._waiting is not None:
+            self._fork_template(self._waiting, None)
+            self._waiting = None
 
     def _on_note(self, note: Note, sender: Host) -> None:
         if note.kind == Kind.STOP:
@@ -409,7 +437,7 @@ class Guard:
                 end_launchers(orphans)  # started by tasks, and nobody's now
                 for pid in orphans:
                     os.kill(pid, signal.SIGKILL)
-                if self._rank and self._status is None:
+                if self._rank and self._status is None and (self._ready or not self._staged):  # a broken one would break again
                     rank_end = self._start_template()
                     self._control.send("template", fd=rank_end.fileno())
                     rank_end.close()
@@ -447,6 +475,10 @@ class Guard:
         elif self._alarm.rank == 0 and not self._orderly:
             self._alarm.tell_end(status)
         remove_shared_memory(self._shared)
+        if self._staged is not None:
+            from exex.launch.stage_hold import release
+
+            release(self._stage_held, self._staged["directory"])
         self._reaper.dismiss()
         return status
 

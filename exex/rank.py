@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import resource
@@ -10,18 +11,18 @@ import socket
 import sys
 import time
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, cast
 
 from exex.config import Config, parse_duration
-from exex.errors import ExexError, JournalError, StartError
+from exex.errors import ExexError, JournalError, StagingError, StartError
 from exex.guard import RankRole, how_it_ended
 from exex.launch import allocation, equipment
 from exex.launch.deadline import find_end_s, reserve_s
 from exex.launch.job_dir import clear_status, write_status
 from exex.launch.leftovers import shared_memory
+from exex.launch.together import wait_for_node
 from exex.launch.world import ExpectedWorld, settling_s, singletons_message
-from exex.manager.loop import OUT_OF_TIME, ManagerLoop, Settings
-from exex.manager.progress import Progress
 from exex.reach import GuardedRanks
 from exex.transport.alarm import Meeting, new_meeting
 from exex.transport.base import Link, Ranks
@@ -35,6 +36,8 @@ from exex.worker.processes import Template
 from exex.worker.together import Together
 
 if TYPE_CHECKING:
+    from exex.launch.staging import Tree as StageTree
+    from exex.manager.loop import ManagerLoop
     from exex.store.journal import Journal
 
 _LINGER_S = 0.1
@@ -43,6 +46,9 @@ _LINGER_S = 0.1
 
 class SingletonsError(StartError):
     """The launcher and the MPI library do not know each other: every process is alone and thinks that it is rank 0."""
+
+
+_SAID_ONCE = (SingletonsError, StagingError)  # all ranks know: the first one says it
 
 
 class RankProcess:
@@ -66,6 +72,7 @@ class RankProcess:
         self._times_s = [time.monotonic() - began_s]
         self._waiter = Waiter()
         _raise_descriptor_limit()
+        self._stage_place: object = None  # held as long as this process lives
         self._masks: list[set[int]] = []  # affinity of each rank on this node
         self._neighbours: dict[int, set[int]] = {}  # the same of those that have slots, by rank
         self._broken = False
@@ -78,11 +85,11 @@ class RankProcess:
         try:
             return self._main()
         except ExexError as error:
-            if not (self._expected.rank and isinstance(error, SingletonsError)):  # one of them says it for all
+            if not (self._expected.rank and isinstance(error, _SAID_ONCE)):
                 print(f"exex: rank {self._expected.rank or 0} at {self._node}: {error}", file=sys.stderr, flush=True)
             if not self._expected.rank:
                 write_status(os.environ, 1)
-            self._control.send("status", status=1, others_wait=not isinstance(error, SingletonsError))
+            self._control.send("status", status=1, others_wait=not isinstance(error, _SAID_ONCE))
             return 1
         finally:
             if self._broken:  # some will never come to MPI_Finalize
@@ -95,12 +102,14 @@ class RankProcess:
             clear_status(os.environ)
             self._ends_in_s, self._asked_s = self._left_s(), time.monotonic()  # before MPI_Init: it may run a command
         if self._expected.launcher == "none":
+            self._stage(None)
             return self._alone()
         try:
             from exex.transport import mpi
         except (ImportError, RuntimeError) as error:
             raise StartError(f"mpi4py cannot load an MPI library: {error}; try `exex doctor`") from error
         self._times_s.append(time.monotonic() - self._began_s)
+        wait_for_node(self._expected, os.cpu_count() or 1)
         self._control.send("initialising")
         world = mpi.start()
         self._times_s.append(time.monotonic() - self._began_s)
@@ -108,6 +117,7 @@ class RankProcess:
         if message:
             raise SingletonsError(message)
         time.sleep(settling_s(self._expected, mpi.library()))
+        self._stage(world)
         if "auto" in (self._config.slots, self._config.manager_slots) or self._config.bind != "none":
             shared = mpi.share_on_node(world, (world.rank, os.sched_getaffinity(0)))
             self._masks = [mask for _, mask in shared]
@@ -127,6 +137,33 @@ class RankProcess:
         if not self._broken:
             mpi.finish()
         return 0
+
+    def _stage(self, world: Any) -> None:
+        """Give this node what is to be staged, and tell the guard, which starts the template from there. Collective."""
+        config = self._config
+        if not (config.stage or config.stage_file):
+            return
+        from exex.launch.staging import Beat, Wanted, stage
+        from exex.transport.broadcast import Alone, Tree
+
+        beat = Beat(lambda: self._control.send("staging"))
+        rank, tree = 0, cast("StageTree", Alone())
+        if world is not None:
+            from exex.transport.mpi import leaders_and_node
+
+            rank, tree = world.rank, Tree(*leaders_and_node(world), beat)
+        wanted = Wanted(config.stage, config.stage_file, config.stage_dir)
+        try:
+            found, self._stage_place = stage(wanted, tree, beat, os.environ, str(Place(rank, self._node)))
+        except StagingError:
+            if world is not None:
+                from exex.transport.mpi import finish
+
+                finish()  # all ranks know, and end alike
+            raise
+        if found.files:
+            os.environ["EXEX_STAGED"] = found.files
+        self._control.send("staged", staged=asdict(found))
 
     def _watch_me(self, rank: int, meeting: Meeting) -> None:
         """Tell the guard how long this rank may hang, where the guards meet, and which shared memory is its."""
@@ -189,6 +226,9 @@ class RankProcess:
     def _manage_with(
         self, journal: Journal | None, workers: Ranks, ranks: frozenset[int], local: worker_loop.WorkerLoop | None
     ) -> int:
+        from exex.manager.loop import ManagerLoop, Settings
+        from exex.manager.progress import Progress
+
         run_dir = _new_run_dir(self._config.run_dir)
         progress = Progress() if self._config.progress else None
         settings = Settings(
@@ -250,6 +290,8 @@ class RankProcess:
 
     def _turn(self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None, clients: StreamLink) -> int:
         """Turn until all is over; returns the job's status."""
+        from exex.manager.loop import OUT_OF_TIME
+
         self._waiter.watch(self._control.fileno())
         client_status: int | None = None
         give_up_s: float | None = None
@@ -389,6 +431,9 @@ class RankProcess:
     def _greet(self, worker: worker_loop.WorkerLoop) -> None:
         """Wait for the template, and say Hello."""
         error = worker.await_template(self._config.start_timeout_s)
+        self._times_s.append(time.monotonic() - self._began_s)
+        gc.freeze()
+        gc.enable()  # a manager beside it will disable it again
         worker.hello(__version__, platform.python_version(), error, self._times_s)
 
     def _new_worker(self, rank: int, link: Link, slots: int, inline: bool) -> worker_loop.WorkerLoop:

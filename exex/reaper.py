@@ -52,7 +52,11 @@ class Reaper:
 
     def note_shared_memory(self, paths: Sequence[str]) -> None:
         """Files in /dev/shm to remove, too."""
-        self._write(json.dumps(list(paths)).encode())
+        self._write(json.dumps({"shared": list(paths)}).encode() + b"\n")
+
+    def note_staged(self, directory: str) -> None:
+        """A staged directory to remove, too, if nobody else holds it."""
+        self._write(json.dumps({"staged": directory}).encode() + b"\n")
 
     def dismiss(self) -> None:
         """The guard has left nothing behind."""
@@ -81,8 +85,13 @@ def _wait_and_reap(read_end: int, tag: str) -> None:
     if told.endswith(_ORDERLY):
         return
     kill_tagged(tag)
-    if told:
-        remove_shared_memory(json.loads(told))
+    for line in told.splitlines():
+        note = json.loads(line)
+        remove_shared_memory(note.get("shared", ()))
+        if note.get("staged"):
+            from exex.launch.stage_hold import remove_if_left
+
+            remove_if_left(note["staged"])
 
 
 def kill_tagged(tag: str) -> None:

@@ -5,31 +5,46 @@ Each process started becomes a guard, a template and a rank; the guard of rank 0
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from exex.launch.run_words import Command
+    from exex.launch.world import ExpectedWorld
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one process of the job. Returns its exit status."""
     began_s = time.monotonic()
-    from exex import cli
+    gc.disable()  # until each process has what it needs: imports make no garbage, and many collections
     from exex.guard import ClientRole, Guard, GuardRole, end_the_world
     from exex.launch.job_dir import status_is_written
     from exex.launch.started_by import STARTED_BY, started_by
     from exex.launch.world import expected_world, inherited_fds_to_close, task_environment
     from exex.reaper import TAG, Reaper
 
-    config, script, args = cli.parse_run_args(sys.argv[1:] if argv is None else argv)
     expected = expected_world(os.environ)
+    config, script, args = _read_words(sys.argv[1:] if argv is None else argv, expected)
+    with contextlib.suppress(ImportError):  # of which the rank will tell
+        import exex.worker.template  # noqa: F401  once for template and rank, which needs most of what that imports
     reaper = Reaper()
     environment = {**task_environment(os.environ), TAG: reaper.tag, STARTED_BY: started_by(expected, os.getppid())}
     if config.subtask_launcher != "auto":
         environment["EXEX_SUBTASK_LAUNCHER"] = config.subtask_launcher
     launcher_fds = inherited_fds_to_close(os.environ)
 
-    def template_main(sock: socket.socket) -> None:
+    def template_main(sock: socket.socket, what: Mapping[str, str] | None) -> None:
+        if what is not None:
+            from exex.worker import staged
+
+            staged.staged_template(sock, environment, staged.as_staged(what))
         from exex.worker import template
 
         template.template_main(sock, environment)
@@ -40,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         template_main,
         where,
         is_first=not expected.rank,
+        is_staged=bool(config.stage or config.stage_file),
         start_timeout_s=config.start_timeout_s,
         stop_timeout_s=config.stop_timeout_s,
         notice_s=config.notice_s,
@@ -61,8 +77,11 @@ def main(argv: list[str] | None = None) -> int:
                 os.close(fd)
             except OSError:
                 pass  # the launcher named it, but did not pass it on
+        gc.enable()
         os.environ.clear()
         os.environ.update(environment)
+        if role.staged_files:
+            os.environ["EXEX_STAGED"] = role.staged_files
         return client_script.run(script, args, role.message, config)
 
     try:
@@ -71,6 +90,23 @@ def main(argv: list[str] | None = None) -> int:
         print(f"exex: {where} cannot start: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1
     return RankProcess(role, config, script, expected, began_s).main()
+
+
+def _read_words(words: list[str], expected: ExpectedWorld) -> Command:
+    """Settings, script, and its arguments."""
+    from exex.config import Config
+    from exex.launch.run_words import read_command
+    from exex.launch.together import patience
+
+    command = read_command(words, os.environ)
+    if command is None:
+        from exex import cli
+
+        command = cli.parse_run_args(words)
+    config, script, args = command
+    if config.start_timeout_s == Config().start_timeout_s:
+        config = replace(config, start_timeout_s=config.start_timeout_s * patience(expected, os.cpu_count() or 1))
+    return config, script, args
 
 
 if __name__ == "__main__":

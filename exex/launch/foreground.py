@@ -31,6 +31,7 @@ from typing import Any
 
 from exex.errors import StartError
 from exex.launch.leftovers import remove_shared_memory
+from exex.launch.stage_hold import remove_if_left
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -75,6 +76,8 @@ def run_world(argv: Sequence[str], env: Mapping[str, str], stop_timeout_s: float
     finally:
         for note in Path(directory).glob("shared.*"):
             remove_shared_memory(note.read_text().splitlines())
+        for note in Path(directory).glob("staged.*"):
+            remove_if_left(note.read_text())
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -81,6 +81,7 @@ class Job:
     site: Mapping[str, str]
     launcher: str
     run_dir: str
+    scratch: str  # directory on a disk of each node's own, if something is staged; shell variables in it are expanded there
     exex_args: tuple[str, ...]  # options of `python -m exex.run`
     script_args: tuple[str, ...]  # the script and its arguments
 
@@ -160,6 +161,7 @@ def plan_job(
         site=_site(machine, queue, values.get("site") or ()),
         launcher=values.get("launcher") or machine.launcher,
         run_dir=config.run_dir,
+        scratch=(queue.node if queue else machine.node).scratch if config.stage or config.stage_file else "",
         exex_args=(*exex_args, *words, *_journal_args(config, words, chain, name)),
         script_args=tuple(script_args),
     )

@@ -153,7 +153,8 @@ def _double_quoted(text: str) -> str:
 def _environment(job: Job) -> str:
     """The machine's variables, in which others are replaced, then the user's, which are taken as they are."""
     lines = []
-    for name, value in job.machine.environment.items():
+    scratch = {"EXEX_SCRATCH": job.scratch} if job.scratch else {}
+    for name, value in {**scratch, **job.machine.environment}.items():
         plain = re.fullmatch(r"[\w./:,+-]+", value)
         lines.append(f"export {name}={value}" if plain else f'export {name}="{_double_quoted(value)}"')
     lines += [f"export {name}={shlex.quote(value)}" for name, value in job.environment]

@@ -26,6 +26,17 @@ def note_shared_memory(environment: Mapping[str, str], paths: Sequence[str]) -> 
             pass  # it is on another node
 
 
+def note_staged(environment: Mapping[str, str], path: str) -> None:
+    """Tell `exex run` where something is staged, likewise."""
+    directory = environment.get("EXEX_JOB_DIR")
+    if directory and os.path.exists(os.path.join(directory, "job.sock")):
+        try:
+            with open(os.path.join(directory, f"staged.{os.getpid()}"), "w") as file:
+                file.write(path)
+        except OSError:
+            pass  # it is on another node
+
+
 def remove_shared_memory(paths: Sequence[str]) -> None:
     """Remove what a job has left in /dev/shm; after an orderly end the MPI library has done so."""
     for path in paths:

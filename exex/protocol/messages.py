@@ -283,7 +283,7 @@ class Hello(Message, frozen=True, tag=40):
     pid: int
     slots: int
     error: str  # why this rank cannot work; "" if it can
-    times_s: list[float]  # seconds since the guard began: rank forked, mpi4py imported, MPI_Init done
+    times_s: list[float]  # since the guard began: rank forked, mpi4py imported, MPI_Init done, template ready
     cores: list[int] = []  # CPU numbers to which its slots are bound, as many for each slot; empty: not bound
     memory_bytes: int = 0  # of its node; 0: not known
     gpus: list[str] = []  # names of the accelerators that it can use

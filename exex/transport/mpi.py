@@ -66,6 +66,13 @@ def share_on_node(world: MPI.Intracomm, mine: object) -> list[Any]:
         node.Free()
 
 
+def leaders_and_node(world: MPI.Intracomm) -> tuple[MPI.Comm | None, MPI.Comm]:
+    """The lowest ranks of all nodes (None on other ranks), and the ranks of this node, both in their order. Collective."""
+    node = world.Split_type(MPI.COMM_TYPE_SHARED, world.rank)
+    leaders = world.Split(0 if node.rank == 0 else MPI.UNDEFINED, world.rank)
+    return (leaders if node.rank == 0 else None), node
+
+
 def tell_all(world: MPI.Intracomm, what: Any) -> Any:
     """What rank 0 has passed. Collective."""
     return world.bcast(what)

@@ -154,7 +154,9 @@ class _Template:
                 text = f"cannot import {name} (a module to preload): {type(error).__name__}: {error}"
                 self._say(Failed(text[: processes.MESSAGE_BYTES // 8]))
                 return
-        gc.collect()
+        if message.preload:
+            gc.collect()  # what modules of others leave behind; ours leave nothing worth a look at every object
+        gc.enable()
         gc.freeze()  # a collection in a task process must not touch, and so copy, the pages that all share
         self._say(Ready(os.getpid()))
 

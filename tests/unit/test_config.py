@@ -16,6 +16,9 @@ VALUES = [
     ("isolation", "none", '"none"', "none"),
     ("preload", "numpy, scipy.stats", '["numpy", "scipy.stats"]', ("numpy", "scipy.stats")),
     ("preload", "", "[]", ()),
+    ("stage", "env.tar.zst", '"env.tar.zst"', "env.tar.zst"),
+    ("stage_file", "/a/b,c:d", '["/a/b", "c:d"]', ("/a/b", "c:d")),
+    ("stage_dir", "/local", '"/local"', "/local"),
     ("retries", "3", "3", 3),
     ("start_timeout_s", "90", "90", 90.0),
     ("stop_timeout_s", "0.5", "0.5", 0.5),
@@ -181,7 +184,7 @@ def test_help_covers_every_field_and_names_its_default():
         assert row.variable == "EXEX_" + row.name.upper()
         assert row.variable not in INTERNAL_VARIABLES
         assert (row.metavar == "") == (row.kind == "bool")
-    defaults = "auto auto auto auto auto auto process none 0 60 10 auto 20 2 no 10 120 no unlimited runinfo 250000 2147483648 0.005 none no task_exit 60 268435456".split()
+    defaults = "auto auto auto auto auto auto process none none none auto 0 60 10 auto 20 2 no 10 120 no unlimited runinfo 250000 2147483648 0.005 none no task_exit 60 268435456".split()
     assert [row.help.rpartition(" Default: ")[2] for row in rows] == [f"{default}." for default in defaults]
 
 
@@ -194,6 +197,12 @@ def test_help_shows_choices_in_place_of_a_type():
         "tasks_per_process": "N|unlimited",
         "checkpoint_mode": "task_exit|periodic|dfk_exit|manual",
     }
+
+
+def test_stage_needs_task_processes():
+    with pytest.raises(ConfigError, match="--stage needs --isolation process"):
+        Config.load(None, {}, {"stage": "env.tar", "isolation": "none"})
+    assert Config.load(None, {}, {"stage_file": "a", "isolation": "none"}).stage_file == ("a",)
 
 
 def test_resume_needs_a_journal():

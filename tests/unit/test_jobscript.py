@@ -163,6 +163,12 @@ def test_cores_that_nobody_knows():
         script("pbs")
 
 
+def test_staging_is_told_of_the_nodes_own_disk():
+    staged = script("comet", account="abc123", config=Config(stage_file=("a",)), words=("--stage-file", "a"))
+    assert 'export EXEX_SCRATCH="/scratch/$USER/$SLURM_JOB_ID"\n' in staged
+    assert "EXEX_SCRATCH" not in script("comet", account="abc123")
+
+
 def test_a_launcher_of_another_batch_system():
     with pytest.raises(ConfigError, match="aprun does not start jobs of Slurm, but of PBS, Cobalt"):
         script("slurm", launcher="aprun")

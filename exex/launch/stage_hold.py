@@ -1,0 +1,51 @@
+"""Who holds a staged directory, and how it goes.
+
+Every guard of a node holds a shared lock on the directory's file `lock`, which the kernel releases however the guard ends.
+Who can lock it alone is the last one, and removes the directory: a guard at its end, the reaper of one that was killed,
+`exex run`, or the next job that stages on this node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+
+LOCK = "lock"
+
+
+def parent_name() -> str:
+    """Of the directory, below any base, in which this user's staged directories stand."""
+    return f"exex-stage-{os.getuid()}"
+
+
+def hold(path: str) -> int:
+    """Hold a staged directory; returns the descriptor that does so, or -1 if it is gone."""
+    try:
+        held = os.open(os.path.join(path, LOCK), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return held
+
+
+def release(held: int, path: str) -> None:
+    """Hold it no longer, and remove it if nobody else does."""
+    if held < 0:
+        return
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        import shutil
+
+        shutil.rmtree(path, ignore_errors=True)
+    except BlockingIOError:
+        pass  # others run from it
+    finally:
+        os.close(held)
+
+
+def remove_if_left(path: str) -> None:
+    """Remove a staged directory that nobody holds."""
+    if os.path.basename(os.path.dirname(path)) == parent_name():
+        with contextlib.suppress(OSError):
+            release(hold(path), path)
