@@ -13,15 +13,17 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from exex.config import Config, parse_duration
-from exex.errors import ExexError, JournalError, StartError
+from exex.errors import ExexError, JournalError, RecordError, StartError
 from exex.guard import RankRole, how_it_ended
 from exex.launch import allocation, equipment
 from exex.launch.deadline import find_end_s, reserve_s
 from exex.launch.job_dir import clear_status, write_status
 from exex.launch.leftovers import shared_memory
-from exex.launch.world import ExpectedWorld, settling_s, singletons_message
+from exex.launch.world import ExpectedWorld, settling_s, singletons_message, task_environment
 from exex.manager.loop import OUT_OF_TIME, ManagerLoop, Settings
 from exex.manager.progress import Progress
+from exex.record.recorder import Recorder
+from exex.record.start import attributes, record_path, start_writer
 from exex.transport.alarm import Meeting, new_meeting
 from exex.transport.base import Link, Ranks
 from exex.transport.joined import OWN, JoinedRanks
@@ -34,6 +36,9 @@ from exex.worker.processes import Template
 
 if TYPE_CHECKING:
     from exex.store.journal import Journal
+
+_RECORD_S = 60.0
+"""What the run record's writer may need at the end."""
 
 _LINGER_S = 0.1
 """What the last messages may need inside the MPI library where no MPI_Finalize sees to them."""
@@ -69,6 +74,8 @@ class RankProcess:
         self._reassured_s = 0.0
         self._ends_in_s: float | None = None
         self._asked_s = 0.0
+        self._run_dir = self._record_path = ""
+        self._recorder: Recorder | None = None
 
     def main(self) -> int:
         """Returns the exit status of this process; the guard ends with what it was told by `status`."""
@@ -91,6 +98,8 @@ class RankProcess:
         if not self._expected.rank:
             clear_status(os.environ)
             self._ends_in_s, self._asked_s = self._left_s(), time.monotonic()  # before MPI_Init: it may run a command
+            self._run_dir = _new_run_dir(self._config.run_dir)
+            self._start_recorder()
         if self._expected.launcher == "none":
             return self._alone()
         try:
@@ -177,6 +186,7 @@ class RankProcess:
         try:
             status = self._manage_with(journal, workers, ranks, local)
         finally:
+            self._close_recorder()
             if journal is not None:
                 _close_journal(journal, self._answered)
         write_status(os.environ, status)
@@ -185,14 +195,13 @@ class RankProcess:
     def _manage_with(
         self, journal: Journal | None, workers: Ranks, ranks: frozenset[int], local: worker_loop.WorkerLoop | None
     ) -> int:
-        run_dir = _new_run_dir(self._config.run_dir)
         progress = Progress() if self._config.progress else None
         settings = Settings(
             version=__version__,
             python=platform.python_version(),
             pid=os.getpid(),
             workers=ranks,
-            run_dir=run_dir,
+            run_dir=self._run_dir,
             start_timeout_s=self._config.start_timeout_s,
             stop_timeout_s=self._config.stop_timeout_s,
             prefetch_s=self._config.prefetch_s,
@@ -201,7 +210,10 @@ class RankProcess:
             memory_bytes=self._config.cache_bytes,
             detach=self._config.detach_on_client_exit,
         )
-        loop = ManagerLoop(settings, workers, progress, lambda: self._control.send("ready"), journal=journal)
+        record = self._recorder
+        if record is not None:
+            record.begin(self._record_path, attributes(self._config, self._script, self._versions(), self._began_s))
+        loop = ManagerLoop(settings, workers, progress, lambda: self._control.send("ready"), journal=journal, record=record)
         if self._ends_in_s is not None:
             loop.set_end(self._ends_in_s - (time.monotonic() - self._asked_s))
         if journal is not None:
@@ -220,6 +232,42 @@ class RankProcess:
         while (workers.progress() or self._broken) and time.monotonic() < linger_s:
             self._waiter.wait(False, False, most_s=0.01)  # our last words are still under way
         return status
+
+    def _start_recorder(self) -> None:
+        """Before MPI_Init: start the process that writes the run record, if there is to be one."""
+        in_allocation = bool(allocation.find_allocation(os.environ).batch_system)
+        self._record_path = record_path(self._config, self._run_dir, in_allocation)
+        if not self._record_path:
+            return
+        try:
+            self._recorder = start_writer(task_environment(os.environ), self._began_s)
+        except RecordError as error:
+            if self._config.record != "auto":
+                raise
+            print(f"exex: {error}; the job goes on without a run record", file=sys.stderr, flush=True)
+            return
+        self._control.send("recorder", pid=self._recorder.writer_pid)
+
+    def _close_recorder(self) -> None:
+        """Complete the run record, and say what is not in it."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
+            return
+        status = recorder.close(max(_RECORD_S, self._config.stop_timeout_s))
+        if status is None:
+            print(f"exex: the run record {self._record_path} is not written in time", file=sys.stderr, flush=True)
+        elif recorder.dropped:
+            text = f"{recorder.dropped:,} messages are missing in the run record {self._record_path}: its file system is too slow"
+            print(f"exex: {text}", file=sys.stderr, flush=True)
+
+    def _versions(self) -> dict[str, str]:
+        """For the run record."""
+        versions = {"exex": __version__, "Python": platform.python_version()}
+        if self._expected.launcher != "none":
+            from exex.transport import mpi
+
+            versions["MPI"] = mpi.library()
+        return versions
 
     def _open_journal(self) -> Journal | None:
         config = self._config
