@@ -45,7 +45,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column(
             "start_us",
             "i8",
-            "the function began: `end_us` less the running time, which its task process has measured, but not before `assign_us`",
+            "the function began: `end_us` less `run_s`, but not before `assign_us`",
         ),
         Column(
             "end_us",
@@ -53,6 +53,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "the function ended: when the result was on rank 0, less what ran after it of the same message; 1 ms or better on an "
             "idle network, while the worker's turn is not delayed",
         ),
+        Column("run_s", "f4", "running time of the function, as its task process has measured it; -1: it did not run"),
         Column("done_us", "i8", "the result was on rank 0; the same for all of one message"),
         Column("answer_us", "i8", "sent on to the client; -1: it never was, or more than a second later"),
         Column("bytes_in", "u8", "pickled arguments, without the values of other tasks"),
@@ -83,7 +84,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("gpus", "u4", "accelerators that it can use"),
         Column("memory_bytes", "u8", "of its node; 0: not known"),
         Column("hello_us", "i8", "its first message was on rank 0"),
-        Column("forked_s", "f4", "from the start of its first process: the rank was forked; on the worker's clock, as the next two"),
+        Column("forked_s", "f4", "from the start of its first process: the rank was forked; on the worker's clock, as those after it"),
         Column("imported_s", "f4", "the MPI library was loaded"),
         Column("initialised_s", "f4", "MPI_Init was done"),
     ),

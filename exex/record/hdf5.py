@@ -186,7 +186,8 @@ class Record:
 
     def rows(self, table: str) -> int:
         """How many rows a table has: those of which all columns are there."""
-        return self._rows[table]
+        rows: int = self._rows[table]
+        return rows
 
     def column(self, table: str, name: str, begin: int = 0, end: int | None = None) -> NDArray[Any]:
         """One column, or a part of it.

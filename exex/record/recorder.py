@@ -178,8 +178,7 @@ class Recorder:
         took_us = int((self._clock() - self._zero_s) * 1e6) - self._now_us
         self._turns += 1
         self._busy_us += took_us
-        if took_us > self._longest_us:
-            self._longest_us = took_us
+        self._longest_us = max(self._longest_us, took_us)
         if self._now_us >= self._sample_us:
             self._take_sample()
         if self._part_bytes > _BATCH_BYTES or (self._part_bytes and self._now_us - self._written_us > _PAUSE_US):

@@ -315,8 +315,8 @@ class Assembler:
         self._pool.ended(tasks[is_final & is_new])
         end_us = np.maximum(end_us, fields["assign_us"][at])
         start_us = np.maximum(end_us - (seconds * 1e6).astype("i8"), fields["assign_us"][at])
-        rest = {"how": outcomes[known], "start_us": start_us, "end_us": end_us, "done_us": done_us[known], "bytes_out": sizes[known]}
-        self._add_rows(tasks, at, **rest)
+        rest = {"how": outcomes[known], "done_us": done_us[known], "bytes_out": sizes[known]}
+        self._add_rows(tasks, at, start_us=start_us, end_us=end_us, run_s=seconds, **rest)
 
     def _take_answers(self) -> None:
         tasks = np.concatenate([tasks for _, tasks, _ in self._answered])
@@ -348,8 +348,7 @@ class Assembler:
         fields = self._pool.fields
         fields["attempt"][at], fields["rank"][at], fields["assign_us"][at] = 0, UNKNOWN, UNKNOWN
         fields["state"][at] = _ENDED
-        nothing = np.full(len(tasks), UNKNOWN)
-        self._add_rows(tasks, at, how=how, start_us=nothing, end_us=nothing, done_us=times_us, bytes_out=np.zeros(len(tasks), "u8"))
+        self._add_rows(tasks, at, how=how, done_us=times_us, **_never_ran(len(tasks)))
         self._pool.ended(tasks)
 
     def _end_assigned(self, rank: int | None, how: int, time_us: int) -> None:
@@ -358,10 +357,8 @@ class Assembler:
         tasks = self._pool.tasks(lambda at: (fields["state"][at] == _ASSIGNED) & (rank is None or fields["rank"][at] == rank))
         at = self._pool.index(tasks)
         fields["state"][at] = _FAILED
-        count = len(tasks)
-        ends, unknown = np.full(count, time_us), np.full(count, UNKNOWN)
-        rest = {"how": np.full(count, how, "u1"), "start_us": unknown, "end_us": unknown, "done_us": ends}
-        self._add_rows(tasks, at, bytes_out=np.zeros(count, "u8"), **rest)
+        ends = {"how": np.full(len(tasks), how, "u1"), "done_us": np.full(len(tasks), time_us)}
+        self._add_rows(tasks, at, **ends, **_never_ran(len(tasks)))
 
     # ---- rows ----
 
@@ -419,6 +416,12 @@ def _later_s(seconds: Array, counts: list[int]) -> Array:
     ends = np.cumsum(counts) - 1
     later: Array = np.repeat(sums[ends], counts) - sums
     return later
+
+
+def _never_ran(count: int) -> Columns:
+    """Columns of rows of which nobody knows that their function ran."""
+    unknown = np.full(count, UNKNOWN)
+    return {"start_us": unknown, "end_us": unknown, "run_s": np.full(count, UNKNOWN, "f4"), "bytes_out": np.zeros(count, "u8")}
 
 
 def _part(rows: Columns, mask: Array) -> Columns:
