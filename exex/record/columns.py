@@ -84,7 +84,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("gpus", "u4", "accelerators that it can use"),
         Column("memory_bytes", "u8", "of its node; 0: not known"),
         Column("hello_us", "i8", "its first message was on rank 0"),
-        Column("forked_s", "f4", "from the start of its first process: the rank was forked; on the worker's clock, as those after it"),
+        Column("forked_s", "f4", "from the start of its guard: the rank was forked; on the worker's clock, as the next two"),
         Column("imported_s", "f4", "the MPI library was loaded"),
         Column("initialised_s", "f4", "MPI_Init was done"),
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,15 +122,35 @@ class Pool:
         return np.concatenate(found)
 
 
-class _Results(NamedTuple):
-    """Columns of one Done message."""
+class _Gathered:
+    """Messages of one kind: a rank, a time and a count each, and their columns as bytes, one after the other.
 
-    rank: int
-    time_us: int
-    tasks: Array
-    seconds: Array
-    sizes: Array
-    outcomes: Array
+    Messages often carry a single task, and an array for each would cost many times what is in it.
+    """
+
+    def __init__(self, *dtypes: str) -> None:
+        self._dtypes = [np.dtype(dtype) for dtype in dtypes]
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget them."""
+        self.messages: list[tuple[int, int, int]] = []
+        self._parts: list[list[bytes]] = [[] for _ in self._dtypes]
+
+    def add(self, frame: Frame, rank: int) -> None:
+        """Add a message whose body begins with these columns."""
+        begin, body, count = 0, frame.body, frame.b
+        self.messages.append((rank, frame.time_us, count))
+        for dtype, parts in zip(self._dtypes, self._parts):
+            end = begin + count * dtype.itemsize
+            parts.append(body[begin:end])
+            begin = end
+
+    def columns(self) -> list[Array]:
+        """Rank, time and number of tasks of each message; then the columns, of all messages in a row."""
+        heads = np.array(self.messages, "i8").reshape(-1, 3)
+        rows = [np.frombuffer(b"".join(parts), dtype) for dtype, parts in zip(self._dtypes, self._parts)]
+        return [*heads.T, *rows]
 
 
 class Assembler:
@@ -149,7 +169,10 @@ class Assembler:
         self._apps: dict[tuple[int, int], int] = {}
         self._slots: dict[int, int] = {}
         self._rows: list[Columns] = []  # that wait for their answer, and new ones
-        self._has_failed = False
+        self._assigned = _Gathered("i8")
+        self._later: list[tuple[Array, Array]] = []  # tasks that are tried again, and their attempts
+        self._results = _Gathered("i8", "f4", "u4", "u1")
+        self._answered = _Gathered("i8", "u1")
         self._clear()
         self._do: dict[int, Callable[[Frame], None]] = {
             Kind.END: self._end, Kind.SUBMIT: self._submit, Kind.NEEDS: self._needs, Kind.READY: self._ready,
@@ -169,11 +192,11 @@ class Assembler:
 
     def _clear(self) -> None:
         self._count = 0
-        self._readied: list[tuple[int, Array]] = []
-        self._assigned: list[tuple[int, int, Array, Array]] = []
-        self._results: list[_Results] = []
-        self._answered: list[tuple[int, Array, Array]] = []
         self._has_failed = False
+        self._readied: list[tuple[int, Array]] = []
+        for gathered in (self._assigned, self._results, self._answered):
+            gathered.clear()
+        self._later.clear()
 
     def _end(self, frame: Frame) -> None:
         self.dropped = frame.a
@@ -208,27 +231,21 @@ class Assembler:
         self._readied.append((frame.time_us, np.frombuffer(frame.body, "i8")))
 
     def _assign(self, frame: Frame) -> None:
-        tasks = np.frombuffer(frame.body, "i8", frame.b)
-        later = np.frombuffer(frame.body, "u4", offset=8 * frame.b).reshape(-1, 2)
-        if len(later):
+        if len(frame.body) > 8 * frame.b:
             self.close_window()
-            self._close_rows(tasks[later[:, 0]])
-        attempts = np.ones(frame.b, "u2")
-        attempts[later[:, 0]] = later[:, 1]
-        self._assigned.append((frame.a, frame.time_us, tasks, attempts))
+            which = np.frombuffer(frame.body, "u4", offset=8 * frame.b).reshape(-1, 2)
+            tasks = np.frombuffer(frame.body, "i8", frame.b)[which[:, 0]]
+            self._close_rows(tasks)
+            self._later.append((tasks, which[:, 1]))
+        self._assigned.add(frame, frame.a)
 
     def _done(self, frame: Frame) -> None:
-        body, count = frame.body, frame.b
-        outcomes = np.frombuffer(body, "u1", count, offset=16 * count)
-        self._has_failed = self._has_failed or bool(outcomes.any())
-        tasks, seconds = np.frombuffer(body, "i8", count), np.frombuffer(body, "f4", count, offset=8 * count)
-        sizes = np.frombuffer(body, "u4", count, offset=12 * count)
-        self._results.append(_Results(frame.a, frame.time_us, tasks, seconds, sizes, outcomes))
-        self._count += count
+        self._results.add(frame, frame.a)
+        self._has_failed = self._has_failed or frame.body.count(0, 16 * frame.b) != frame.b
+        self._count += frame.b
 
     def _answer(self, frame: Frame) -> None:
-        tasks, outcomes = np.frombuffer(frame.body, "i8", frame.b), np.frombuffer(frame.body, "u1", offset=8 * frame.b)
-        self._answered.append((frame.time_us, tasks, outcomes))
+        self._answered.add(frame, UNKNOWN)
 
     def _cancel(self, frame: Frame) -> None:
         self.close_window()
@@ -278,32 +295,32 @@ class Assembler:
             at = at[at >= 0]
             fields["ready_us"][at] = time_us
             fields["state"][at[fields["state"][at] == _FAILED]] = _NEW  # tried again
-        if self._assigned:
+        if self._assigned.messages:
             self._take_assigned()
-        if self._results:
+        if self._results.messages:
             self._take_results()
-        if self._answered:
+        if self._answered.messages:
             self._take_answers()
         self._clear()
         self._write_rows(is_last=False)
 
     def _take_assigned(self) -> None:
-        counts = [len(tasks) for _, _, tasks, _ in self._assigned]
-        at = self._pool.index(np.concatenate([tasks for _, _, tasks, _ in self._assigned]))
+        ranks, times_us, counts, tasks = self._assigned.columns()
+        at = self._pool.index(tasks)
         known, at = at >= 0, at[at >= 0]
         fields = self._pool.fields
-        fields["attempt"][at] = np.concatenate([attempts for *_, attempts in self._assigned])[known]
-        fields["rank"][at] = np.repeat([rank for rank, *_ in self._assigned], counts)[known]
-        fields["assign_us"][at] = np.repeat([time_us for _, time_us, *_ in self._assigned], counts)[known]
+        fields["attempt"][at] = 1
+        fields["rank"][at] = np.repeat(ranks, counts)[known]
+        fields["assign_us"][at] = np.repeat(times_us, counts)[known]
         fields["state"][at] = _ASSIGNED
+        for tasks, attempts in self._later:
+            at = self._pool.index(tasks)
+            fields["attempt"][at[at >= 0]] = attempts[at >= 0]
 
     def _take_results(self) -> None:
-        counts = [len(result.tasks) for result in self._results]
-        tasks, seconds, sizes, outcomes = (
-            np.concatenate([result[column] for result in self._results]) for column in range(2, 6)
-        )
-        done_us = np.repeat(np.array([result.time_us for result in self._results]), counts)
-        slots = np.repeat(np.array([self._slots.get(result.rank, 1) for result in self._results]), counts)
+        ranks, times_us, counts, tasks, seconds, sizes, outcomes = self._results.columns()
+        done_us = np.repeat(times_us, counts)
+        slots = np.repeat(np.array([self._slots.get(rank, 1) for rank in ranks.tolist()]), counts)
         end_us = done_us - (_later_s(seconds, counts) * 1e6 / slots).astype("i8")
         at = self._pool.index(tasks)
         known = at >= 0
@@ -319,9 +336,8 @@ class Assembler:
         self._add_rows(tasks, at, start_us=start_us, end_us=end_us, run_s=seconds, **rest)
 
     def _take_answers(self) -> None:
-        tasks = np.concatenate([tasks for _, tasks, _ in self._answered])
-        outcomes = np.concatenate([outcomes for *_, outcomes in self._answered])
-        times_us = np.repeat([time_us for time_us, *_ in self._answered], [len(tasks) for _, tasks, _ in self._answered])
+        _, times_us, counts, tasks, outcomes = self._answered.columns()
+        times_us = np.repeat(times_us, counts)
         at = self._pool.index(tasks)
         known = (at >= 0) & (outcomes != _ASK)
         tasks, at, outcomes, times_us = tasks[known], at[known], outcomes[known], times_us[known]
@@ -409,7 +425,7 @@ class Assembler:
         self._write_rows(is_last=True)
 
 
-def _later_s(seconds: Array, counts: list[int]) -> Array:
+def _later_s(seconds: Array, counts: Array) -> Array:
     """For each result of each message: how long those took that stand after it and may have been held back for others."""
     short = np.where(seconds < HELD_BACK_S, seconds, 0).astype("f8")
     sums = np.cumsum(short)
