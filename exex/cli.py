@@ -358,6 +358,28 @@ def export(file: str, style: str) -> None:
         sys.exit(1)
 
 
+# ---- exex report ----
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--html", "page", metavar="PAGE", help="Write one page with pictures, which needs nothing else.")
+@click.option("--csv", "csv_dir", metavar="DIR", help="Write one CSV file per table into DIR.")
+@click.option("--parquet", "parquet_dir", metavar="DIR", help="Write one Parquet file per table into DIR; needs pyarrow.")
+def report(file: str, page: str | None, csv_dir: str | None, parquet_dir: str | None) -> None:
+    """Sum up the run record FILE, while the job runs or afterwards."""
+    from exex.report import make
+
+    try:
+        print(make.report(file, page, csv_dir, parquet_dir), end="")
+    except ExexError as error:
+        print(f"exex report: {error}", file=sys.stderr)
+        sys.exit(_USAGE if isinstance(error, ConfigError) else 1)
+    except OSError as error:
+        print(f"exex report: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
 @main.command()
 def doctor() -> None:
     """See whether a job can start here, and say what to do if not."""

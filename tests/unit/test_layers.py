@@ -14,7 +14,7 @@ LAYERS = [
     {"config"},
     {"protocol"},
     {"transport", "store", "launch", "record"},
-    {"manager", "worker", "client", "reaper"},
+    {"manager", "worker", "client", "reaper", "report"},
     {"guard"},
     {"rank", "run", "cli", "__init__", "__main__"},
 ]
