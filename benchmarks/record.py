@@ -7,6 +7,7 @@ record of 2,000,000 made-up tasks through the real writer, and reports it. `--ma
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import os
 import resource
@@ -95,12 +96,12 @@ def events(tasks: int, seed: int = 1) -> Iterator[Frame]:
     run_s = np.choose(kind, [random.lognormal(-1.5, 0.6, tasks), random.lognormal(0.3, 0.9, tasks), random.gamma(2.0, 0.02, tasks)])
     run_s = np.clip(run_s, 1e-4, 300.0)
     submit_us = 2_000_000 + np.arange(tasks) // 1000 * 1000 * 20
-    slot_of = (np.arange(tasks) + random.integers(0, 3, tasks)) % slots
-    order = np.lexsort((np.arange(tasks), slot_of))
-    start_s = np.empty(tasks)
-    for slot in np.split(order, np.flatnonzero(np.diff(slot_of[order])) + 1):
-        lengths = run_s[slot] + 0.0008
-        start_s[slot] = 2.5 + slot[0] % slots * 1e-5 + np.cumsum(lengths) - lengths
+    free = [(2.5 + slot * 1e-5, slot) for slot in range(slots)]  # a heap: when each slot is free
+    slot_of, start_s = np.empty(tasks, "i8"), np.empty(tasks)
+    for task, length_s in enumerate(run_s.tolist()):
+        free_s, slot = free[0]
+        slot_of[task], start_s[task] = slot, free_s
+        heapq.heapreplace(free, (free_s + length_s + 0.0008, slot))
     end_us = np.maximum(((start_s + run_s) * 1e6).astype("i8"), submit_us + 1000)
     assign_us = np.maximum(((start_s - 0.0007) * 1e6).astype("i8") // 500 * 500, submit_us)
     how = (random.random(tasks) < 0.001).astype("u1")
@@ -126,14 +127,16 @@ def events(tasks: int, seed: int = 1) -> Iterator[Frame]:
         end_us + 150,
         lambda some: some.astype("i8").tobytes() + floats[some].tobytes() + sizes[some].tobytes() + how[some].tobytes(),
     )
-    _group(out, 4, Kind.ANSWER, np.zeros(tasks, "i8"), end_us + 150, lambda some: some.astype("i8").tobytes() + how[some].tobytes())
+    nobody = np.zeros(tasks, "i8")
+    _group(out, 4, Kind.ANSWER, nobody, end_us + 150, lambda some: some.astype("i8").tobytes() + how[some].tobytes())
     out.sort(key=lambda item: item[:2])
     last_us = out[-1][0]
     ended, begun = np.sort(end_us), np.sort((start_s * 1e6).astype("i8"))
     for time_us in range(0, last_us, last_us // 4000):
         done, running = int(np.searchsorted(ended, time_us)), int(np.searchsorted(begun, time_us))
         there = int(np.searchsorted(submit_us, time_us))
-        values = (time_us // 900, time_us // 3, 4000, 0, there - running, running - done, done, 0, 0, slots, 10**8 + 600 * there, 0)
+        queues = (0, there - running, running - done, done, 0, 0)
+        values = (time_us // 900, time_us // 3, 4000, *queues, slots, 10**8 + 600 * (there - done), 0)
         out.append((time_us, 5, Frame(Kind.SAMPLE, time_us, 0, 0, array("q", values).tobytes())))
     out.sort(key=lambda item: item[:2])
     for _, _, frame in out:

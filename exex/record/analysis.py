@@ -90,6 +90,7 @@ class Data:
 
     def __init__(self, record: Record) -> None:
         self.record = record
+        self._columns: dict[str, Array] = {}
         self.attempts = record.rows("attempts")
         self.how = self.column("how")
         self.app = self.column("app")
@@ -119,8 +120,10 @@ class Data:
         )
 
     def column(self, name: str) -> Array:
-        """A column of `attempts`."""
-        return self.record.column("attempts", name)
+        """A column of `attempts`; not to be changed."""
+        if name not in self._columns:
+            self._columns[name] = self.record.column("attempts", name)
+        return self._columns[name]
 
     def _read_apps(self) -> None:
         record = self.record

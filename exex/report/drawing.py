@@ -67,7 +67,7 @@ class Chart:
             left, right = plot.x(begin), plot.x(end)
             parts.append(f'<rect class="band" x="{left:.1f}" y="{TOP}" width="{max(0, right - left):.1f}" height="{plot.high}"/>')
             if right - left > 40:
-                parts.append(f'<text class="note" x="{(left + right) / 2:.1f}" y="{TOP + 13}">{html.escape(name)}</text>')
+                parts.append(f'<text class="note" x="{(left + right) / 2:.1f}" y="{TOP + 34}">{html.escape(name)}</text>')
         parts += [self._curve(plot, series) for series in self.series]
         data = {
             "begin": plot.low_x,
@@ -186,8 +186,14 @@ def histogram(lengths: Array, weights: Array | None, edges: Array, colour: int, 
     for power in powers[::every]:
         x = left + (power - low) / (high - low) * (width - 2 * left)
         anchor = "start" if x < 20 else "end" if x > width - 24 else "middle"
-        parts.append(f'<text class="below" text-anchor="{anchor}" x="{x:.1f}" y="{height - 5}">{duration(10.0**power)}</text>')
+        parts.append(f'<text class="below" text-anchor="{anchor}" x="{x:.1f}" y="{height - 5}">{_decade(power)}</text>')
     return svg(title, height, "".join(parts), width=width)
+
+
+def _decade(power: int) -> str:
+    """Ten to this power, in seconds."""
+    unit, shift = ("s", 0) if power >= 0 else ("ms", 3) if power >= -3 else ("µs", 6) if power >= -6 else ("ns", 9)
+    return f"{10 ** (power + shift):,} {unit}"
 
 
 def heat_map(levels: Array, edges: Array, names: Sequence[str], row_height: float) -> str:

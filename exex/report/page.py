@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -118,9 +119,9 @@ def _over_time(data: Data, summary: Summary) -> list[str]:
     slots = Chart(
         "Slots over time", edges, [Series("slots", capacity, 6), Series("busy", busy, 1, "area")], 250, three, bands=tail
     )
-    good, bad = curves.throughput(data, edges)
+    steps, good, bad = curves.throughput(data, edges)
     ended = [Series("done", good, 3, "area")] + ([Series("ended otherwise", bad, 5)] if bad.any() else [])
-    rate = Chart("Attempts per second", edges, ended, 190, lambda value: count(round(value, 2)))
+    rate = Chart("Attempts per second", steps, ended, 190, lambda value: count(round(value, 2)))
     queue_names = (("waiting", "wait for needs", 2), ("ready", "ready, no slot free", 4), ("assigned", "at workers", 1))
     queues = [Series(said, curves.sampled(data, name, edges), colour) for name, said, colour in queue_names]
     queue = Chart("Tasks by state", edges, queues, 190)
@@ -138,15 +139,20 @@ def _where(summary: Summary) -> list[str]:
     parts = [(SHARES[name], summary.shares.get(name, 0.0) / whole, _SHARE_COLOURS[name]) for name in SHARES]
     bar = stacked_bar([(name, part, colour, percent(part)) for name, part, colour in parts])
     key = legend([(f"{name} {percent(part)}", colour) for name, part, colour in parts])
-    top = max((stage.p99_s for stage in summary.stages), default=1.0) or 1.0
+    top = max((stage.p99_s for stage in summary.stages), default=0.0)
     rows = []
     for stage in summary.stages:
-        bars = "".join(f'<i class="c{c}" style="width:{100 * value / top:.2f}%"></i>' for c, value in ((1, stage.median_s), (2, stage.p99_s)))
+        bars = "".join(f'<i class="c{c}" style="width:{_logarithmic(value, top):.1f}%"></i>' for c, value in ((1, stage.median_s), (2, stage.p99_s)))
         rows.append([html.escape(stage.name), f"<div class=bars>{bars}</div>", duration(stage.median_s), duration(stage.p99_s)])
     table = _table(["a task …", "", "median", "99 %"], rows, 2)
     text = "From the first task to the last result, all slots together."
-    stages = "Between two points of a task's way, over all attempts that ran."
+    stages = "Between two points of a task's way, over all attempts that ran. Bars begin at 1 µs, and each tenfold is as long as the next."
     return [_section("Where the slots' time went", text, bar + key), _section("The way of a task", stages, table)]
+
+
+def _logarithmic(value_s: float, top_s: float) -> float:
+    """Percent of a bar that begins at 1 µs."""
+    return 100 * math.log(max(value_s, 1e-6) * 1e6) / math.log(max(top_s, 2e-6) * 1e6)
 
 
 def _tasks(data: Data, summary: Summary) -> list[str]:

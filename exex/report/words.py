@@ -19,7 +19,9 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d} h"
+    if whole < 360_000:
+        return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d} h"
+    return f"{whole / 3600:,.0f} h"
 
 
 def three(value: float) -> str:
@@ -42,7 +44,7 @@ def count(value: float) -> str:
 
 def percent(part: float) -> str:
     """ "97 %", "0.4 %"."""
-    return f"{100 * part:.0f} %" if part >= 0.0995 or part == 0 else f"{100 * part:.1f} %"
+    return f"{100 * part:.0f} %" if part >= 0.0995 or part < 0.0005 else f"{100 * part:.1f} %"
 
 
 def size(number: float) -> str:
