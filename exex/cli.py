@@ -358,6 +358,34 @@ def export(file: str, style: str) -> None:
         sys.exit(1)
 
 
+# ---- exex logs ----
+
+
+@main.command()
+@click.argument("task", type=click.IntRange(0), required=False)
+@click.option("--run-dir", default="runinfo", show_default=True, metavar="DIR", help="Of the run, or of all: then the newest.")
+@click.option("--attempt", type=click.IntRange(1), metavar="N", help="Only this one. Default: all.")
+@click.option("--stream", type=click.Choice(["stdout", "stderr"]), help="Only this one. Default: both.")
+def logs(task: int | None, run_dir: str, attempt: int | None, stream: str | None) -> None:
+    """Print what TASK printed in a job with --output files; without TASK, which tasks printed how much."""
+    from exex.store import task_output
+
+    try:
+        run_dir = task_output.find_run_dir(run_dir)
+        if task is None:
+            print(task_output.summary(run_dir))
+            return
+        streams = frozenset({0, 1} if stream is None else {("stdout", "stderr").index(stream)})
+        for part, data in task_output.output_of(run_dir, task, streams):
+            if attempt in (None, part.attempt):
+                sys.stdout.buffer.write(data)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nobody reads any more, and the interpreter would flush it)
+    except (ExexError, OSError) as error:
+        print(f"exex logs: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
 # ---- exex report ----
 
 

@@ -149,6 +149,15 @@ class Config:
         "File for the run record; run: run.h5 in the directory of the run; auto: that, in an allocation of a batch system, and "
         "none elsewhere; none.",
     )
+    output: Literal["inherit", "files"] = _setting(
+        "inherit",
+        "text",
+        "inherit: what tasks print goes to the stdout and stderr of the job. files: into a file per node, for exex logs.",
+        choices=("inherit", "files"),
+    )
+    output_limit_bytes: int = _setting(
+        1024**2, "int", "Bytes of each stream of one attempt that --output files keeps.", 0
+    )
     max_waiting: int = _setting(250_000, "int", "Unfinished tasks that a client may have before submitting blocks.", 1)
     max_waiting_bytes: int = _setting(
         2 * 1024**3, "int", "Bytes of unfinished tasks that a client may have before submitting blocks.", 1

@@ -5,6 +5,7 @@ ExexError
 ├── ConfigError                 an option, variable or file that cannot be used
 ├── JournalError                the journal cannot be used, or something could not be recorded in it
 ├── RecordError                 a run record cannot be made or read
+├── OutputError                 what tasks printed is not kept, or not where it is looked for
 ├── CacheKeyError               an argument of a cached app of which no key can be made
 ├── StartError                  the world did not come up
 ├── NoManagerError              an app was called outside a running exex job
@@ -54,6 +55,10 @@ class ExexError(Exception):
 
 class ConfigError(ExexError):
     """An option, a variable or a file cannot be used; the message names it and what is accepted."""
+
+
+class OutputError(ExexError):
+    """What tasks printed is not kept, or not where it was looked for; the message says what to do."""
 
 
 class RecordError(ExexError):

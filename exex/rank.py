@@ -24,6 +24,7 @@ from exex.manager.loop import OUT_OF_TIME, ManagerLoop, Settings
 from exex.manager.progress import Progress
 from exex.record.recorder import Recorder
 from exex.record.start import attributes, record_path, start_writer
+from exex.store.task_output import TaskOutput
 from exex.transport.alarm import Meeting, new_meeting
 from exex.transport.base import Link, Ranks
 from exex.transport.joined import OWN, JoinedRanks
@@ -123,10 +124,11 @@ class RankProcess:
         elif world.rank == 0:
             meeting = new_meeting(self._alarm_port, world.size)
             self._watch_me(0, meeting)  # first: its guard must know before others sign on
-            mpi.tell_all(world, meeting)
+            mpi.tell_all(world, (meeting, self._run_dir))
             status = self._lead(mpi.MpiLink(world, world.size - 1), range(1, world.size), self._manager_slots())
         else:
-            self._watch_me(world.rank, mpi.tell_all(world, None))
+            meeting, self._run_dir = mpi.tell_all(world, None)
+            self._watch_me(world.rank, meeting)
             status = self._work(world.rank, mpi.MpiLink(world, 1))
         self._control.send("status", status=status, orderly=True)
         if not self._broken:
@@ -442,7 +444,14 @@ class RankProcess:
             tasks_per_process=config.tasks_per_process if isinstance(config.tasks_per_process, int) else 0,
             beat_s=beat_s,
             limit_s=limit_s,
+            output=self._task_output(),
         )
+
+    def _task_output(self) -> TaskOutput | None:
+        """Where what tasks print is kept; None: it is passed on."""
+        if self._config.output == "inherit":
+            return None
+        return TaskOutput(self._run_dir, self._node, self._config.output_limit_bytes)
 
     def _equipment(self, rank: int, slots: int) -> worker_loop.Equipment:
         """What the tasks of this rank may use of its node."""
@@ -465,6 +474,7 @@ class RankProcess:
             node=self._node,
             script=self._script,
             gpu_variable=equipment.find_gpu_variable(self._config.gpu_variable, os.environ),
+            marks=self._config.output == "files",
         )
         return template
 

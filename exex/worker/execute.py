@@ -28,7 +28,7 @@ from exex.protocol import context
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Kind, Outcome, TaskId
 from exex.protocol.payload import Large, Payload, dump, dump_error, explain_value, first_unpicklable, load, load_call
-from exex.worker import bash
+from exex.worker import bash, marks
 from exex.worker.context import Place, TaskContext, TaskStopped
 
 # Plain ints: looking a member up in an enum costs more than pickling None.
@@ -145,6 +145,7 @@ def _run(kind: int, function: Callable[..., Any], call: tuple[Any, ...], current
             return function(*args, **kwargs)
     with _surroundings(options, at) as (stdout, stderr):
         flush_output()
+        marks.announce()
         exitcode = bash.run(function, args, kwargs, context=current, where=at, stdout=stdout, stderr=stderr)
         missing = [path for path in options.get("outputs", ()) if not os.path.exists(path)]
         if missing:

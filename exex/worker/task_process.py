@@ -25,7 +25,7 @@ from exex.protocol.messages import AppSpec, Assign, Done
 from exex.protocol.payload import Large, Payload
 from exex.transport.base import GONE
 from exex.transport.stream import BlockingStream
-from exex.worker import condition, context, granted
+from exex.worker import condition, context, granted, marks
 from exex.worker.context import STOP_SIGNAL, Place
 from exex.worker.execute import execute, flush_output, open_function
 from exex.worker.processes import dropped
@@ -169,6 +169,8 @@ class TaskLoop:
         """Send the results that are held back."""
         if not self._tasks:
             return
+        if marks.are_on():
+            flush_output()  # what C code has buffered, before its tasks are over for the rank
         done = Done(tasks=self._tasks, outcomes=bytes(self._outcomes), payloads=self._payloads, seconds=self._seconds, started=[])
         self._stream.send(self._encoder.encode(done))
         self._clear()
@@ -181,17 +183,20 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def run_task_process(fds: Descriptors, place: Place, run_dir: str, cores: Sequence[int] = ()) -> None:
+def run_task_process(
+    fds: Descriptors, place: Place, run_dir: str, cores: Sequence[int] = (), has_marks: bool = False
+) -> None:
     """Be a task process until the rank closes the stream. Does not return.
 
     Args:
         cores: CPU numbers to which it is bound; empty for wherever it is.
+        has_marks: what tasks print is marked as theirs.
     """
     status = os.EX_SOFTWARE
     try:
         os.setsid()
         _shield()
-        _take_over_output(fds)
+        _take_over_output(fds, marks.marked if has_marks else _line_buffered)
         _reseed()
         context.run_dir = run_dir
         granted.bind(cores)
@@ -230,11 +235,11 @@ def _unshield() -> None:
     _let_stop()
 
 
-def _take_over_output(fds: Descriptors) -> None:
+def _take_over_output(fds: Descriptors, make_stream: Callable[[int], TextIO]) -> None:
     for fd, target in ((fds.stdout, 1), (fds.stderr, 2)):
         os.dup2(fd, target)
         os.close(fd)
-    sys.stdout, sys.stderr = _line_buffered(1), _line_buffered(2)
+    sys.stdout, sys.stderr = make_stream(1), make_stream(2)
     faulthandler.enable(sys.stderr)
 
 
