@@ -93,8 +93,8 @@ def events(tasks: int, seed: int = 1) -> Iterator[Frame]:
     slots = NODES * SLOTS
     yield from _beginning()
     kind = np.where(np.arange(tasks) % 100 >= 97, 2, (np.arange(tasks) // 1000) % 2)
-    run_s = np.choose(kind, [random.lognormal(-1.5, 0.6, tasks), random.lognormal(0.3, 0.9, tasks), random.gamma(2.0, 0.02, tasks)])
-    run_s = np.clip(run_s, 1e-4, 300.0)
+    lengths_s = [random.lognormal(-1.5, 0.6, tasks), random.lognormal(0.3, 0.9, tasks), random.gamma(2.0, 0.02, tasks)]
+    run_s = np.clip(np.choose(kind, lengths_s), 1e-4, 300.0)
     submit_us = 2_000_000 + np.arange(tasks) // 1000 * 1000 * 20
     free = [(2.5 + slot * 1e-5, slot) for slot in range(slots)]  # a heap: when each slot is free
     slot_of, start_s = np.empty(tasks, "i8"), np.empty(tasks)

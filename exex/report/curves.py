@@ -27,11 +27,11 @@ def edges_of(data: Data, begin_s: float | None = None, count: int = STEPS) -> Ar
 def throughput(data: Data, edges: Array) -> tuple[Array, Array, Array]:
     """Attempts that ended per second: edges of the steps, those with a value, and the others."""
     done_s = data.column("done_us") * 1e-6
-    wide = np.diff(edges)
     every = max(1, len(edges) // max(40, min(len(edges), data.attempts // 8)))  # few tasks: longer steps
     edges = edges[::every]
     good, _ = np.histogram(done_s[data.how == How.DONE], edges)
     bad, _ = np.histogram(done_s[(data.how != How.DONE) & (data.column("attempt") > 0)], edges)
+    wide = np.diff(edges)
     return edges, good / wide, bad / wide
 
 

@@ -1,4 +1,4 @@
-"""Charts as SVG that a page can carry inline: areas, lines, bars, a map of nodes. Colours are classes of the page's style. Pure."""
+"""Charts as SVG that a page carries inline: areas, lines, bars, a map of nodes. Colours are classes of the page's style. Pure."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exex.report.words import count, ticks, time_ticks
+from exex.report.words import count, duration, ticks, time_ticks
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1040, 64, 12, 10, 26
+_SMALL = (330, 130)
 
 _HEAT = (58, 111, 216)
 
@@ -147,7 +148,8 @@ def svg(title: str, height: int, body: str, width: int = WIDTH, data: dict[str, 
 
 def legend(entries: Sequence[tuple[str, int]]) -> str:
     """Coloured names."""
-    return '<p class="legend">' + "".join(f'<span><i class="c{colour}"></i>{html.escape(name)}</span>' for name, colour in entries) + "</p>"
+    names = "".join(f'<span><i class="c{colour}"></i>{html.escape(name)}</span>' for name, colour in entries)
+    return f'<p class="legend">{names}</p>'
 
 
 def stacked_bar(parts: Sequence[tuple[str, float, int, str]], height: int = 34) -> str:
@@ -163,11 +165,10 @@ def stacked_bar(parts: Sequence[tuple[str, float, int, str]], height: int = 34) 
     return svg("shares", height, "".join(drawn))
 
 
-def histogram(lengths: Array, weights: Array | None, edges: Array, colour: int, title: str, width: int = 330, height: int = 130) -> str:
+def histogram(lengths: Array, edges: Array, colour: int, title: str) -> str:
     """Bars over an axis of powers of ten, in seconds."""
-    from exex.report.words import duration
-
-    heights, _ = np.histogram(np.clip(lengths, edges[0], edges[-1]), edges, weights=weights)
+    width, height = _SMALL
+    heights, _ = np.histogram(np.clip(lengths, edges[0], edges[-1]), edges)
     top = float(heights.max(initial=1)) or 1.0
     low, high = np.log10(edges[0]), np.log10(edges[-1])
     ground, left = height - 20, 4
@@ -178,8 +179,8 @@ def histogram(lengths: Array, weights: Array | None, edges: Array, colour: int, 
             wide = (np.log10(edges[at + 1]) - np.log10(edges[at])) / (high - low) * (width - 2 * left)
             tall = max(1.5, value / top * (ground - 8))
             said = f"{duration(edges[at])} to {duration(edges[at + 1])}: {count(value)}"
-            parts.append(f'<rect class="c{colour}" x="{x:.1f}" y="{ground - tall:.1f}" width="{max(1, wide - 1):.1f}" height="{tall:.1f}">')
-            parts.append(f"<title>{said}</title></rect>")
+            place = f'x="{x:.1f}" y="{ground - tall:.1f}" width="{max(1, wide - 1):.1f}" height="{tall:.1f}"'
+            parts.append(f'<rect class="c{colour}" {place}><title>{said}</title></rect>')
     parts.append(f'<line class="grid" x1="{left}" x2="{width - left}" y1="{ground}" y2="{ground}"/>')
     powers = list(range(int(np.ceil(low - 1e-9)), int(np.floor(high + 1e-9)) + 1))
     every = max(1, -(-len(powers) // 5))
@@ -197,16 +198,16 @@ def _decade(power: int) -> str:
 
 
 def heat_map(levels: Array, edges: Array, names: Sequence[str], row_height: float) -> str:
-    """Rows of levels from 0 to 1 over time, as a picture of one colour, as opaque as they say: it goes with light and dark pages."""
+    """Rows of levels from 0 to 1 over time, as a picture of one colour, as opaque as they say, for light and dark pages."""
     rows = len(levels)
     picture = base64.b64encode(png_of_opacity(levels)).decode()
     high = rows * row_height
     height = int(high + TOP + BOTTOM)
     plot = Frame(float(edges[0]), float(edges[-1]), 1.0, height)
+    place = f'x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{plot.high}"'
     parts = [
-        f'<rect class="ground" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{plot.high}"/>'
-        f'<image class="heat" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{plot.high}" preserveAspectRatio="none" '
-        f'href="data:image/png;base64,{picture}"/>',
+        f'<rect class="ground" {place}/>',
+        f'<image class="heat" {place} preserveAspectRatio="none" href="data:image/png;base64,{picture}"/>',
         plot.time_axis(),
     ]
     every = max(1, -(-rows // max(1, int(high // 14))))

@@ -18,11 +18,12 @@ from exex.report import curves
 from exex.report.drawing import Chart, Series, heat_map, histogram, legend, stacked_bar
 from exex.report.style import SCRIPT, STYLE
 from exex.report.text import SHARES
-from exex.report.words import count, duration, percent, size, three
+from exex.report.words import count, duration, percent, plural, size, three
 
 _SHARE_COLOURS = {"work": 1, "start": 6, "dispatch": 4, "starved": 2, "tail": 5}
 _MOST_APPS = 9
 _CLIENT = 1 << 40
+_NOT_CLOSED = "The record is not closed: the job runs, or was killed. All is up to its last flush."
 
 
 def page(record: Record) -> tuple[str, Summary]:
@@ -32,11 +33,11 @@ def page(record: Record) -> tuple[str, Summary]:
     summary = summarize_data(data, path)
     sections = [_header(record, summary), _cards(summary), _findings(summary)]
     if summary.attempts:
-        sections += [*_over_time(data, summary), *_where(summary), *_tasks(data, summary), *_nodes(data), *_ends(data, summary, path)]
-        sections += [_sizes(summary)]
+        sections += [*_over_time(data, summary), *_where(summary), _tasks(data, summary), *_nodes(data)]
+        sections += [_critical(path), _tail(data, summary), _sizes(summary)]
     sections += [*_manager(data), _losses(record), _about(record)]
     title = html.escape(os.path.basename(str(record.meta.get("script", "run"))))
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title} · exex</title>'
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title} · exex</title>'
     body = "".join(sections)
     text = f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body><main>{body}</main><div id=tip></div>"
     return f"{text}<script>{SCRIPT}</script></body></html>\n", summary
@@ -62,11 +63,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int
 def _header(record: Record, summary: Summary) -> str:
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.began_unix_s))
     said = [
-        f"{summary.slots:,} slots of {summary.workers:,} workers on {summary.nodes:,} {'node' if summary.nodes == 1 else 'nodes'}",
+        f"{summary.slots:,} slots of {summary.workers:,} workers on {plural(summary.nodes, 'node')}",
         f"began {began}",
         f"exex {html.escape(str(record.meta.get('versions', {}).get('exex', '?')))}",
     ]
-    state = "" if summary.closed else "<p class=warn>The record is not closed: the job runs, or was killed. All is up to its last flush.</p>"
+    state = "" if summary.closed else f"<p class=warn>{_NOT_CLOSED}</p>"
     if summary.dropped:
         state += f"<p class=warn>{summary.dropped:,} messages are missing: the file system of the record was too slow.</p>"
     script = html.escape(os.path.basename(str(record.meta.get("script", "?"))))
@@ -74,7 +75,8 @@ def _header(record: Record, summary: Summary) -> str:
 
 
 def _cards(summary: Summary) -> str:
-    bad = [f"{count(n)} {what}" for n, what in ((summary.failed, "failed"), (summary.cancelled, "cancelled"), (summary.unfinished, "open")) if n]
+    ends = ((summary.failed, "failed"), (summary.cancelled, "cancelled"), (summary.unfinished, "open"))
+    bad = [f"{count(number)} {what}" for number, what in ends if number]
     idle = f"{count(summary.tail_wasted_slot_s)} slot seconds idle in it"
     cards = [
         ("tasks done", count(summary.done), ", ".join(bad) or "none failed"),
@@ -98,9 +100,11 @@ def _findings(summary: Summary) -> str:
         fix = "start the longest tasks first, cut them smaller, or take fewer slots"
         said.append(f"The tail left {percent(part['tail'])} of the slots' time idle: {fix}.")
     if part.get("starved", 0) > 0.1:
-        said.append(f"For {percent(part['starved'])} of the slots' time no task was ready: the graph is too narrow, or the script too slow.")
+        why = "the graph is too narrow, or the script too slow"
+        said.append(f"For {percent(part['starved'])} of the slots' time no task was ready: {why}.")
     if part.get("dispatch", 0) > 0.1:
-        said.append(f"For {percent(part['dispatch'])} of the slots' time tasks were ready but on their way: make tasks longer, or use map.")
+        fix = "make tasks longer, or use map"
+        said.append(f"For {percent(part['dispatch'])} of the slots' time tasks were ready but on their way: {fix}.")
     if summary.manager_busy > 0.7:
         said.append(f"The manager was busy {percent(summary.manager_busy)} of the time: more workers would not be served faster.")
     if summary.makespan_s and summary.critical_s > 0.8 * summary.makespan_s:
@@ -142,11 +146,12 @@ def _where(summary: Summary) -> list[str]:
     top = max((stage.p99_s for stage in summary.stages), default=0.0)
     rows = []
     for stage in summary.stages:
-        bars = "".join(f'<i class="c{c}" style="width:{_logarithmic(value, top):.1f}%"></i>' for c, value in ((1, stage.median_s), (2, stage.p99_s)))
+        lengths = ((1, _logarithmic(stage.median_s, top)), (2, _logarithmic(stage.p99_s, top)))
+        bars = "".join(f'<i class="c{colour}" style="width:{length:.1f}%"></i>' for colour, length in lengths)
         rows.append([html.escape(stage.name), f"<div class=bars>{bars}</div>", duration(stage.median_s), duration(stage.p99_s)])
     table = _table(["a task …", "", "median", "99 %"], rows, 2)
     text = "From the first task to the last result, all slots together."
-    stages = "Between two points of a task's way, over all attempts that ran. Bars begin at 1 µs, and each tenfold is as long as the next."
+    stages = "Between two points of a task's way, over all attempts that ran. Bars are logarithmic and begin at 1 µs."
     return [_section("Where the slots' time went", text, bar + key), _section("The way of a task", stages, table)]
 
 
@@ -155,7 +160,7 @@ def _logarithmic(value_s: float, top_s: float) -> float:
     return 100 * math.log(max(value_s, 1e-6) * 1e6) / math.log(max(top_s, 2e-6) * 1e6)
 
 
-def _tasks(data: Data, summary: Summary) -> list[str]:
+def _tasks(data: Data, summary: Summary) -> str:
     apps = summary.apps[:_MOST_APPS]
     found = curves.lengths(data, [app.name for app in apps])
     low = min(float(app.run_s.min()) for app in found)
@@ -164,8 +169,9 @@ def _tasks(data: Data, summary: Summary) -> list[str]:
     edges = np.logspace(first, last, int(min(60, max(20, 12 * (last - first)))) + 1)
     cells = []
     for number, app in enumerate(found):
-        picture = histogram(app.run_s, None, edges, number % 5 + 1, f"running times of {app.name}")
-        cells.append(f"<figure><figcaption>{html.escape(app.name)} <span>{count(len(app.run_s))}</span></figcaption>{picture}</figure>")
+        picture = histogram(app.run_s, edges, number % 5 + 1, f"running times of {app.name}")
+        caption = f"{html.escape(app.name)} <span>{count(len(app.run_s))}</span>"
+        cells.append(f"<figure><figcaption>{caption}</figcaption>{picture}</figure>")
     rows = [
         [
             html.escape(app.name),
@@ -181,7 +187,7 @@ def _tasks(data: Data, summary: Summary) -> list[str]:
     table = _table(["app", "attempts", "failed", "in all", "median", "99 %", "longest"], rows)
     more = f"<p class=why>and {len(summary.apps) - 40} more apps</p>" if len(summary.apps) > 40 else ""
     text = "Running times of the apps that took the most time; each bar is a range of lengths, and all axes are the same."
-    return [_section("Task lengths", text, f"<div class=many>{''.join(cells)}</div>{table}{more}")]
+    return _section("Task lengths", text, f"<div class=many>{''.join(cells)}</div>{table}{more}")
 
 
 def _nodes(data: Data) -> list[str]:
@@ -194,22 +200,27 @@ def _nodes(data: Data) -> list[str]:
     return [_section("Nodes over time", text, picture)]
 
 
-def _ends(data: Data, summary: Summary, path: list[Link]) -> list[str]:
+def _critical(path: list[Link]) -> str:
     parts = curves.path_parts(path)
     whole = parts.waits_s + parts.runs_s + parts.returns_s or 1.0
-    named = (("runs", parts.runs_s, 1), ("waits for a slot and its process", parts.waits_s, 4), ("result comes back", parts.returns_s, 2))
+    waits = ("waits for a slot and its process", parts.waits_s, 4)
+    named = (("runs", parts.runs_s, 1), waits, ("result comes back", parts.returns_s, 2))
     bar = stacked_bar([(name, value / whole, colour, percent(value / whole)) for name, value, colour in named])
     key = legend([(f"{name} {duration(value)}", colour) for name, value, colour in named])
     by_time = sorted(parts.by_app.items(), key=lambda item: -item[1][1] - item[1][2])[:10]
-    rows = [[html.escape(app), f"{number:,}", duration(ran_s), duration(between_s)] for app, (number, ran_s, between_s) in by_time]
+    rows = [[html.escape(app), f"{number:,}", duration(ran_s), duration(rest_s)] for app, (number, ran_s, rest_s) in by_time]
     table = _table(["app", "tasks", "ran", "between"], rows)
     text = (
-        f"The end waited for {len(path):,} {'task' if len(path) == 1 else 'tasks, one after the other'}: from the last result back, each time "
-        "to the need that was done last. No number of slots makes the job shorter than their running times."
+        f"The end waited for {plural(len(path), 'task')}: from the last result back, each time to the need that was done last. "
+        "No number of slots makes the job shorter than their running times."
     )
-    sections = [_section("Critical path", text, bar + key + table)]
+    return _section("Critical path", text, bar + key + table)
+
+
+def _tail(data: Data, summary: Summary) -> str:
     edges = curves.edges_of(data, data.tail_begin_s(), 300)
-    tail = Chart("Slots in the tail", edges, [Series("busy", data.busy.means(edges), 5, "area")], 170, three, top=float(max(1, summary.slots)))
+    busy = Series("busy", data.busy.means(edges), 5, "area")
+    tail = Chart("Slots in the tail", edges, [busy], 170, three, top=float(max(1, summary.slots)))
     last = [
         [f"{task % _CLIENT:,}", html.escape(app), f"{rank}", f"{duration(began_s)}", duration(run_s)]
         for task, app, rank, began_s, run_s in curves.last_tasks(data)
@@ -217,7 +228,7 @@ def _ends(data: Data, summary: Summary, path: list[Link]) -> list[str]:
     listing = _table(["last tasks", "app", "rank", "began at", "ran"], last, 2)
     idle = f"{percent(summary.tail_wasted_slot_s / (sum(summary.shares.values()) or 1.0))} of the slots' time"
     text = f"From {duration(data.tail_begin_s())} on there was less to do than slots, for good; what was idle then is {idle}."
-    return [*sections, _section("Tail", text, tail.svg() + listing)]
+    return _section("Tail", text, tail.svg() + listing)
 
 
 def _sizes(summary: Summary) -> str:
@@ -227,13 +238,14 @@ def _sizes(summary: Summary) -> str:
         if one is summary.size:
             marked = number
             note += " <em>the largest that is used well</em>"
-        between = f"{duration(one.least_s)} – {duration(one.most_s)}"
+        between = f"{duration(one.least_s)} to {duration(one.most_s)}"
         rows.append([f"{one.slots:,}{note}", between, percent(one.utilisation), three(one.slot_hours)])
     text = (
         "Bounds for any order of the work: its sum over the slots, and the longest way through it. Without overheads; "
         "used well means that 90 % of the slots' time is work."
     )
-    return _section("What size would have done", text, _table(["slots", "makespan", "utilisation", "slot hours"], rows, marked=marked))
+    table = _table(["slots", "makespan", "utilisation", "slot hours"], rows, marked=marked)
+    return _section("What size would have done", text, table)
 
 
 def _manager(data: Data) -> list[str]:
@@ -243,7 +255,8 @@ def _manager(data: Data) -> list[str]:
     busy, longest = curves.manager_busy(data, edges)
     chart = Chart("Manager", edges, [Series("busy", busy, 4, "area")], 150, percent, top=1.0)
     turns = Chart("Longest turn", edges, [Series("longest turn", longest, 2, "area")], 130, duration)
-    memory = Chart("Memory of rank 0", edges, [Series("memory", curves.sampled(data, "memory_bytes", edges), 6, "area")], 130, size)
+    resident = Series("memory", curves.sampled(data, "memory_bytes", edges), 6, "area")
+    memory = Chart("Memory of rank 0", edges, [resident], 130, size)
     body = f"{chart.svg()}<h3>Longest turn</h3>{turns.svg()}<h3>Memory of rank 0</h3>{memory.svg()}"
     return [_section("The manager", "Part of the time in which its loop did not wait.", body)]
 
@@ -251,9 +264,9 @@ def _manager(data: Data) -> list[str]:
 def _losses(record: Record) -> str:
     if not record.rows("losses"):
         return ""
-    times, ranks = record.column("losses", "time_us").tolist(), record.column("losses", "rank").tolist()
-    attempts, how = record.column("losses", "attempts").tolist(), record.texts("losses", "how")
-    rows = [[duration(at * 1e-6), str(rank), str(held), html.escape(said)] for at, rank, held, said in zip(times, ranks, attempts, how)]
+    columns = [record.column("losses", name).tolist() for name in ("time_us", "rank", "attempts")]
+    losses = zip(*columns, record.texts("losses", "how"))
+    rows = [[duration(at * 1e-6), str(rank), str(held), html.escape(how)] for at, rank, held, how in losses]
     return _section("Losses", "Workers that died or were given up.", _table(["at", "rank", "attempts", "it"], rows[:200], 9))
 
 
@@ -262,4 +275,5 @@ def _about(record: Record) -> str:
     settings = html.escape(json.dumps(record.meta.get("settings", {}), indent=1))
     table = _table(["part", "version"], versions, 9)
     file = html.escape(os.path.abspath(record.path))
-    return f"<section class=about><details><summary>Versions and settings</summary>{table}<pre>{settings}</pre><p>{file}</p></details></section>"
+    folded = f"<details><summary>Versions and settings</summary>{table}<pre>{settings}</pre><p>{file}</p></details>"
+    return f"<section class=about>{folded}</section>"

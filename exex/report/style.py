@@ -6,7 +6,7 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--ground:#14161a;--card:#1c1f25;--ink:#e8e9ec;--soft:#9aa2ae;--line:#30353d;
 --band:rgba(230,90,90,.16);--c1:#6b9bff;--c2:#eba648;--c3:#4cc2a1;--c4:#b08be8;--c5:#ef7272;--c6:#79818d}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--ground);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;
+body{margin:0;background:var(--ground);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;
 font-variant-numeric:tabular-nums}
 main{max-width:1120px;margin:0 auto;padding:32px 24px 64px}
 header p{margin:2px 0;color:var(--soft)}
@@ -40,7 +40,7 @@ th{color:var(--soft);font-weight:600;font-size:12.5px;text-align:left}
 th,td{padding:5px 10px 5px 0;border-bottom:1px solid var(--line);vertical-align:middle}
 tbody tr:last-child td{border-bottom:0}
 .n{text-align:right;white-space:nowrap}.marked td{font-weight:650}
-em{font-style:normal;font-size:12px;font-weight:500;color:var(--card);background:var(--c1);border-radius:9px;padding:1px 8px;margin-left:6px}
+em{font-style:normal;font-size:12px;font-weight:500;color:var(--card);background:var(--c1);border-radius:9px;padding:1px 8px}
 .bars{min-width:220px}.bars i{display:block;height:7px;border-radius:3px;background:var(--c);margin:2px 0;min-width:1px}
 .about summary{cursor:pointer;font-weight:600}pre{font-size:12px;overflow-x:auto}
 #tip{position:fixed;pointer-events:none;display:none;background:var(--ink);color:var(--ground);border-radius:6px;padding:6px 9px;
@@ -63,8 +63,10 @@ var box=svg.getBoundingClientRect(),x=(e.clientX-box.left)*svg.viewBox.baseVal.w
 if(x<d.left||x>d.right)return hide();
 var part=(x-d.left)/(d.right-d.left),at=Math.min(n-1,Math.floor(part*n));
 line.setAttribute('x1',x);line.setAttribute('x2',x);line.setAttribute('visibility','visible');
-tip.textContent='';var head=document.createElement('div');head.textContent='at '+clock(d.begin+part*(d.end-d.begin));tip.appendChild(head);
-d.names.forEach(function(name,i){var row=document.createElement('div'),mark=document.createElement('i');mark.className='c'+d.colours[i];
+tip.textContent='';var head=document.createElement('div');head.textContent='at '+clock(d.begin+part*(d.end-d.begin));
+tip.appendChild(head);
+d.names.forEach(function(name,i){var row=document.createElement('div'),mark=document.createElement('i');
+mark.className='c'+d.colours[i];
 row.appendChild(mark);row.appendChild(document.createTextNode(name+' '+d.values[i][at]));tip.appendChild(row)});
 tip.style.display='block';
 tip.style.left=Math.min(e.clientX+14,innerWidth-tip.offsetWidth-8)+'px';tip.style.top=(e.clientY+16)+'px'});

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exex.record.summary import Summary
-from exex.report.words import count, duration, percent, three
+from exex.report.words import count, duration, percent, plural, three
 
 SHARES = {
     "work": "functions ran",
@@ -33,22 +33,18 @@ def _head(summary: Summary) -> list[str]:
     lines = [
         f"run record   {summary.path}" + ("" if summary.closed else " (not closed: the job runs, or was killed)"),
         f"tasks        {summary.tasks:,}: {', '.join([f'{summary.done:,} done', *others])}",
-        f"workers      {summary.workers:,} with {summary.slots:,} slots on {_plural(summary.nodes, 'node')}{lost}",
+        f"workers      {summary.workers:,} with {summary.slots:,} slots on {plural(summary.nodes, 'node')}{lost}",
         f"time         {duration(summary.makespan_s)} from the first task to the last result; "
         f"before that {duration(summary.startup_s)} until all workers were up",
         f"rate         {three(summary.rate_per_s)} tasks/s",
         f"utilisation  {percent(summary.utilisation)} of the slots' time",
         f"tail         {duration(summary.tail_s)}, {three(summary.tail_wasted_slot_s)} slot seconds idle",
-        f"critical     {_plural(summary.critical_tasks, 'task')} that the end waited for ran {duration(summary.critical_s)}",
+        f"critical     {plural(summary.critical_tasks, 'task')} that the end waited for ran {duration(summary.critical_s)}",
         f"manager      busy {percent(summary.manager_busy)} of the time",
     ]
     if summary.dropped:
         lines.append(f"MISSING      {summary.dropped:,} messages are not in the record: its file system was too slow")
     return lines
-
-
-def _plural(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _shares(summary: Summary) -> list[str]:
@@ -63,11 +59,12 @@ def _shares(summary: Summary) -> list[str]:
 def _apps(summary: Summary, most: int = 8) -> list[str]:
     if not summary.apps:
         return []
-    wide = max(len(app.name) for app in summary.apps[:most])
-    lines = [f"{'apps, most time first':<{wide + 2}} {'attempts':>10} {'failed':>8} {'in all':>12} {'median':>10} {'99 %':>10} {'longest':>10}"]
+    wide = max(20, *(len(app.name) for app in summary.apps[:most]))
+    heads = ("in all", "median", "99 %", "longest")
+    lines = [f"{'apps, most time first':<{wide + 2}} {'attempts':>10} {'failed':>8}" + "".join(f"{head:>12}" for head in heads)]
     for app in summary.apps[:most]:
-        times = f"{duration(app.total_s):>12} {duration(app.median_s):>10} {duration(app.p99_s):>10} {duration(app.longest_s):>10}"
-        lines.append(f"  {app.name:<{wide}} {app.attempts:>10,} {app.failed:>8,} {times}")
+        times = (app.total_s, app.median_s, app.p99_s, app.longest_s)
+        lines.append(f"  {app.name:<{wide}} {app.attempts:>10,} {app.failed:>8,}" + "".join(f"{duration(t):>12}" for t in times))
     if len(summary.apps) > most:
         lines.append(f"  and {len(summary.apps) - most} more")
     return [*lines, ""]
@@ -77,7 +74,9 @@ def _stages(summary: Summary) -> list[str]:
     if not summary.stages:
         return []
     lines = [f"{'the way of a task':<24} {'median':>10} {'99 %':>10}"]
-    return [*lines, *(f"  {stage.name:<22} {duration(stage.median_s):>10} {duration(stage.p99_s):>10}" for stage in summary.stages)]
+    for stage in summary.stages:
+        lines.append(f"  {stage.name:<22} {duration(stage.median_s):>10} {duration(stage.p99_s):>10}")
+    return lines
 
 
 def _sizes(summary: Summary) -> list[str]:

@@ -47,6 +47,11 @@ def percent(part: float) -> str:
     return f"{100 * part:.0f} %" if part >= 0.0995 or part < 0.0005 else f"{100 * part:.1f} %"
 
 
+def plural(number: int, what: str) -> str:
+    """ "1 node", "8,192 nodes"."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def size(number: float) -> str:
     """Bytes: "1.5 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):

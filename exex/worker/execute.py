@@ -28,14 +28,16 @@ from exex.protocol import context
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Kind, Outcome, TaskId
 from exex.protocol.payload import Large, Payload, dump, dump_error, explain_value, first_unpicklable, load, load_call
-from exex.worker import bash, marks
+from exex.worker import bash
 from exex.worker.context import Place, TaskContext, TaskStopped
 
 # Plain ints: looking a member up in an enum costs more than pickling None.
 _DONE, _FAILED = int(Outcome.DONE), int(Outcome.FAILED)
 _PYTHON, _BASH, _MAP = int(Kind.PYTHON), int(Kind.BASH), int(Kind.MAP)
 _NONE = dump(None)
-_NUMBER = (1 << CLIENT_SHIFT) - 1
+TASK_NUMBER = (1 << CLIENT_SHIFT) - 1
+"""Bits of a task number that its client counts."""
+
 _OURS = (__file__, bash.__file__, payloads.__file__)
 _libc = ctypes.CDLL(None)
 _c_stdout = ctypes.c_void_p.in_dll(_libc, "stdout")
@@ -96,7 +98,7 @@ def execute(  # noqa: PLR0917
         hold memory that belongs to the function: send or copy it before anything else runs.
     """
     began = 0.0
-    context.current_task = current = TaskContext(task & _NUMBER, attempt, spec.name, place.rank, place.node)
+    context.current_task = current = TaskContext(task & TASK_NUMBER, attempt, spec.name, place.rank, place.node)
     try:
         call = load_call(payload, values)
         began = perf_counter()
@@ -145,7 +147,6 @@ def _run(kind: int, function: Callable[..., Any], call: tuple[Any, ...], current
             return function(*args, **kwargs)
     with _surroundings(options, at) as (stdout, stderr):
         flush_output()
-        marks.announce()
         exitcode = bash.run(function, args, kwargs, context=current, where=at, stdout=stdout, stderr=stderr)
         missing = [path for path in options.get("outputs", ()) if not os.path.exists(path)]
         if missing:

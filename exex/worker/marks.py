@@ -1,14 +1,17 @@
 """Marks in what a task process prints, with `--output files`: whose the following bytes are. In task processes.
 
-A mark is written before the first bytes that a task prints, so a task that prints nothing costs nothing. What bypasses Python's
-streams, as C code does, has no mark of its own; the rank then goes by what it knows to run.
+A mark is written before the first bytes that a task prints, so a task that prints nothing costs nothing. So it is before a task
+starts a program, which may print, and before what C code has left in its buffer is written. What comes without a mark belongs to
+the call that has run longest, as far as the rank knows.
 """
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import struct
+import sys
 from typing import Any, TextIO
 
 from exex.protocol import context
@@ -85,10 +88,10 @@ class MarkedWriter(io.BufferedIOBase):
             self._pending.clear()
             _write_all(self._fd, data)
 
-    def announce(self) -> None:
-        """What follows, from whomever, belongs to the task that runs now."""
+    def announce(self, task: Any) -> None:
+        """What follows, from whomever, belongs to this task."""
         self.flush()
-        data = self._mark(context.current_task)
+        data = self._mark(task)
         if data:
             _write_all(self._fd, data)
 
@@ -117,6 +120,11 @@ _writers: list[MarkedWriter] = []
 def marked(fd: int) -> TextIO:
     """A text stream over a descriptor that writes marks."""
     writer: Any = MarkedWriter(fd)
+    if not _writers:
+        _watch_programs()
+        buffer = ctypes.create_string_buffer(_C_BUFFER_BYTES)  # C may have been left without
+        _libc.setvbuf(_c_stdout, buffer, _IO_FULL, ctypes.c_size_t(_C_BUFFER_BYTES))
+        _kept.append(buffer)
     _writers.append(writer)
     return io.TextIOWrapper(writer, errors="backslashreplace", line_buffering=True, write_through=True)
 
@@ -126,7 +134,34 @@ def are_on() -> bool:
     return bool(_writers)
 
 
-def announce() -> None:
-    """The task that runs now starts a program that may print. Costs nothing without `--output files`."""
+def announce(task: Any) -> None:
+    """What is printed next is this task's."""
     for writer in _writers:
-        writer.announce()
+        writer.announce(task)
+
+
+def has_c_pending() -> bool:
+    """Whether C code has printed something that is not written yet."""
+    return bool(_fpending is not None and _fpending(_c_stdout))
+
+
+_IO_FULL = 0
+_kept: list[Any] = []  # memory that C uses as long as the process lasts
+_C_BUFFER_BYTES = 65536
+_STARTS = frozenset(("subprocess.Popen", "os.system", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec"))
+_libc = ctypes.CDLL(None)
+_c_stdout = ctypes.c_void_p.in_dll(_libc, "stdout")
+_fpending = getattr(_libc, "__fpending", None)  # of glibc and musl
+if _fpending is not None:
+    _fpending.restype = ctypes.c_size_t
+
+
+def _watch_programs() -> None:
+    """Announce every program that a task starts from Python."""
+
+    def on_event(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _STARTS and os.getpid() == own and context.current_task is not None:
+            announce(context.current_task)
+
+    own = os.getpid()
+    sys.addaudithook(on_event)

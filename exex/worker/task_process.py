@@ -26,8 +26,8 @@ from exex.protocol.payload import Large, Payload
 from exex.transport.base import GONE
 from exex.transport.stream import BlockingStream
 from exex.worker import condition, context, granted, marks
-from exex.worker.context import STOP_SIGNAL, Place
-from exex.worker.execute import execute, flush_output, open_function
+from exex.worker.context import STOP_SIGNAL, Place, TaskContext
+from exex.worker.execute import TASK_NUMBER, execute, flush_output, open_function
 from exex.worker.processes import dropped
 
 FAST_S = 1e-3
@@ -88,6 +88,7 @@ class TaskLoop:
         self._apps: dict[int, App] = {}
         self._pickled: dict[bytes, Payload] = {}
         self._functions: dict[bytes, Callable[..., Any]] = {}
+        self._batch: Assign | None = None
         self._sent_s = 0.0  # when results were last sent; or minus infinity: they must be sent before the next call
         self._clear()
 
@@ -105,6 +106,7 @@ class TaskLoop:
 
     def _run_batch(self, batch: Assign) -> bool:
         """Run the calls of an Assign; False if this process must not run another."""
+        self._batch = batch
         tasks, payloads, values, attempts = batch.tasks, batch.payloads, batch.values, batch.attempts
         apps, tokens, place = self._apps, self._tokens, self._place
         numbers = batch.calls if len(batch.calls) == len(tasks) else repeat(batch.calls[0], len(tasks))
@@ -170,10 +172,19 @@ class TaskLoop:
         if not self._tasks:
             return
         if marks.are_on():
-            flush_output()  # what C code has buffered, before its tasks are over for the rank
+            self._flush_marked()
         done = Done(tasks=self._tasks, outcomes=bytes(self._outcomes), payloads=self._payloads, seconds=self._seconds, started=[])
         self._stream.send(self._encoder.encode(done))
         self._clear()
+
+
+    def _flush_marked(self) -> None:
+        """Write what C code has buffered, as the last task's, before that is over for the rank."""
+        if marks.has_c_pending() and self._batch is not None:
+            task = self._tasks[-1]
+            attempt = self._batch.attempts.get(self._batch.tasks.index(task), 1)
+            marks.announce(TaskContext(task & TASK_NUMBER, attempt, "", self._place.rank, self._place.node))
+        flush_output()
 
 
 def die_with_parent(parent: int) -> None:
