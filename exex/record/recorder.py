@@ -155,6 +155,8 @@ class Recorder:
 
     def done(self, rank: Rank, msg: Done) -> None:
         """Attempts have ended."""
+        if not msg.tasks:
+            return
         body = array("q", msg.tasks).tobytes() + array("f", msg.seconds).tobytes() + _sizes(msg.payloads) + msg.outcomes
         self._put(Kind.DONE, rank, len(msg.tasks), body)
 

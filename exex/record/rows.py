@@ -35,7 +35,7 @@ _PAGE_BITS = 14
 _PAGE = 1 << _PAGE_BITS
 _CLIENT_BITS = 40
 _ASK = 5
-_NEW, _ASSIGNED, _ENDED, _FAILED = 1, 2, 3, 4
+_NEW, _ASSIGNED, _ENDED, _FAILED, _DROPPED = 1, 2, 3, 4, 5
 _FIELDS: dict[str, str] = {
     "app": "u4", "attempt": "u2", "rank": "i4", "state": "u1", "submit_us": "i8", "ready_us": "i8", "assign_us": "i8",
     "answer_us": "i8", "bytes_in": "u8",
@@ -168,6 +168,7 @@ class Assembler:
         self._pool = Pool()
         self._apps: dict[tuple[int, int], int] = {}
         self._slots: dict[int, int] = {}
+        self._cancelled: list[tuple[int, Array]] = []
         self._rows: list[Columns] = []  # that wait for their answer, and new ones
         self._assigned = _Gathered("i8")
         self._later: list[tuple[Array, Array]] = []  # tasks that are tried again, and their attempts
@@ -183,6 +184,8 @@ class Assembler:
 
     def feed(self, frame: Frame) -> None:
         """Take one frame; its columns are looked at when the window is closed."""
+        if self._cancelled and frame.time_us > self.now_us:
+            self._apply_cancelled()  # a turn later: what had ended before was answered in that turn
         self.now_us = frame.time_us
         self._do[frame.kind](frame)
         if self._count > WINDOW_TASKS:
@@ -248,15 +251,24 @@ class Assembler:
         self._answered.add(frame, UNKNOWN)
 
     def _cancel(self, frame: Frame) -> None:
+        self._cancelled.append((frame.time_us, np.frombuffer(frame.body, "i8")))
+
+    def _apply_cancelled(self) -> None:
         self.close_window()
-        self._end_waiting(np.frombuffer(frame.body, "i8"), How.CANCELLED, frame.time_us)
+        for time_us, tasks in self._cancelled:
+            self._end_waiting(tasks, How.CANCELLED, time_us)
+            at = self._pool.index(tasks)
+            at = at[at >= 0]
+            state = self._pool.fields["state"]
+            state[at[state[at] == _ASSIGNED]] = _DROPPED
+        self._cancelled.clear()
 
     def _finish(self, frame: Frame) -> None:
-        self.close_window()
         if frame.b:
+            self.close_window()
             state = self._pool.fields["state"]
-            open_tasks = self._pool.tasks(lambda at: (state[at] == _NEW) | (state[at] == _FAILED))
-            self._end_waiting(open_tasks[open_tasks >> _CLIENT_BITS == frame.a], How.CANCELLED, frame.time_us)
+            tasks = self._pool.tasks(lambda at: (state[at] == _NEW) | (state[at] == _FAILED) | (state[at] == _ASSIGNED))
+            self._cancelled.append((frame.time_us, tasks[tasks >> _CLIENT_BITS == frame.a]))
 
     def _lost(self, frame: Frame) -> None:
         self.close_window()
@@ -326,7 +338,7 @@ class Assembler:
         known = at >= 0
         tasks, at, seconds, end_us = tasks[known], at[known], seconds[known], end_us[known]
         fields = self._pool.fields
-        is_final = (outcomes[known] == How.DONE) | (outcomes[known] == How.CANCELLED)
+        is_final = (outcomes[known] == How.DONE) | (fields["state"][at] == _DROPPED)
         is_new = fields["state"][at] != _ENDED
         fields["state"][at] = np.where(is_final, _ENDED, _FAILED)
         self._pool.ended(tasks[is_final & is_new])
@@ -370,9 +382,13 @@ class Assembler:
     def _end_assigned(self, rank: int | None, how: int, time_us: int) -> None:
         """Attempts at a worker, or at all, have ended with it. They may be tried again."""
         fields = self._pool.fields
-        tasks = self._pool.tasks(lambda at: (fields["state"][at] == _ASSIGNED) & (rank is None or fields["rank"][at] == rank))
+        state = fields["state"]
+        tasks = self._pool.tasks(
+            lambda at: ((state[at] == _ASSIGNED) | (state[at] == _DROPPED)) & (rank is None or fields["rank"][at] == rank)
+        )
         at = self._pool.index(tasks)
-        fields["state"][at] = _FAILED
+        self._pool.ended(tasks[state[at] == _DROPPED])
+        state[at] = np.where(state[at] == _DROPPED, _ENDED, _FAILED)
         ends = {"how": np.full(len(tasks), how, "u1"), "done_us": np.full(len(tasks), time_us)}
         self._add_rows(tasks, at, **ends, **_never_ran(len(tasks)))
 
@@ -418,7 +434,7 @@ class Assembler:
 
     def close(self) -> None:
         """Write all that is known, also of tasks without an end."""
-        self.close_window()
+        self._apply_cancelled()
         self._end_assigned(None, How.UNFINISHED, self.now_us)
         state = self._pool.fields["state"]
         self._end_waiting(self._pool.tasks(lambda at: state[at] == _NEW), How.UNFINISHED, self.now_us)
@@ -428,9 +444,8 @@ class Assembler:
 def _later_s(seconds: Array, counts: Array) -> Array:
     """For each result of each message: how long those took that stand after it and may have been held back for others."""
     short = np.where(seconds < HELD_BACK_S, seconds, 0).astype("f8")
-    sums = np.cumsum(short)
-    ends = np.cumsum(counts) - 1
-    later: Array = np.repeat(sums[ends], counts) - sums
+    sums = np.cumsum(np.concatenate([[0.0], short]))
+    later: Array = np.repeat(sums[np.cumsum(counts)], counts) - sums[1:]
     return later
 
 
