@@ -46,7 +46,7 @@ class RecordFile:
         try:
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             set_aside(path)
-            self._file = h5py.File(path, "w", libver="latest", locking="best-effort")
+            self._file = h5py.File(path, "w", libver="latest", locking=False)
         except OSError as error:
             raise RecordError(f"the run record {path} cannot be made: {error}") from error
         for name, value in {**attributes, "format": FORMAT, "ended_us": UNKNOWN, "dropped": 0}.items():
@@ -118,7 +118,7 @@ class RecordFile:
         self.flush(ended_us)
         used = sum(dataset.id.get_storage_size() for columns in self._columns.values() for dataset in columns.values())
         self._file.close()
-        with h5py.File(self.path, "r+", libver="latest", locking="best-effort") as file:
+        with h5py.File(self.path, "r+", libver="latest", locking=False) as file:
             file.attrs["ended_us"] = ended_us
             file.attrs["dropped"] = dropped
         if os.path.getsize(self.path) > _WASTE * used + 100_000:
@@ -128,8 +128,8 @@ class RecordFile:
         """Write the file again, without what flushes of parts of chunks have left behind."""
         packed = self.path + ".new"
         with (
-            h5py.File(self.path, "r", locking="best-effort") as old,
-            h5py.File(packed, "w", libver="latest", locking="best-effort") as new,
+            h5py.File(self.path, "r", locking=False) as old,
+            h5py.File(packed, "w", libver="latest", locking=False) as new,
         ):
             for name in old:
                 old.copy(name, new)
