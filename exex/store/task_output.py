@@ -81,8 +81,8 @@ class TaskOutput:
         for key in [key for key in self._sizes if key[0] == task]:
             missing = self._sizes.pop(key) - self._limit
             if missing > 0 and task >= 0:
-                said = f"{missing:,} more bytes of {_STREAMS[key[2]]} of task {task} ({name})"
-                note = f"exex: {said} were not kept: output_limit_bytes is {self._limit:,}\n"
+                said = f"{_STREAMS[key[2]]} of task {task} ({name}) is cut off: {missing:,} B more were printed"
+                note = f"exex: {said}; output_limit_bytes is {self._limit:,}\n"
                 self._add(key[0], key[1], NOTE, note.encode(), now_s)
 
     def has_printed(self) -> bool:
@@ -211,13 +211,13 @@ def summary(run_dir: str, most: int = 20) -> str:
         else:
             sizes[part.task] = sizes.get(part.task, 0) + part.length
     nobody = sizes.pop(-1, 0)
-    lines = [f"{run_dir}: {len(sizes):,} tasks have printed {sum(sizes.values()):,} bytes into {len(files):,} files"]
+    lines = [f"{run_dir}: tasks that have printed: {len(sizes):,}; files: {len(files):,}; kept: {sum(sizes.values()):,} B"]
     if cut:
-        lines.append(f"{cut:,} of their streams were cut off")
+        lines.append(f"streams that were cut off: {cut:,}")
     if nobody:
-        lines.append(f"{nobody:,} bytes belong to no task")
+        lines.append(f"{nobody:,} B belong to no task")
     ordered = sorted(sizes.items(), key=lambda item: -item[1])
-    lines += [f"  task {task:>10}  {size:>14,} bytes" for task, size in ordered[:most]]
+    lines += [f"  task {task:>10}  {size:>14,} B" for task, size in ordered[:most]]
     if len(ordered) > most:
         lines.append(f"  and {len(ordered) - most:,} more tasks")
     return "\n".join(lines)

@@ -141,7 +141,8 @@ class TaskLoop:
             self._seconds.append(seconds)
             if type(result) is Large:  # over memory that the next call may write to
                 self._sent_s = -math.inf
-        flush_output()
+        if not marks.are_on():
+            flush_output()
         self._send()
         return self._look(app)
 
