@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import numpy as np
-
 from exex.record.columns import How
 from exex.record.hdf5 import Record
 from exex.record.summary import summarize

@@ -99,8 +99,9 @@ def test_the_page_needs_nothing_but_itself(record):
         text, _ = page(opened)
 
     class Tags(HTMLParser):
-        open: list[str] = []
-        texts: list[str] = []
+        def __init__(self):
+            super().__init__()
+            self.open, self.texts = [], []
 
         def handle_starttag(self, tag, attributes):
             for name, value in attributes:
