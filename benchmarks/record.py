@@ -45,7 +45,7 @@ print(count / (time.perf_counter() - began_s), flush=True)
 
 
 def rate(folder: Path, count: int, record: str) -> tuple[float, float]:
-    """No-ops per second of one job with two workers, and CPU seconds of all of its processes per task."""
+    """No-ops per second of one job with two workers, and CPU seconds of all of its processes."""
     script = folder / "noops.py"
     script.write_text(WORKLOAD)
     argv = [mpiexec(), "-n", "3", sys.executable, "-m", "exex.run", "--max-waiting", "4000000", "--record", record]
@@ -55,7 +55,7 @@ def rate(folder: Path, count: int, record: str) -> tuple[float, float]:
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return float(done.stdout.split()[-1]), cpu_s / count
+    return float(done.stdout.split()[-1]), cpu_s
 
 
 def compare(count: int, repeats: int) -> None:
@@ -64,14 +64,18 @@ def compare(count: int, repeats: int) -> None:
     cpus: dict[str, list[float]] = {"none": [], "run.h5": []}
     with tempfile.TemporaryDirectory(prefix="exex-bench-") as name:
         folder = Path(name)
+        start_s = {record: min(rate(folder, 1, record)[1] for _ in range(3)) for record in rates}
         for repeat in range(repeats):
             for record in sorted(rates, reverse=bool(repeat % 2)):
                 got, cpu_s = rate(folder, count, record)
                 rates[record].append(got)
-                cpus[record].append(cpu_s * 1e6)
+                cpus[record].append((cpu_s - start_s[record]) / count * 1e6)
         size = max(path.stat().st_size for path in folder.glob("run*.h5"))
     ratios = [on / off for on, off in zip(rates["run.h5"], rates["none"])]
     show("record_rate_ratio", statistics.median(ratios), "with/without", samples=ratios)
+    ratios = [on / off for on, off in zip(cpus["run.h5"], cpus["none"])]
+    show("record_cpu_ratio", statistics.median(ratios), "with/without", samples=ratios)
+    show("record_start", start_s["run.h5"] - start_s["none"], "s of CPU")
     for record, values in rates.items():
         show(f"submit_{'on' if record != 'none' else 'off'}", statistics.median(values), "tasks/s", samples=values)
     for record, values in cpus.items():
