@@ -442,7 +442,7 @@ class Guard:
         until = time.monotonic() + RECORDER_S
         while self._recorder and time.monotonic() < until:
             self._reap()
-            if self._recorder not in _children(os.getpid()):
+            if not self._rank and self._recorder not in _children(os.getpid()):
                 break
             time.sleep(0.01)
 

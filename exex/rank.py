@@ -13,7 +13,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from exex.config import Config, parse_duration
-from exex.errors import ExexError, JournalError, RecordError, StartError
+from exex.errors import ConfigError, ExexError, JournalError, RecordError, StartError
 from exex.guard import RankRole, how_it_ended
 from exex.launch import allocation, equipment
 from exex.launch.deadline import find_end_s, reserve_s
@@ -237,7 +237,10 @@ class RankProcess:
 
     def _start_recorder(self) -> None:
         """Before MPI_Init: start the process that writes the run record, if there is to be one."""
-        in_allocation = bool(allocation.find_allocation(os.environ).batch_system)
+        try:
+            in_allocation = bool(allocation.find_allocation(os.environ).batch_system)
+        except ConfigError:  # a node file that cannot be read is for others to judge
+            in_allocation = False
         self._record_path = record_path(self._config, self._run_dir, in_allocation)
         if not self._record_path:
             return

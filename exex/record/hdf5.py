@@ -21,7 +21,7 @@ CHUNK_ROWS = {"attempts": 16384, "edges": 16384}
 _FEW_ROWS = 512
 _WASTE = 1.25
 
-FLUSH_S = 1.0
+FLUSH_S = 2.0
 """Between two flushes at first; later a hundredth of the time so far, because each leaves a part of a chunk behind."""
 
 
