@@ -135,6 +135,36 @@ def machines() -> str:
     return "\n".join([*lines, *(f"| {' | '.join([f'`{row[0]}`', *row[1:]])} |" for row in rows)])
 
 
+# ---- run-record.md ----
+
+
+def record_tables() -> str:
+    """The tables of a run record, with their columns."""
+    from exex.record.columns import TABLES
+
+    parts = []
+    for table, columns in TABLES.items():
+        rows = [f"| `{column.name}` | {column.dtype} | {column.meaning} |" for column in columns]
+        parts.append("\n".join([f"#### `{table}`", "", "| column | type | meaning |", "|---|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def record_ends() -> str:
+    """The values of the column `how`."""
+    from exex.record.columns import How
+
+    rows = re.findall(r"(\w+) = (\d+)  # (.*)", inspect.getsource(How))
+    lines = [f"| {number} | `{name}` | {text} |" for name, number, text in rows]
+    return "\n".join(["| `how` | name | meaning |", "|---|---|---|", *lines])
+
+
+def record_attributes() -> str:
+    """The attributes of a run record."""
+    from exex.record.columns import ATTRIBUTES
+
+    return "\n".join(["| attribute | meaning |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in ATTRIBUTES.items())])
+
+
 # ---- all ----
 
 PARTS = {
@@ -149,6 +179,9 @@ PARTS = {
     "launchers": launchers,
     "launcher fields": launcher_fields,
     "launcher conditions": launcher_conditions,
+    "record tables": record_tables,
+    "record ends": record_ends,
+    "record attributes": record_attributes,
 }
 DOCUMENTS = {
     "job-scripts.md": ("job options",),
@@ -156,6 +189,7 @@ DOCUMENTS = {
     "architecture.md": ("messages", "states", "outcomes", "errors"),
     "running.md": ("options", "task variables"),
     "launchers.md": ("launchers", "launcher fields", "launcher conditions"),
+    "run-record.md": ("record tables", "record ends", "record attributes"),
 }
 
 

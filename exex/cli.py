@@ -405,6 +405,56 @@ def export(file: str, style: str) -> None:
         sys.exit(1)
 
 
+# ---- exex logs ----
+
+
+@main.command()
+@click.argument("task", type=click.IntRange(0), required=False)
+@click.option("--run-dir", default="runinfo", show_default=True, metavar="DIR", help="Of the run, or of all: then the newest.")
+@click.option("--attempt", type=click.IntRange(1), metavar="N", help="Only this one. Default: all.")
+@click.option("--stream", type=click.Choice(["stdout", "stderr"]), help="Only this one. Default: both.")
+def logs(task: int | None, run_dir: str, attempt: int | None, stream: str | None) -> None:
+    """Print what TASK printed in a job with --output files; without TASK, which tasks printed how much."""
+    from exex.store import task_output
+
+    try:
+        run_dir = task_output.find_run_dir(run_dir)
+        if task is None:
+            print(task_output.summary(run_dir))
+            return
+        streams = frozenset({0, 1} if stream is None else {("stdout", "stderr").index(stream)})
+        for part, data in task_output.output_of(run_dir, task, streams):
+            if attempt in (None, part.attempt):
+                sys.stdout.buffer.write(data)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nobody reads any more, and the interpreter would flush it)
+    except (ExexError, OSError) as error:
+        print(f"exex logs: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+# ---- exex report ----
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--html", "page", metavar="PAGE", help="Write one page with pictures, which needs nothing else.")
+@click.option("--csv", "csv_dir", metavar="DIR", help="Write one CSV file per table into DIR.")
+@click.option("--parquet", "parquet_dir", metavar="DIR", help="Write one Parquet file per table into DIR; needs pyarrow.")
+def report(file: str, page: str | None, csv_dir: str | None, parquet_dir: str | None) -> None:
+    """Sum up the run record FILE, while the job runs or afterwards."""
+    from exex.report import make
+
+    try:
+        print(make.report(file, page, csv_dir, parquet_dir), end="")
+    except ExexError as error:
+        print(f"exex report: {error}", file=sys.stderr)
+        sys.exit(_USAGE if isinstance(error, ConfigError) else 1)
+    except OSError as error:
+        print(f"exex report: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
 @main.command()
 def doctor() -> None:
     """See whether a job can start here, and say what to do if not."""

@@ -168,6 +168,21 @@ class Config:
         "unlimited", "int", "Tasks after which a task process is replaced by a new one.", 1, ("unlimited",)
     )
     run_dir: str = _setting("runinfo", "text", "Directory for the files of a run, in numbered directories 000, 001, ...")
+    record: str = _setting(
+        "auto",
+        "text",
+        "File for the run record; run: run.h5 in the directory of the run; auto: that, in an allocation of a batch system, and "
+        "none elsewhere; none.",
+    )
+    output: Literal["inherit", "files"] = _setting(
+        "inherit",
+        "text",
+        "inherit: what tasks print goes to the stdout and stderr of the job. files: into a file per node, for exex logs.",
+        choices=("inherit", "files"),
+    )
+    output_limit_bytes: int = _setting(
+        1024**2, "int", "Bytes of each stream of one attempt that --output files keeps.", 0
+    )
     max_waiting: int = _setting(250_000, "int", "Unfinished tasks that a client may have before submitting blocks.", 1)
     max_waiting_bytes: int = _setting(
         2 * 1024**3, "int", "Bytes of unfinished tasks that a client may have before submitting blocks.", 1

@@ -4,6 +4,8 @@
 ExexError
 ├── ConfigError                 an option, variable or file that cannot be used
 ├── JournalError                the journal cannot be used, or something could not be recorded in it
+├── RecordError                 a run record cannot be made or read
+├── OutputError                 what tasks printed is not kept, or not where it is looked for
 ├── CacheKeyError               an argument of a cached app of which no key can be made
 ├── StartError                  the world did not come up
 │   └── StagingError            a node could not be given what was to be staged
@@ -55,6 +57,14 @@ class ExexError(Exception):
 
 class ConfigError(ExexError):
     """An option, a variable or a file cannot be used; the message names it and what is accepted."""
+
+
+class OutputError(ExexError):
+    """What tasks printed is not kept, or not where it was looked for; the message says what to do."""
+
+
+class RecordError(ExexError):
+    """A run record cannot be made or read; the message names the file."""
 
 
 class JournalError(ExexError):

@@ -161,7 +161,7 @@ class Guard:
         self._stop_s = stop_timeout_s
         self._deadline: float | None = None
         self._deadline_says = ""
-        self._rank = self._template = self._client = 0
+        self._rank = self._template = self._client = self._recorder = 0
         self._status: int | None = None
         self._ready = False
         self._others_wait = True
@@ -347,6 +347,8 @@ class Guard:
             self._reaper.note_shared_memory(self._shared)
             meeting = Meeting(tuple(message["hosts"]), message["port"], bytes.fromhex(message["key"]), message["ranks"])
             self._alarm.join(meeting, int(message["rank"]), time.monotonic())
+        elif message["op"] == "recorder":
+            self._recorder = int(message["pid"])
         elif message["op"] == "alive":
             self._alive_s = time.monotonic()
         elif message["op"] == "ready":
@@ -431,9 +433,11 @@ class Guard:
                 self._client = 0
                 self._restore()
                 self._control.send("client-exited", status=code if code >= 0 else 128 - code)
+            elif pid == self._recorder:
+                self._recorder = 0
             elif pid == self._template:
                 self._template = 0
-                orphans = [pid for pid in _children(os.getpid()) if pid not in (self._rank, self._client)]
+                orphans = [pid for pid in _children(os.getpid()) if pid not in (self._rank, self._client, self._recorder)]
                 end_launchers(orphans)  # started by tasks, and nobody's now
                 for pid in orphans:
                     os.kill(pid, signal.SIGKILL)
@@ -468,6 +472,7 @@ class Guard:
         for pid in (self._client, self._template, self._rank):
             if pid:
                 os.kill(pid, signal.SIGKILL)
+        self._await_recorder()
         kill_descendants()
         status = 1 if self._status is None else self._status
         if self._death is not None:
@@ -482,6 +487,19 @@ class Guard:
         self._reaper.dismiss()
         return status
 
+
+    def _await_recorder(self) -> None:
+        """The writer of the run record ends by itself when rank 0 is dead. It is ours then, or has ended before."""
+        until = time.monotonic() + RECORDER_S
+        while self._recorder and time.monotonic() < until:
+            self._reap()
+            if not self._rank and self._recorder not in _children(os.getpid()):
+                break
+            time.sleep(0.01)
+
+
+RECORDER_S = 5.0
+"""What the run record's writer may need after its manager was killed."""
 
 START_HINT = (
     "If other ranks report an error, that is the cause; else see that every node can start this Python and import exex "

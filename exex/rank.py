@@ -15,15 +15,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 from exex.config import Config, parse_duration
-from exex.errors import ExexError, JournalError, StagingError, StartError
+from exex.errors import ConfigError, ExexError, JournalError, RecordError, StagingError, StartError
 from exex.guard import RankRole, how_it_ended
 from exex.launch import allocation, equipment
 from exex.launch.deadline import find_end_s, reserve_s
 from exex.launch.job_dir import clear_status, write_status
 from exex.launch.leftovers import shared_memory
 from exex.launch.together import wait_for_node
-from exex.launch.world import ExpectedWorld, settling_s, singletons_message
+from exex.launch.world import ExpectedWorld, settling_s, singletons_message, task_environment
 from exex.reach import GuardedRanks
+from exex.store.task_output import TaskOutput
 from exex.transport.alarm import Meeting, new_meeting
 from exex.transport.base import Link, Ranks
 from exex.transport.joined import OWN, JoinedRanks
@@ -38,7 +39,11 @@ from exex.worker.together import Together
 if TYPE_CHECKING:
     from exex.launch.staging import Tree as StageTree
     from exex.manager.loop import ManagerLoop
+    from exex.record.recorder import Recorder
     from exex.store.journal import Journal
+
+_RECORD_S = 60.0
+"""What the run record's writer may need at the end."""
 
 _LINGER_S = 0.1
 """What the last messages may need inside the MPI library where no MPI_Finalize sees to them."""
@@ -79,6 +84,8 @@ class RankProcess:
         self._reassured_s = 0.0
         self._ends_in_s: float | None = None
         self._asked_s = 0.0
+        self._run_dir = self._record_path = ""
+        self._recorder: Recorder | None = None
 
     def main(self) -> int:
         """Returns the exit status of this process; the guard ends with what it was told by `status`."""
@@ -101,6 +108,8 @@ class RankProcess:
         if not self._expected.rank:
             clear_status(os.environ)
             self._ends_in_s, self._asked_s = self._left_s(), time.monotonic()  # before MPI_Init: it may run a command
+            self._run_dir = _new_run_dir(self._config.run_dir)
+            self._start_recorder()
         if self._expected.launcher == "none":
             self._stage(None)
             return self._alone()
@@ -128,10 +137,11 @@ class RankProcess:
         elif world.rank == 0:
             meeting = new_meeting(self._alarm_port, world.size)
             self._watch_me(0, meeting)  # first: its guard must know before others sign on
-            mpi.tell_all(world, meeting)
+            mpi.tell_all(world, (meeting, self._run_dir))
             status = self._lead(mpi.MpiLink(world, world.size - 1), range(1, world.size), self._manager_slots())
         else:
-            self._watch_me(world.rank, mpi.tell_all(world, None))
+            meeting, self._run_dir = mpi.tell_all(world, None)
+            self._watch_me(world.rank, meeting)
             status = self._work(world.rank, mpi.MpiLink(world, 1))
         self._control.send("status", status=status, orderly=True)
         if not self._broken:
@@ -218,6 +228,7 @@ class RankProcess:
         try:
             status = self._manage_with(journal, workers, ranks, local)
         finally:
+            self._close_recorder()
             if journal is not None:
                 _close_journal(journal, self._answered)
         write_status(os.environ, status)
@@ -229,14 +240,13 @@ class RankProcess:
         from exex.manager.loop import ManagerLoop, Settings
         from exex.manager.progress import Progress
 
-        run_dir = _new_run_dir(self._config.run_dir)
         progress = Progress() if self._config.progress else None
         settings = Settings(
             version=__version__,
             python=platform.python_version(),
             pid=os.getpid(),
             workers=ranks,
-            run_dir=run_dir,
+            run_dir=self._run_dir,
             start_timeout_s=self._config.start_timeout_s,
             stop_timeout_s=self._config.stop_timeout_s,
             prefetch_s=self._config.prefetch_s,
@@ -246,8 +256,14 @@ class RankProcess:
             detach=self._config.detach_on_client_exit,
             grace_s=self._config.grace_s,
         )
+        record = self._recorder
+        if record is not None:
+            from exex.record.start import attributes
+
+            record.begin(self._record_path, attributes(self._config, self._script, self._versions(), self._began_s))
         ready = lambda: self._control.send("ready")  # noqa: E731
-        loop = ManagerLoop(settings, workers, progress, ready, journal=journal, reach=GuardedRanks(self._control))
+        reach = GuardedRanks(self._control)
+        loop = ManagerLoop(settings, workers, progress, ready, journal=journal, record=record, reach=reach)
         if self._ends_in_s is not None:
             loop.set_end(self._ends_in_s - (time.monotonic() - self._asked_s))
         if journal is not None:
@@ -266,6 +282,47 @@ class RankProcess:
         while (workers.progress() or self._broken) and time.monotonic() < linger_s:
             self._waiter.wait(False, False, most_s=0.01)  # our last words are still under way
         return status
+
+    def _start_recorder(self) -> None:
+        """Before MPI_Init: start the process that writes the run record, if there is to be one."""
+        from exex.record.start import record_path, start_writer
+
+        try:
+            in_allocation = bool(allocation.find_allocation(os.environ).batch_system)
+        except ConfigError:  # a node file that cannot be read is for others to judge
+            in_allocation = False
+        self._record_path = record_path(self._config, self._run_dir, in_allocation)
+        if not self._record_path:
+            return
+        try:
+            self._recorder = start_writer(task_environment(os.environ), self._began_s)
+        except RecordError as error:
+            if self._config.record != "auto":
+                raise
+            print(f"exex: {error}; the job goes on without a run record", file=sys.stderr, flush=True)
+            return
+        self._control.send("recorder", pid=self._recorder.writer_pid)
+
+    def _close_recorder(self) -> None:
+        """Complete the run record, and say what is not in it."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
+            return
+        status = recorder.close(max(_RECORD_S, self._config.stop_timeout_s))
+        if status is None:
+            print(f"exex: the run record {self._record_path} is not written in time", file=sys.stderr, flush=True)
+        elif recorder.dropped:
+            text = f"{recorder.dropped:,} messages are missing in the run record {self._record_path}: its file system is too slow"
+            print(f"exex: {text}", file=sys.stderr, flush=True)
+
+    def _versions(self) -> dict[str, str]:
+        """For the run record."""
+        versions = {"exex": __version__, "Python": platform.python_version()}
+        if self._expected.launcher != "none":
+            from exex.transport import mpi
+
+            versions["MPI"] = mpi.library()
+        return versions
 
     def _open_journal(self) -> Journal | None:
         config = self._config
@@ -455,6 +512,7 @@ class RankProcess:
             tasks_per_process=config.tasks_per_process if isinstance(config.tasks_per_process, int) else 0,
             beat_s=beat_s,
             limit_s=limit_s,
+            output=self._task_output(),
         )
 
     def _new_together(self) -> Together:
@@ -463,6 +521,12 @@ class RankProcess:
 
         place = Place(mpi.world_rank(), self._node)
         return Together(mpi.form, place, self._page, self._script, os.path.dirname(os.path.abspath(self._script)))
+
+    def _task_output(self) -> TaskOutput | None:
+        """Where what tasks print is kept; None: it is passed on."""
+        if self._config.output == "inherit":
+            return None
+        return TaskOutput(self._run_dir, self._node, self._config.output_limit_bytes)
 
     def _equipment(self, rank: int, slots: int) -> worker_loop.Equipment:
         """What the tasks of this rank may use of its node."""
@@ -485,6 +549,7 @@ class RankProcess:
             node=self._node,
             script=self._script,
             gpu_variable=equipment.find_gpu_variable(self._config.gpu_variable, os.environ),
+            marks=self._config.output == "files",
         )
         return template
 

@@ -346,4 +346,4 @@ def check_decorator(options: AppOptions, data_flow_kernel: object, ignore_for_ca
 def auto_log_path(run_dir: str, tid: int, name: str, label: str, stream: str) -> str:
     """Path of an AUTO_LOGNAME file, in Parsl's form."""
     suffix = f"_{label}" if label else ""
-    return os.path.join(run_dir, "task_logs", f"{tid // 10000:04d}", f"task_{tid:04d}_{name}{suffix}.{stream}")
+    return os.path.join(run_dir, "task_logs", f"{tid // 1000:04d}", f"task_{tid:04d}_{name}{suffix}.{stream}")

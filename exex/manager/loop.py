@@ -16,6 +16,7 @@ from exex.manager.liveness import Liveness
 from exex.manager.memo import MEMORY_BYTES, Memo, Store
 from exex.manager.placement import place
 from exex.manager.progress import Progress
+from exex.manager.sampling import sampler
 from exex.manager.state import ClientRecord, ManagerState
 from exex.protocol import codec
 from exex.protocol.messages import (
@@ -41,6 +42,7 @@ from exex.protocol.messages import (
     Verdict,
     Welcome,
 )
+from exex.record.recorder import Recorder
 from exex.transport.base import GONE, Ranks, Server
 
 _MESSAGES_A_TURN = 256
@@ -109,6 +111,7 @@ class ManagerLoop:
         clock: seconds; only differences matter.
         journal: where results of cached calls are recorded; None for nowhere.
         reach: the way to ranks that run a function themselves; None if no rank can.
+        record: what is told of all that happens; None for nothing.
 
     Attributes:
         error: why the job cannot go on; "" while it can.
@@ -128,12 +131,17 @@ class ManagerLoop:
         clock: Callable[[], float] = time.monotonic,
         journal: Journal | None = None,
         reach: teams.Reach | None = None,
+        record: Recorder | None = None,
     ) -> None:
         memo = Memo(journal, settings.memory_bytes, lambda paths: all(map(os.path.exists, paths)))
         self.state = ManagerState(prefetch_s=settings.prefetch_s, memo=memo, own=settings.own, grace_s=settings.grace_s)
         self._reach = reach
         self._probe_s = 0.0
         self._journal = journal
+        self._record = record
+        if record is not None:
+            record.sample = sampler(self.state)
+            self.state.ready.pushed = record.ready
         self.error = ""
         self.lost: dict[Rank, str] = {}
         self.out_of_time = False
@@ -178,6 +186,8 @@ class ManagerLoop:
     def turn(self) -> bool:
         """Drain, decide, flush. True if there was anything to do."""
         now_s = self._now_s = self.state.now_s = self._clock()
+        if self._record is not None:
+            self._record.turn_begins(now_s)
         traffic = self._drain_workers()
         for rank in self._liveness.silent(now_s):
             self.lose_worker(rank, f"was not heard of for {self._settings.heartbeat_limit_s:g} s")
@@ -201,6 +211,8 @@ class ManagerLoop:
             self._mind_the_end(now_s)
         if self._progress is not None:
             self._show(now_s)
+        if self._record is not None:
+            self._record.turn_ends()
         return traffic
 
     def _mind_teams(self, reach: teams.Reach, now_s: float) -> None:
@@ -273,6 +285,8 @@ class ManagerLoop:
                 message = self._from_worker.decode(frames)
                 if type(message) is Done:
                     transitions.on_done(self.state, rank, message)
+                    if self._record is not None:
+                        self._record.done(rank, message)
                 elif type(message) is Part:
                     transitions.on_part(self.state, rank, message)
                 elif type(message) is Hello:
@@ -298,8 +312,7 @@ class ManagerLoop:
                 self._waiting = [(other, attach) for other, attach in self._waiting if other != number]
                 if client is not None:
                     del self._records[number]
-                    if not client.finished:
-                        transitions.on_finish(self.state, client, Finish(cancel=not self._settings.detach))
+                    self._finish_client(client, Finish(cancel=not self._settings.detach))
                 continue
             if number in self._refused:
                 continue
@@ -339,6 +352,15 @@ class ManagerLoop:
             self._on_checkpoint(number, message)
         elif not client.finished:
             self._handlers[type(message)](self.state, client, message)
+            if self._record is not None:
+                self._record.client_said(client.number, message, client.apps)
+
+    def _finish_client(self, client: ClientRecord, message: Finish) -> None:
+        """As if the client had sent this, unless it has."""
+        if not client.finished:
+            transitions.on_finish(self.state, client, message)
+            if self._record is not None:
+                self._record.client_said(client.number, message, client.apps)
 
     def _welcome(self, number: int, message: Attach) -> None:
         client = self._records[number] = transitions.on_attach(self.state, message)
@@ -363,8 +385,7 @@ class ManagerLoop:
         client = self._records.get(number)
         if client is not None:
             del self._records[number]
-            if not client.finished:
-                transitions.on_finish(self.state, client, Finish(cancel=True))
+            self._finish_client(client, Finish(cancel=True))
 
     def _to_client(self, number: int, message: object) -> None:
         assert self._clients is not None
@@ -387,6 +408,8 @@ class ManagerLoop:
             self.fail(f"{at} runs Python {message.python}, rank 0 runs {self._settings.python}; pickles need the same")
         else:
             transitions.on_hello(self.state, rank, message)
+            if self._record is not None:
+                self._record.hello(rank, message)
             self._missing.discard(rank)
             if not self._missing:
                 self._on_ready()
@@ -434,6 +457,8 @@ class ManagerLoop:
             self.fail(f"rank {rank} {how} before it was up")
             return
         attempts = transitions.on_worker_lost(self.state, rank, how)
+        if self._record is not None:
+            self._record.lost(rank, attempts, how)
         others = len(self.state.workers)
         again = f"; {_count(attempts, 'attempt')} will be run again on the {_count(others, 'worker')} left" if others else ""
         print(f"exex: lost rank {rank} on {worker.node}: it {how}{again}", file=sys.stderr, flush=True)
@@ -456,6 +481,9 @@ class ManagerLoop:
     def _flush(self) -> bool:
         state = self.state
         traffic = False
+        record = self._record
+        if record is not None:
+            record.placed()
         for rank, tasks in state.drops.items():
             self._to_worker(rank, Drop(tasks=tasks))
             traffic = True
@@ -465,13 +493,19 @@ class ManagerLoop:
                 self._to_worker(rank, join)
         state.joins.clear()
         for worker in state.refilled:
-            self._to_worker(worker.rank, state.take_assign(worker))
+            assign = state.take_assign(worker)
+            if record is not None:
+                record.assign(worker.rank, assign)
+            self._to_worker(worker.rank, assign)
             traffic = True
         state.refilled.clear()
         self._workers.progress()  # first: workers are woken here
         for number, client in self._records.items():
             if (client.tasks or client.started) and not self._is_held_back(client):
-                self._to_client(number, client.take_answer())
+                answer = client.take_answer()
+                if record is not None:
+                    record.answer(client.number, answer)
+                self._to_client(number, answer)
                 traffic = True
         if self._clients is not None and not self.finished:
             self.unsent = self._clients.progress()
@@ -510,8 +544,7 @@ class ManagerLoop:
     def cancel_all(self) -> None:
         """Clients are gone: end their tasks."""
         for client in self._records.values():
-            if not client.finished:
-                transitions.on_finish(self.state, client, Finish(cancel=True))
+            self._finish_client(client, Finish(cancel=True))
 
     def fail(self, error: str) -> None:
         """The job cannot go on: say why, and stop."""

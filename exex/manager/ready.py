@@ -23,9 +23,10 @@ class ReadyQueue:
         count: of small tasks.
         line: of those that ask for more than one slot, or prefer a node.
         affinity: of unfinished tasks, the task whose node they prefer.
+        pushed: for the run record: gets the number of each task that is not ready from its submission on; None: nobody asks.
     """
 
-    __slots__ = ("_buckets", "_keys", "affinity", "count", "line")
+    __slots__ = ("_buckets", "_keys", "affinity", "count", "line", "pushed")
 
     def __init__(self) -> None:
         self.line = Line()
@@ -33,10 +34,13 @@ class ReadyQueue:
         self._buckets: dict[Key, deque[Task]] = {}
         self._keys: list[Key] = []  # heap of the keys of `_buckets`
         self.count = 0
+        self.pushed: list[TaskId] | None = None
 
     def push(self, task: Task) -> None:
         """Add a task, which becomes READY."""
         assert task.app is not None
+        if self.pushed is not None:
+            self.pushed.append(task.id)
         if task.app.request is not None or (self.affinity and task.id in self.affinity):
             self.line.push(task)
             return

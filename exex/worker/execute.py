@@ -35,7 +35,9 @@ from exex.worker.context import Place, TaskContext, TaskStopped
 _DONE, _FAILED = int(Outcome.DONE), int(Outcome.FAILED)
 _PYTHON, _BASH, _MAP = int(Kind.PYTHON), int(Kind.BASH), int(Kind.MAP)
 _NONE = dump(None)
-_NUMBER = (1 << CLIENT_SHIFT) - 1
+TASK_NUMBER = (1 << CLIENT_SHIFT) - 1
+"""Bits of a task number that its client counts."""
+
 _OURS = (__file__, bash.__file__, payloads.__file__)
 _libc = ctypes.CDLL(None)
 _c_stdout = ctypes.c_void_p.in_dll(_libc, "stdout")
@@ -98,7 +100,7 @@ def execute(  # noqa: PLR0917
         hold memory that belongs to the function: send or copy it before anything else runs.
     """
     began = 0.0
-    context.current_task = current = TaskContext(task & _NUMBER, attempt, spec.name, place.rank, place.node)
+    context.current_task = current = TaskContext(task & TASK_NUMBER, attempt, spec.name, place.rank, place.node)
     try:
         call = load_call(payload, values)
         if adapt is not None:

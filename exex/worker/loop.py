@@ -14,11 +14,13 @@ from exex.protocol import codec
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Join, Leave, Part, Stop
 from exex.protocol.runs import from_runs
+from exex.store.task_output import TaskOutput
 from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
 from exex.worker import execute, filling, state
 from exex.worker.context import Place
 from exex.worker.output import Outlet
+from exex.worker.printed import Printed
 from exex.worker.processes import Died, Failed, Measured, Ready, TaskProcess, Template
 from exex.worker.together import Together, make_head
 
@@ -129,6 +131,7 @@ class WorkerLoop:
         take_part: makes what runs functions on communicators here; None where that cannot be. It is called when it is needed.
         inline: run Python tasks in this process (`--isolation none`).
         tasks_per_process: after so many a task process is replaced; 0: never.
+        output: where what tasks print is kept; None: it is passed on to our own stdout and stderr.
         beat_s: after so long without a message to the manager, send a Beat; 0 for never.
         limit_s: silence of the manager after which this rank gives up; 0 for never.
 
@@ -153,6 +156,7 @@ class WorkerLoop:
         beat_s: float = 0.0,
         limit_s: float = 0.0,
         tasks_per_process: int = 0,
+        output: TaskOutput | None = None,
     ) -> None:
         self.encoder = codec.Encoder()
         self.template = template
@@ -175,6 +179,7 @@ class WorkerLoop:
         self._together: Together | None = None
         self._owners: dict[int, tuple[ProcessPort, str]] = {}
         self._outlets = {"stdout": Outlet(1), "stderr": Outlet(2)}
+        self._printed = Printed(output) if output is not None else None
         self._paused: set[int] = set()  # pipes that are not read, because our own stdout or stderr is full
         self._inline_functions: dict[bytes, Any] = {}
         self._place = place
@@ -258,6 +263,8 @@ class WorkerLoop:
         if now_s >= self._next_tick:
             self._next_tick = now_s + TICK_S
             state.on_tick(self.state, now_s)
+            if self._printed is not None:
+                self._printed.flush_if_due(now_s)
             self._keep_in_touch(now_s)
         if self._inline and self.state.queue:
             traffic |= self._run_inline(now_s + INLINE_S)
@@ -391,7 +398,11 @@ class WorkerLoop:
             if frames is GONE:
                 self._unwatch(process.link.fileno())
                 break  # how it died comes from the template
-            state.on_slot_done(self.state, slot, self._results.decode(frames), now_s)
+            done = self._results.decode(frames)
+            if self._printed is not None:
+                self._pass_on_all(port)  # what was printed until then
+                self._printed.ended(slot, len(done.tasks), now_s)
+            state.on_slot_done(self.state, slot, done, now_s)
             traffic = True
         return traffic
 
@@ -412,8 +423,12 @@ class WorkerLoop:
         if not data:
             self._unwatch(fd)
             return False
+        if self._printed is not None:
+            data = self._printed.take(self.state.slots[port.number], what, data, time.monotonic())
         if what == "stderr":
             port.tail = (port.tail + data)[-_TAIL_BYTES:]
+        if self._printed is not None:
+            return True
         outlet = self._outlets[what]
         was_full = outlet.full
         if not outlet.pass_on(fd, data):
@@ -454,6 +469,8 @@ class WorkerLoop:
             return
         self._from_slot(port, now_s)
         self._pass_on_all(port)
+        if self._printed is not None:
+            self._printed.died(self.state.slots[event.slot], now_s)
         if not event.pid:
             self._resume_s = now_s + FORK_AGAIN_S
         tail = port.tail.decode(errors="replace")
@@ -497,6 +514,8 @@ class WorkerLoop:
             if port.process is not None:
                 self._pass_on_all(port)
             port.stop()
+        if self._printed is not None:
+            self._printed.close()
         for name, outlet in self._outlets.items():
             outlet.drain(_DRAIN_S)
             if outlet.dropped_bytes:

@@ -52,6 +52,7 @@ class Prepare(Struct, frozen=True, tag=True):
     node: str
     script: str  # as the user named it: what tasks find as sys.argv[0]
     gpu_variable: str = ""  # that masks accelerators
+    marks: bool = False  # what tasks print is to be marked as theirs
 
 
 class Fork(Struct, frozen=True, tag=True):
@@ -230,9 +231,10 @@ class Template:
         node: str,
         script: str = "",
         gpu_variable: str = "",
+        marks: bool = False,
     ) -> None:
         """Prepare the template; `Ready` or `Failed` answers. To be called once, before anything else."""
-        self._send(Prepare(script_dir, cwd, run_dir, list(preload), rank, node, script, gpu_variable))
+        self._send(Prepare(script_dir, cwd, run_dir, list(preload), rank, node, script, gpu_variable, marks))
 
     def fork(self, slot: int, cores: Sequence[int] = ()) -> TaskProcess:
         """Start a task process, which can be given calls at once. `Forked` follows, and `Died` in the end.

@@ -25,9 +25,9 @@ from exex.protocol.messages import AppSpec, Assign, Done
 from exex.protocol.payload import Large, Payload
 from exex.transport.base import GONE
 from exex.transport.stream import BlockingStream
-from exex.worker import condition, context, granted
-from exex.worker.context import STOP_SIGNAL, Place
-from exex.worker.execute import execute, flush_output, open_function
+from exex.worker import condition, context, granted, marks
+from exex.worker.context import STOP_SIGNAL, Place, TaskContext
+from exex.worker.execute import TASK_NUMBER, execute, flush_output, open_function
 from exex.worker.processes import dropped
 
 FAST_S = 1e-3
@@ -88,6 +88,7 @@ class TaskLoop:
         self._apps: dict[int, App] = {}
         self._pickled: dict[bytes, Payload] = {}
         self._functions: dict[bytes, Callable[..., Any]] = {}
+        self._batch: Assign | None = None
         self._sent_s = 0.0  # when results were last sent; or minus infinity: they must be sent before the next call
         self._clear()
 
@@ -105,6 +106,7 @@ class TaskLoop:
 
     def _run_batch(self, batch: Assign) -> bool:
         """Run the calls of an Assign; False if this process must not run another."""
+        self._batch = batch
         tasks, payloads, values, attempts = batch.tasks, batch.payloads, batch.values, batch.attempts
         apps, tokens, place = self._apps, self._tokens, self._place
         numbers = batch.calls if len(batch.calls) == len(tasks) else repeat(batch.calls[0], len(tasks))
@@ -139,7 +141,8 @@ class TaskLoop:
             self._seconds.append(seconds)
             if type(result) is Large:  # over memory that the next call may write to
                 self._sent_s = -math.inf
-        flush_output()
+        if not marks.are_on():
+            flush_output()
         self._send()
         return self._look(app)
 
@@ -169,9 +172,20 @@ class TaskLoop:
         """Send the results that are held back."""
         if not self._tasks:
             return
+        if marks.are_on():
+            self._flush_marked()
         done = Done(tasks=self._tasks, outcomes=bytes(self._outcomes), payloads=self._payloads, seconds=self._seconds, started=[])
         self._stream.send(self._encoder.encode(done))
         self._clear()
+
+
+    def _flush_marked(self) -> None:
+        """Write what C code has buffered, as the last task's, before that is over for the rank."""
+        if marks.has_c_pending() and self._batch is not None:
+            task = self._tasks[-1]
+            attempt = self._batch.attempts.get(self._batch.tasks.index(task), 1)
+            marks.announce(TaskContext(task & TASK_NUMBER, attempt, "", self._place.rank, self._place.node))
+        flush_output()
 
 
 def die_with_parent(parent: int) -> None:
@@ -181,17 +195,20 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def run_task_process(fds: Descriptors, place: Place, run_dir: str, cores: Sequence[int] = ()) -> None:
+def run_task_process(
+    fds: Descriptors, place: Place, run_dir: str, cores: Sequence[int] = (), has_marks: bool = False
+) -> None:
     """Be a task process until the rank closes the stream. Does not return.
 
     Args:
         cores: CPU numbers to which it is bound; empty for wherever it is.
+        has_marks: what tasks print is marked as theirs.
     """
     status = os.EX_SOFTWARE
     try:
         os.setsid()
         _shield()
-        _take_over_output(fds)
+        _take_over_output(fds, marks.marked if has_marks else _line_buffered)
         _reseed()
         context.run_dir = run_dir
         granted.bind(cores)
@@ -230,11 +247,11 @@ def _unshield() -> None:
     _let_stop()
 
 
-def _take_over_output(fds: Descriptors) -> None:
+def _take_over_output(fds: Descriptors, make_stream: Callable[[int], TextIO]) -> None:
     for fd, target in ((fds.stdout, 1), (fds.stderr, 2)):
         os.dup2(fd, target)
         os.close(fd)
-    sys.stdout, sys.stderr = _line_buffered(1), _line_buffered(2)
+    sys.stdout, sys.stderr = make_stream(1), make_stream(2)
     faulthandler.enable(sys.stderr)
 
 

@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from functools import partial
 
 from exex.launch.notices import NOTICES
 from exex.worker import families, granted, keeper, processes
@@ -83,6 +84,7 @@ class _Template:
         self._keepers: dict[int, int] = {}  # of each slot
         self._place = Place(-1, "")
         self._run_dir = ""
+        self._marks = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler nothing is written to the pipe
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -138,6 +140,7 @@ class _Template:
     def _prepare(self, message: Prepare) -> None:
         self._place = Place(message.rank, message.node)
         self._run_dir = message.run_dir
+        self._marks = message.marks
         granted.gpu_variable = message.gpu_variable
         sys.argv = [message.script]
         try:
@@ -173,7 +176,8 @@ class _Template:
             if pid == 0:
                 try:
                     self._become_child(parent)
-                    keeper.keep(lambda: run_task_process(Descriptors(*fds), self._place, self._run_dir, message.cores), fds)
+                    run = partial(run_task_process, Descriptors(*fds), self._place, self._run_dir, message.cores, self._marks)
+                    keeper.keep(run, fds)
                 finally:
                     os._exit(os.EX_SOFTWARE)
             self._keepers[slot] = pid

@@ -32,6 +32,7 @@ from exex.manager.nodes import WorkerRecord
 from exex.manager.task import TRANSITIONS, CachedTask, Status, Task
 from exex.protocol import codec
 from exex.protocol.messages import AppSpec, Assign, Beat, Bye, Done, Drop, Grant, Hello, Outcome, Share, Stop
+from exex.record.recorder import Recorder
 from exex.transport.base import Link
 from exex.transport.memory import Network
 from exex.worker import filling
@@ -461,13 +462,19 @@ class Simulation:
         end = self.network.end(MANAGER)
         queues: dict[bool, list] = {True: [], False: []}
         workers = _Part(end, True, queues, self._on_heard)
-        loop = ManagerLoop(settings, workers, None, lambda: None, clock=lambda: self.now, journal=self.journal)
+        loop = ManagerLoop(
+            settings, workers, None, lambda: None, clock=lambda: self.now, journal=self.journal, record=self.new_recorder()
+        )
         loop.listen(_Part(end, False, queues, lambda number: None))
         self._finish_task, self._take_assign, self._lose_worker = loop.state.finish_task, loop.state.take_assign, loop.lose_worker
         loop.state.finish_task = self.finish_task  # type: ignore[method-assign]
         loop.state.take_assign = self.take_assign  # type: ignore[method-assign]
         loop.lose_worker = self.lose_worker  # type: ignore[method-assign]
         return loop
+
+    def new_recorder(self) -> Recorder | None:
+        """What is told of all that happens; nothing, unless a test wants it."""
+        return None
 
     @classmethod
     def of_seed(cls, seed: int, past: Past | None = None) -> Simulation:

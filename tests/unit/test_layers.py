@@ -13,8 +13,8 @@ LAYERS = [
     {"errors", "version"},
     {"config"},
     {"protocol"},
-    {"transport", "store", "launch"},
-    {"manager", "worker", "client", "reaper"},
+    {"transport", "store", "launch", "record"},
+    {"manager", "worker", "client", "reaper", "report"},
     {"guard", "remote"},
     {"reach", "rank", "run", "cli", "__init__", "__main__"},
 ]
@@ -23,7 +23,7 @@ ONE_IMPORTER = {
     "mpi4py": "transport/mpi.py",
     "zmq": "transport/zeromq.py",
     "cloudpickle": "protocol/payload.py",
-    "h5py": "store/record.py",
+    "h5py": "record/hdf5.py",
     "click": "cli.py",
 }
 

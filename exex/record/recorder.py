@@ -1,0 +1,288 @@
+"""What the manager's loop tells of, for the run record. Runs at rank 0, in the loop's own turns; another process writes the file.
+
+Columns are copied as they came; what must be put together per task is put together by the writer. A pipe that is full makes
+nothing wait: frames are kept, up to a limit, and dropped and counted beyond it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
+
+from exex.protocol.messages import CLIENT_SHIFT, Answer, AppSpec, Assign, Cancel, Done, Finish, Hello, Rank, Submit, TaskId
+from exex.protocol.payload import Payload
+from exex.record.frames import HEADER, Kind
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+MOST_WAITING_BYTES = 128 * 1024**2
+"""Of frames that the writer has not taken."""
+
+_BATCH_BYTES = 65536
+_PAUSE_US = 100_000
+SAMPLE_US = 50_000
+"""Between two samples, at first; later a five thousandth of the time so far."""
+
+_SAMPLES = 5000
+_LARGEST = 2**32 - 1
+
+Sample = Sequence[int]
+
+
+class Numbered(Protocol):
+    """An app of the manager's."""
+
+    number: int
+
+
+class Recorder:
+    """The manager's side of a run record.
+
+    Args:
+        fd: non-blocking pipe to the writer.
+        zero_s: time 0 of the record, by `clock`.
+        sample: what the columns of `samples` after `longest_us` are now.
+
+    Attributes:
+        dropped: messages that are missing in the record.
+        ready: tasks that have become ready in this turn, one by one: the queue of ready tasks appends them.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        zero_s: float,
+        sample: Callable[[], Sample] = tuple,
+        *,
+        clock: Callable[[], float] = monotonic,
+        writer: Popen[bytes] | None = None,
+    ) -> None:
+        self.sample = sample
+        self.dropped = 0
+        self.ready: list[TaskId] = []
+        self._fd = fd
+        self._zero_s = zero_s
+        self._clock = clock
+        self._writer = writer
+        self._now_us = self._written_us = self._sample_us = 0
+        self._parts: list[bytes] = []
+        self._part_bytes = 0
+        self._waiting: deque[memoryview] = deque()
+        self._waiting_bytes = 0
+        self._turns = self._busy_us = self._longest_us = 0
+
+    # ---- what happens ----
+
+    @property
+    def writer_pid(self) -> int:
+        """Process that writes."""
+        return self._writer.pid if self._writer else 0
+
+    def begin(self, path: str, attributes: dict[str, Any]) -> None:
+        """First of all: where the file is to be, and its attributes."""
+        self._put(Kind.BEGIN, 0, 0, json.dumps({"path": path, "attributes": attributes}).encode())
+
+    def turn_begins(self, now_s: float) -> None:
+        """All that follows happens at this time."""
+        self._now_us = int((now_s - self._zero_s) * 1e6)
+
+    def hello(self, rank: Rank, msg: Hello) -> None:
+        """A worker is up."""
+        times = [*msg.times_s, 0.0, 0.0, 0.0]
+        body = {
+            "node": msg.node,
+            "pid": msg.pid,
+            "gpus": len(msg.gpus),
+            "memory_bytes": msg.memory_bytes,
+            "forked_s": times[0],
+            "imported_s": times[1],
+            "initialised_s": times[2],
+        }
+        self._put(Kind.HELLO, rank, msg.slots, json.dumps(body).encode())
+
+    def lost(self, rank: Rank, attempts: int, how: str) -> None:
+        """A worker is lost."""
+        self._put(Kind.LOST, rank, attempts, how.encode())
+
+    def client_said(self, client: int, msg: object, apps: Mapping[int, Numbered]) -> None:
+        """A client's message was taken. `apps` has the manager's apps by the client's numbers."""
+        if type(msg) is Submit:
+            self._submit(client, msg, apps)
+        elif type(msg) is Cancel:
+            tasks = [(client << CLIENT_SHIFT) + task for task in msg.tasks]
+            self._put(Kind.CANCEL, client, len(tasks), _pack("q", tasks))
+        elif type(msg) is Finish:
+            self._put(Kind.FINISH, client, int(msg.cancel), b"")
+
+    def _submit(self, client: int, msg: Submit, apps: Mapping[int, Numbered]) -> None:
+        first, count = (client << CLIENT_SHIFT) + msg.first, len(msg.payloads)
+        for spec in msg.apps:
+            self._app(client, spec, apps[spec.app].number)
+        self._put(Kind.SUBMIT, first, count, _sizes(msg.payloads) + _pack("I", msg.calls))
+        if msg.needs:
+            lists = msg.needs.values()
+            body = _pack("I", list(msg.needs)) + _pack("I", list(map(len, lists)))
+            self._put(Kind.NEEDS, first, len(msg.needs), body + _pack("q", list(chain.from_iterable(lists))))
+
+    def _app(self, client: int, spec: AppSpec, number: int) -> None:
+        body = {
+            "app": number,
+            "name": spec.name,
+            "kind": spec.kind,
+            "priority": spec.priority,
+            "retries": spec.retries,
+            "cores": spec.cores,
+            "gpus": spec.gpus,
+            "nodes": spec.nodes,
+            "memory_bytes": spec.memory_bytes or 0,
+            "walltime_s": spec.walltime_s or 0.0,
+        }
+        self._put(Kind.APP, client, spec.app, json.dumps(body).encode())
+
+    def assign(self, rank: Rank, msg: Assign) -> None:
+        """Attempts were sent to a worker."""
+        body = _pack("q", msg.tasks)
+        if msg.attempts:
+            body += _pack("I", list(chain.from_iterable(msg.attempts.items())))
+        self._put(Kind.ASSIGN, rank, len(msg.tasks), body)
+
+    def done(self, rank: Rank, msg: Done) -> None:
+        """Attempts have ended."""
+        if not msg.tasks:
+            return
+        body = _pack("q", msg.tasks) + _pack("f", msg.seconds) + _sizes(msg.payloads) + msg.outcomes
+        self._put(Kind.DONE, rank, len(msg.tasks), body)
+
+    def answer(self, client: int, msg: Answer) -> None:
+        """Tasks were answered."""
+        if not msg.tasks:
+            return
+        tasks = msg.tasks if not client else [(client << CLIENT_SHIFT) + task for task in msg.tasks]
+        self._put(Kind.ANSWER, client, len(tasks), _pack("q", tasks) + msg.outcomes)
+
+    def placed(self) -> None:
+        """What this turn has readied is placed, and is about to be sent."""
+        if self.ready:
+            self._put(Kind.READY, 0, len(self.ready), _pack("q", self.ready))
+            self.ready.clear()
+
+    # ---- the pipe ----
+
+    def turn_ends(self) -> None:
+        """Take a sample if it is time; send what is worth a write."""
+        took_us = int((self._clock() - self._zero_s) * 1e6) - self._now_us
+        self._turns += 1
+        self._busy_us += took_us
+        self._longest_us = max(self._longest_us, took_us)
+        if self._now_us >= self._sample_us:
+            self._take_sample()
+        if self._part_bytes > _BATCH_BYTES or (self._part_bytes and self._now_us - self._written_us > _PAUSE_US):
+            self._send()
+        elif self._waiting:
+            self._write()
+
+    def _take_sample(self) -> None:
+        self._sample_us = self._now_us + max(SAMPLE_US, self._now_us // _SAMPLES)
+        columns = (self._turns, self._busy_us, self._longest_us, *self.sample(), self._waiting_bytes)
+        self._longest_us = 0
+        self._put(Kind.SAMPLE, 0, 0, _pack("q", columns))
+
+    def _put(self, kind: int, a: int, b: int, body: bytes) -> None:
+        if self._waiting_bytes > MOST_WAITING_BYTES:
+            self.dropped += 1
+            return
+        self._parts.append(HEADER.pack(len(body), kind, self._now_us, a, b))
+        self._parts.append(body)
+        self._part_bytes += HEADER.size + len(body)
+
+    def _send(self) -> None:
+        self._written_us = self._now_us
+        if self._fd < 0:
+            self._parts.clear()
+            self._part_bytes = 0
+            return
+        data = memoryview(b"".join(self._parts))
+        self._parts.clear()
+        self._part_bytes = 0
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._waiting:
+                written = os.write(self._fd, self._waiting[0])
+                self._waiting_bytes -= written
+                if written < len(self._waiting[0]):
+                    self._waiting[0] = self._waiting[0][written:]
+                    return
+                self._waiting.popleft()
+        except BlockingIOError:
+            return
+        except OSError:  # the writer has ended, and has said why
+            self._give_up()
+
+    def _give_up(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def close(self, most_s: float = 60.0) -> int | None:
+        """Tell the writer the rest, and wait until the file is complete.
+
+        Returns:
+            Its exit status; None if it had not ended in time, and was left to itself.
+        """
+        self._take_sample()
+        self._put(Kind.END, self.dropped, 0, b"")
+        self._send()
+        if self._fd >= 0:
+            _write_all(self._fd, self._waiting, self._clock() + most_s, self._clock)
+            self._give_up()
+        if self._writer is None:
+            return 0
+        import subprocess
+
+        try:
+            return self._writer.wait(most_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def _write_all(fd: int, waiting: deque[memoryview], until_s: float, clock: Callable[[], float]) -> None:
+    import select
+
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    while waiting and (left_s := until_s - clock()) > 0:
+        poll.poll(left_s * 1e3)
+        try:
+            waiting[0] = waiting[0][os.write(fd, waiting[0]) :]
+        except BlockingIOError:
+            continue
+        except OSError:
+            return
+        if not waiting[0]:
+            waiting.popleft()
+
+
+def _sizes(payloads: Sequence[Payload]) -> bytes:
+    """Bytes of each; what is larger than 4 GiB counts as that."""
+    sizes = list(map(len, payloads))
+    try:
+        return _pack("I", sizes)
+    except struct.error:
+        return _pack("I", [min(size, _LARGEST) for size in sizes])
+
+
+def _pack(code: str, values: Sequence[float]) -> bytes:
+    """A column. A third of what an `array` takes."""
+    return struct.pack(f"<{len(values)}{code}", *values)

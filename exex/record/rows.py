@@ -1,0 +1,464 @@
+"""Puts the rows of a run record together from frames. Pure: numpy, no file, no clock. Runs in the record's writer.
+
+Frames are gathered in windows, and of a window all submissions are taken first, then what became ready, assignments, results,
+answers. So each step is one operation over many tasks. A window ends early before anything that this order would get wrong: a
+later attempt of a task, a loss, the end of a client.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exex.record.columns import TABLES, UNKNOWN, How
+from exex.record.frames import Frame, Kind
+
+Array = NDArray[Any]
+Columns = dict[str, Array]
+Sink = Callable[[str, Columns], object]
+"""Takes rows of a table."""
+
+WINDOW_TASKS = 50_000
+"""Results in a window at the most, about."""
+
+HELD_BACK_S = 1e-3
+"""Results of attempts that are shorter may be reported later, together with others."""
+
+ANSWERED_US = 1_000_000
+"""How long a row waits for the answer to its client."""
+
+_PAGE_BITS = 14
+_PAGE = 1 << _PAGE_BITS
+_CLIENT_BITS = 40
+_ASK = 5
+_NEW, _ASSIGNED, _ENDED, _FAILED, _DROPPED = 1, 2, 3, 4, 5
+_FIELDS: dict[str, str] = {
+    "app": "u4", "attempt": "u2", "rank": "i4", "state": "u1", "submit_us": "i8", "ready_us": "i8", "assign_us": "i8",
+    "answer_us": "i8", "bytes_in": "u8",
+}  # fmt: skip
+
+
+class Pool:
+    """What is known of unfinished tasks: arrays, in pages of consecutive task numbers."""
+
+    def __init__(self) -> None:
+        self.fields: Columns = {name: np.zeros(0, dtype) for name, dtype in _FIELDS.items()}
+        self._places: dict[int, int] = {}  # page -> its place in the arrays
+        self._free: list[int] = []
+        self._open: dict[int, int] = {}  # page -> tasks without an end
+        self._newest: dict[int, int] = {}  # client -> its last page
+
+    def __len__(self) -> int:
+        """How many pages there are."""
+        return len(self._places)
+
+    def ranges(self, first: int, count: int) -> list[tuple[slice, slice]]:
+        """Make room for new tasks: pairs of slices, into the arrays and into the new tasks."""
+        pairs = []
+        at = first
+        while at < first + count:
+            page = at >> _PAGE_BITS
+            end = min(first + count, (page + 1) << _PAGE_BITS)
+            if page not in self._places:
+                self._add(page)
+            self._open[page] += end - at
+            place = self._places[page] * _PAGE + (at & (_PAGE - 1))
+            pairs.append((slice(place, place + end - at), slice(at - first, end - first)))
+            at = end
+        return pairs
+
+    def _add(self, page: int) -> None:
+        if not self._free:
+            size = len(self.fields["app"])
+            grown = max(_PAGE, size)
+            for name, array in self.fields.items():
+                self.fields[name] = np.concatenate([array, np.zeros(grown, array.dtype)])
+            self._free.extend(range(size // _PAGE, (size + grown) // _PAGE))
+        place = self._places[page] = self._free.pop()
+        self.fields["state"][place * _PAGE : (place + 1) * _PAGE] = 0
+        self._open[page] = 0
+        client = page >> (_CLIENT_BITS - _PAGE_BITS)
+        self._newest[client] = max(page, self._newest.get(client, 0))
+
+    def index(self, tasks: Array) -> Array:
+        """Where tasks are in the arrays; -1 for those that are not."""
+        if not len(tasks):
+            return np.zeros(0, "i8")
+        pages = tasks >> _PAGE_BITS
+        least, most = int(pages.min()), int(pages.max())
+        if most - least < _PAGE:
+            present = np.flatnonzero(np.bincount(pages - least))
+            table = np.full(most - least + 1, -1)
+            for page in present.tolist():
+                table[page] = self._places.get(page + least, -1)
+            places = table[pages - least]
+        else:
+            distinct, inverse = np.unique(pages, return_inverse=True)
+            places = np.array([self._places.get(page, -1) for page in distinct.tolist()])[inverse]
+        return np.where(places < 0, -1, places * _PAGE + (tasks & (_PAGE - 1)))
+
+    def ended(self, tasks: Array) -> None:
+        """These have an end now; each is told of once."""
+        for page, count in zip(*np.unique(tasks >> _PAGE_BITS, return_counts=True)):
+            self._open[int(page)] -= int(count)
+
+    def forget(self, wanted: Array) -> None:
+        """Let go of pages of which every task has ended, but for the newest and those of the tasks `wanted`."""
+        keep = {*self._newest.values(), *np.unique(wanted >> _PAGE_BITS).tolist()}
+        for page in [page for page, count in self._open.items() if not count and page not in keep]:
+            self._free.append(self._places.pop(page))
+            del self._open[page]
+
+    def tasks(self, where: Callable[[Array], Array]) -> Array:
+        """Numbers of the tasks for which `where`, of indices into the arrays, is true. O(open pages)."""
+        found = [np.zeros(0, "i8")]
+        for page, place in sorted(self._places.items()):
+            indices = np.arange(place * _PAGE, (place + 1) * _PAGE)
+            found.append((page << _PAGE_BITS) + np.flatnonzero(where(indices)))
+        return np.concatenate(found)
+
+
+class _Gathered:
+    """Messages of one kind: a rank, a time and a count each, and their columns as bytes, one after the other.
+
+    Messages often carry a single task, and an array for each would cost many times what is in it.
+    """
+
+    def __init__(self, *dtypes: str) -> None:
+        self._dtypes = [np.dtype(dtype) for dtype in dtypes]
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget them."""
+        self.messages: list[tuple[int, int, int]] = []
+        self._parts: list[list[bytes]] = [[] for _ in self._dtypes]
+
+    def add(self, frame: Frame, rank: int) -> None:
+        """Add a message whose body begins with these columns."""
+        begin, body, count = 0, frame.body, frame.b
+        self.messages.append((rank, frame.time_us, count))
+        for dtype, parts in zip(self._dtypes, self._parts):
+            end = begin + count * dtype.itemsize
+            parts.append(body[begin:end])
+            begin = end
+
+    def columns(self) -> list[Array]:
+        """Rank, time and number of tasks of each message; then the columns, of all messages in a row."""
+        heads = np.array(self.messages, "i8").reshape(-1, 3)
+        rows = [np.frombuffer(b"".join(parts), dtype) for dtype, parts in zip(self._dtypes, self._parts)]
+        return [*heads.T, *rows]
+
+
+class Assembler:
+    """Takes frames, gives rows to the sink.
+
+    Attributes:
+        now_us: of the last frame.
+        dropped: messages that the manager has dropped.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self.now_us = 0
+        self.dropped = 0
+        self._sink = sink
+        self._pool = Pool()
+        self._apps: dict[tuple[int, int], int] = {}
+        self._slots: dict[int, int] = {}
+        self._cancelled: list[tuple[int, Array]] = []
+        self._rows: list[Columns] = []  # that wait for their answer, and new ones
+        self._assigned = _Gathered("i8")
+        self._later: list[tuple[Array, Array]] = []  # tasks that are tried again, and their attempts
+        self._results = _Gathered("i8", "f4", "u4", "u1")
+        self._answered = _Gathered("i8", "u1")
+        self._clear()
+        self._do: dict[int, Callable[[Frame], None]] = {
+            Kind.END: self._end, Kind.SUBMIT: self._submit, Kind.NEEDS: self._needs, Kind.READY: self._ready,
+            Kind.ASSIGN: self._assign, Kind.DONE: self._done, Kind.ANSWER: self._answer, Kind.CANCEL: self._cancel,
+            Kind.FINISH: self._finish, Kind.LOST: self._lost, Kind.HELLO: self._hello, Kind.APP: self._app,
+            Kind.SAMPLE: self._sample,
+        }  # fmt: skip
+
+    def feed(self, frame: Frame) -> None:
+        """Take one frame; its columns are looked at when the window is closed."""
+        if self._cancelled and frame.time_us > self.now_us:
+            self._apply_cancelled()  # a turn later: what had ended before was answered in that turn
+        self.now_us = frame.time_us
+        self._do[frame.kind](frame)
+        if self._count > WINDOW_TASKS:
+            self.close_window()
+
+    # ---- frames ----
+
+    def _clear(self) -> None:
+        self._count = 0
+        self._has_failed = False
+        self._readied: list[tuple[int, Array]] = []
+        for gathered in (self._assigned, self._results, self._answered):
+            gathered.clear()
+        self._later.clear()
+
+    def _end(self, frame: Frame) -> None:
+        self.dropped = frame.a
+
+    def _submit(self, frame: Frame) -> None:
+        sizes = np.frombuffer(frame.body, "u4", frame.b)
+        calls = np.frombuffer(frame.body, "u4", offset=4 * frame.b)
+        client = frame.a >> _CLIENT_BITS
+        numbers = np.array([self._apps.get((client, call), 0) for call in calls.tolist()], "u4")
+        ranges = self._pool.ranges(frame.a, frame.b)
+        fields = self._pool.fields
+        for places, part in ranges:
+            fields["state"][places] = _NEW
+            fields["submit_us"][places] = fields["ready_us"][places] = frame.time_us
+            fields["assign_us"][places] = fields["answer_us"][places] = UNKNOWN
+            fields["bytes_in"][places] = sizes[part]
+            fields["app"][places] = numbers if len(numbers) == 1 else numbers[part]
+
+    def _needs(self, frame: Frame) -> None:
+        which = np.frombuffer(frame.body, "u4", frame.b).astype("i8")
+        counts = np.frombuffer(frame.body, "u4", frame.b, offset=4 * frame.b)
+        needs = np.frombuffer(frame.body, "i8", offset=8 * frame.b)
+        is_known = needs >= 0
+        base = frame.a >> _CLIENT_BITS << _CLIENT_BITS
+        tasks = np.repeat(frame.a + which, counts)[is_known]
+        if len(tasks):
+            self._sink("edges", {"task": tasks, "need": base + needs[is_known]})
+
+    def _ready(self, frame: Frame) -> None:
+        if self._has_failed:
+            self.close_window()  # what is tried again is ready later than its first attempt was
+        self._readied.append((frame.time_us, np.frombuffer(frame.body, "i8")))
+
+    def _assign(self, frame: Frame) -> None:
+        if len(frame.body) > 8 * frame.b:
+            self.close_window()
+            which = np.frombuffer(frame.body, "u4", offset=8 * frame.b).reshape(-1, 2)
+            tasks = np.frombuffer(frame.body, "i8", frame.b)[which[:, 0]]
+            self._close_rows(tasks)
+            self._later.append((tasks, which[:, 1]))
+        self._assigned.add(frame, frame.a)
+
+    def _done(self, frame: Frame) -> None:
+        self._results.add(frame, frame.a)
+        self._has_failed = self._has_failed or frame.body.count(0, 16 * frame.b) != frame.b
+        self._count += frame.b
+
+    def _answer(self, frame: Frame) -> None:
+        self._answered.add(frame, UNKNOWN)
+
+    def _cancel(self, frame: Frame) -> None:
+        self._cancelled.append((frame.time_us, np.frombuffer(frame.body, "i8")))
+
+    def _apply_cancelled(self) -> None:
+        self.close_window()
+        for time_us, tasks in self._cancelled:
+            self._end_waiting(tasks, How.CANCELLED, time_us)
+            at = self._pool.index(tasks)
+            at = at[at >= 0]
+            state = self._pool.fields["state"]
+            state[at[state[at] == _ASSIGNED]] = _DROPPED
+        self._cancelled.clear()
+
+    def _finish(self, frame: Frame) -> None:
+        if frame.b:
+            self.close_window()
+            state = self._pool.fields["state"]
+            tasks = self._pool.tasks(lambda at: (state[at] == _NEW) | (state[at] == _FAILED) | (state[at] == _ASSIGNED))
+            self._cancelled.append((frame.time_us, tasks[tasks >> _CLIENT_BITS == frame.a]))
+
+    def _lost(self, frame: Frame) -> None:
+        self.close_window()
+        self._end_assigned(frame.a, How.WORKER_LOST, frame.time_us)
+        how = frame.body.decode()
+        self._one("losses", time_us=frame.time_us, rank=frame.a, attempts=frame.b, how=how)
+
+    def _hello(self, frame: Frame) -> None:
+        self._slots[frame.a] = frame.b
+        self._one("workers", rank=frame.a, slots=frame.b, hello_us=frame.time_us, **json.loads(frame.body))
+
+    def _app(self, frame: Frame) -> None:
+        values = json.loads(frame.body)
+        self._apps[frame.a, frame.b] = values["app"]
+        self._one("apps", client=frame.a, **values)
+
+    def _sample(self, frame: Frame) -> None:
+        names = [column.name for column in TABLES["samples"][1:]]
+        self._one("samples", time_us=frame.time_us, **dict(zip(names, np.frombuffer(frame.body, "i8").tolist(), strict=True)))
+
+    def _one(self, table: str, **values: Any) -> None:
+        """One row of a table, in the table's types."""
+        row = {}
+        for name, dtype, _ in TABLES[table]:
+            value = values[name]
+            row[name] = np.array([cut(value, int(dtype[1:])) if dtype[0] == "S" else value], dtype)
+        self._sink(table, row)
+
+    # ---- windows ----
+
+    def close_window(self) -> None:
+        """Make rows of all that has gathered. Afterwards no body of a frame is needed any more."""
+        fields = self._pool.fields
+        for time_us, tasks in self._readied:
+            at = self._pool.index(tasks)
+            at = at[at >= 0]
+            fields["ready_us"][at] = time_us
+            fields["state"][at[fields["state"][at] == _FAILED]] = _NEW  # tried again
+        if self._assigned.messages:
+            self._take_assigned()
+        if self._results.messages:
+            self._take_results()
+        if self._answered.messages:
+            self._take_answers()
+        self._clear()
+        self._write_rows(is_last=False)
+
+    def _take_assigned(self) -> None:
+        ranks, times_us, counts, tasks = self._assigned.columns()
+        at = self._pool.index(tasks)
+        known, at = at >= 0, at[at >= 0]
+        fields = self._pool.fields
+        fields["attempt"][at] = 1
+        fields["rank"][at] = np.repeat(ranks, counts)[known]
+        fields["assign_us"][at] = np.repeat(times_us, counts)[known]
+        fields["state"][at] = _ASSIGNED
+        for tasks, attempts in self._later:
+            at = self._pool.index(tasks)
+            fields["attempt"][at[at >= 0]] = attempts[at >= 0]
+
+    def _take_results(self) -> None:
+        ranks, times_us, counts, tasks, seconds, sizes, outcomes = self._results.columns()
+        done_us = np.repeat(times_us, counts)
+        slots = np.repeat(np.array([self._slots.get(rank, 1) for rank in ranks.tolist()]), counts)
+        end_us = done_us - (_later_s(seconds, counts) * 1e6 / slots).astype("i8")
+        at = self._pool.index(tasks)
+        known = at >= 0
+        tasks, at, seconds, end_us = tasks[known], at[known], seconds[known], end_us[known]
+        fields = self._pool.fields
+        is_final = (outcomes[known] == How.DONE) | (fields["state"][at] == _DROPPED)
+        is_new = fields["state"][at] != _ENDED
+        fields["state"][at] = np.where(is_final, _ENDED, _FAILED)
+        self._pool.ended(tasks[is_final & is_new])
+        end_us = np.maximum(end_us, fields["assign_us"][at])
+        start_us = np.maximum(end_us - (seconds * 1e6).astype("i8"), fields["assign_us"][at])
+        rest = {"how": outcomes[known], "done_us": done_us[known], "bytes_out": sizes[known]}
+        self._add_rows(tasks, at, start_us=start_us, end_us=end_us, run_s=seconds, **rest)
+
+    def _take_answers(self) -> None:
+        _, times_us, counts, tasks, outcomes = self._answered.columns()
+        times_us = np.repeat(times_us, counts)
+        at = self._pool.index(tasks)
+        known = (at >= 0) & (outcomes != _ASK)
+        tasks, at, outcomes, times_us = tasks[known], at[known], outcomes[known], times_us[known]
+        fields = self._pool.fields
+        fields["answer_us"][at] = times_us
+        state = fields["state"][at]
+        never_ran = (state == _NEW) | ((state == _FAILED) & (outcomes == How.DONE))
+        if never_ran.any():
+            self._end_without_attempt(tasks[never_ran], outcomes[never_ran], times_us[never_ran])
+        failed = state == _FAILED
+        fields["state"][at[failed]] = _ENDED
+        self._pool.ended(tasks[failed & ~never_ran])
+
+    def _end_waiting(self, tasks: Array, how: int, time_us: int) -> None:
+        """Tasks that were not at a worker have ended; what is there will be reported."""
+        at = self._pool.index(tasks)
+        state = self._pool.fields["state"][at]
+        waits = (at >= 0) & ((state == _NEW) | (state == _FAILED))
+        tasks = tasks[waits]
+        self._end_without_attempt(tasks, np.full(len(tasks), how, "u1"), np.full(len(tasks), time_us))
+
+    def _end_without_attempt(self, tasks: Array, how: Array, times_us: Array) -> None:
+        at = self._pool.index(tasks)
+        fields = self._pool.fields
+        fields["attempt"][at], fields["rank"][at], fields["assign_us"][at] = 0, UNKNOWN, UNKNOWN
+        fields["state"][at] = _ENDED
+        self._add_rows(tasks, at, how=how, done_us=times_us, **_never_ran(len(tasks)))
+        self._pool.ended(tasks)
+
+    def _end_assigned(self, rank: int | None, how: int, time_us: int) -> None:
+        """Attempts at a worker, or at all, have ended with it. They may be tried again."""
+        fields = self._pool.fields
+        state = fields["state"]
+        tasks = self._pool.tasks(
+            lambda at: ((state[at] == _ASSIGNED) | (state[at] == _DROPPED)) & (rank is None or fields["rank"][at] == rank)
+        )
+        at = self._pool.index(tasks)
+        self._pool.ended(tasks[state[at] == _DROPPED])
+        state[at] = np.where(state[at] == _DROPPED, _ENDED, _FAILED)
+        ends = {"how": np.full(len(tasks), how, "u1"), "done_us": np.full(len(tasks), time_us)}
+        self._add_rows(tasks, at, **ends, **_never_ran(len(tasks)))
+
+    # ---- rows ----
+
+    def _add_rows(self, tasks: Array, at: Array, **rest: Array) -> None:
+        if not len(tasks):
+            return
+        fields = self._pool.fields
+        named = ("app", "attempt", "rank", "submit_us", "ready_us", "assign_us", "bytes_in")
+        self._rows.append({"task": tasks, **{name: fields[name][at] for name in named}, **rest})
+
+    def _close_rows(self, tasks: Array) -> None:
+        """These are tried again: no answer belongs to what they have done so far."""
+        for rows in self._take_rows():
+            is_over = np.isin(rows["task"], tasks)
+            self._sink("attempts", {**_part(rows, is_over), "answer_us": np.full(int(is_over.sum()), UNKNOWN)})
+            self._rows.append(_part(rows, ~is_over))
+
+    def _take_rows(self) -> list[Columns]:
+        """All rows in one piece, if there are any."""
+        rows, self._rows = self._rows, []
+        if len(rows) > 1:
+            rows = [{name: np.concatenate([part[name] for part in rows]) for name in rows[0]}]
+        return rows
+
+    def _write_rows(self, is_last: bool) -> None:
+        wanted = np.zeros(0, "i8")
+        for rows in self._take_rows():
+            at = self._pool.index(rows["task"])
+            answer_us = np.where(at >= 0, self._pool.fields["answer_us"][at], UNKNOWN)
+            is_over = (answer_us >= 0) | (rows["how"] == How.CANCELLED) | (rows["done_us"] < self.now_us - ANSWERED_US)
+            if is_last:
+                is_over[:] = True
+            if is_over.all():
+                self._sink("attempts", {**rows, "answer_us": answer_us})
+                continue
+            self._sink("attempts", {**_part(rows, is_over), "answer_us": answer_us[is_over]})
+            left = _part(rows, ~is_over)
+            wanted = left["task"]
+            self._rows.append(left)
+        self._pool.forget(wanted)
+
+    def close(self) -> None:
+        """Write all that is known, also of tasks without an end."""
+        self._apply_cancelled()
+        self._end_assigned(None, How.UNFINISHED, self.now_us)
+        state = self._pool.fields["state"]
+        self._end_waiting(self._pool.tasks(lambda at: state[at] == _NEW), How.UNFINISHED, self.now_us)
+        self._write_rows(is_last=True)
+
+
+def _later_s(seconds: Array, counts: Array) -> Array:
+    """For each result of each message: how long those took that stand after it and may have been held back for others."""
+    short = np.where(seconds < HELD_BACK_S, seconds, 0).astype("f8")
+    sums = np.cumsum(np.concatenate([[0.0], short]))
+    later: Array = np.repeat(sums[np.cumsum(counts)], counts) - sums[1:]
+    return later
+
+
+def _never_ran(count: int) -> Columns:
+    """Columns of rows of which nobody knows that their function ran."""
+    unknown = np.full(count, UNKNOWN)
+    return {"start_us": unknown, "end_us": unknown, "run_s": np.full(count, UNKNOWN, "f4"), "bytes_out": np.zeros(count, "u8")}
+
+
+def _part(rows: Columns, mask: Array) -> Columns:
+    return {name: column[mask] for name, column in rows.items()}
+
+
+def cut(text: str, length: int) -> bytes:
+    """UTF-8 of at most `length` bytes that ends with a whole character."""
+    return text.encode()[:length].decode(errors="ignore").encode()

@@ -1,0 +1,1 @@
+"""What `exex report` makes of a run record: text, a page, tables."""
