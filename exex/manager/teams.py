@@ -30,8 +30,9 @@ OTHERS_S = 1.0
 AGAIN_S = 0.25
 """A word to a guard may be lost, so it is said again after this time."""
 
-GIVE_UP_S = 5.0
-"""A rank that lives this long after its guard was told to kill it cannot be reached."""
+KILLINGS = 20
+"""A rank that lives after its guard was told so often to kill it, AGAIN_S apart, cannot be reached. Time alone does not count: the
+whole job may have been suspended."""
 
 STARTED_S = 0.05
 """A call that runs longer than this is told of as started."""
@@ -72,13 +73,14 @@ class Team:
         reason: why it must stop; None if it need not. `stop_s`: when it is told so, or was.
         hard_s: when the ranks that are still missing are killed.
         again_s: when they are told next.
+        killings: how often they were to be killed.
         revoked: those that have failed were told to revoke the communicator.
         announced: its client knows that it runs.
     """
 
     __slots__ = (
-        "again_s", "announced", "began_s", "call", "hard_s", "lead", "living", "missing", "parts", "ranks", "reason", "revoked",
-        "stop_s",
+        "again_s", "announced", "began_s", "call", "hard_s", "killings", "lead", "living", "missing", "parts", "ranks", "reason",
+        "revoked", "stop_s",
     )  # fmt: skip
 
     def __init__(self, call: int, ranks: list[Rank], now_s: float) -> None:
@@ -93,6 +95,7 @@ class Team:
         self.stop_s = math.inf
         self.hard_s = math.inf
         self.again_s = math.inf
+        self.killings = 0
         self.revoked = False
         self.announced = False
 
@@ -250,16 +253,19 @@ def look(state: ManagerState, reach: Reach) -> list[Unreached]:
                 team.announced = True
                 state.clients[task_id >> CLIENT_SHIFT].started.append(task_id)
         if now_s >= team.again_s:
-            _tell(state, reach, task_id, team)
-            if now_s >= team.hard_s + GIVE_UP_S:
+            if team.killings == KILLINGS:
                 unreached.append(Unreached(sorted(team.missing), task_id))
+            else:
+                _tell(state, reach, task_id, team)
     return unreached
 
 
 def _tell(state: ManagerState, reach: Reach, task_id: TaskId, team: Team) -> None:
     """Tell the ranks that are missing to stop, and once those that have failed to let them go."""
     team.again_s = state.now_s + AGAIN_S
-    reach.stop(team.call, sorted(team.missing), hard=state.now_s >= team.hard_s)
+    is_hard = state.now_s >= team.hard_s
+    team.killings += is_hard
+    reach.stop(team.call, sorted(team.missing), hard=is_hard)
     if not team.revoked:
         team.revoked = True
         for rank in team.living & team.parts.keys():
