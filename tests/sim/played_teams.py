@@ -76,7 +76,7 @@ class PlayedPart:
             sim.lose_ranks -= 1
             self.die("dies inside")
             return None
-        if rng.random() < sim.failure_rate / len(comm.ranks):
+        if rng.random() < sim.failure_rate / 2:
             sim.teams.excuse(comm.task)
             return self._leave(Outcome.FAILED)
         value = sim.value_of(comm.call) if self.one.rank == comm.ranks[0] else b"not asked for"
@@ -177,12 +177,15 @@ class PlayedTeams:
             one.part.die("is killed inside")
 
     def _others_live(self, rank: int) -> bool:
-        return any(not one.dead and one.rank != rank for one in self.sim.workers.values())
+        return any(one.rank != rank for one in self._sound())
+
+    def _sound(self) -> list[SimWorker]:
+        """Ranks that will not be given up soon."""
+        return [one for one in self.sim.workers.values() if not one.dead and self.sim.now > one.thaws_s + self.sim.limit_s]
 
     def may_die(self) -> bool:
         """Whether another rank may be lost."""
-        sound = [one for one in self.sim.workers.values() if not one.dead and self.sim.now > one.thaws_s + self.sim.limit_s]
-        return self.sim.lose_ranks > 0 and len(sound) > 1
+        return self.sim.lose_ranks > 0 and len(self._sound()) > 1
 
     # ---- what really happens ----
 

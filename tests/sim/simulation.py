@@ -32,7 +32,7 @@ from exex.manager.loop import QUIET_S, ManagerLoop, Settings
 from exex.manager.nodes import WorkerRecord
 from exex.manager.task import TRANSITIONS, CachedTask, Status, Task
 from exex.protocol import codec
-from exex.protocol.messages import AppSpec, Assign, Beat, Bye, Done, Drop, Grant, Hello, Join, Kind, Outcome, Part, Share, Stop
+from exex.protocol.messages import AppSpec, Assign, Beat, Bye, Done, Drop, Grant, Hello, Join, Outcome, Part, Share, Stop
 from exex.transport.base import Link
 from exex.transport.memory import Network
 from exex.worker import filling
@@ -522,11 +522,13 @@ class Simulation:
         life = random.Random(f"world {seed} life {past.lives}")
         teams = random.Random(f"world {seed} teams")
         is_last = past.lives + 1 >= lives
+        team_rate = teams.choice([0.0, 0.3, 0.7])
+        has_teams = team_rate > 0 and teams.random() < 0.8
         return cls(
             seed,
             tasks=rng.choice([20, 40, 80]) // clients + 1,
-            ranks=rng.randint(1, 6),
-            slots=rng.randint(1, 3),
+            ranks=rng.randint(1, 6) + 2 * has_teams,
+            slots=1 if has_teams else rng.randint(1, 3),
             clients=clients,
             lose_ranks=rng.choice([0, 1, 1, 2, 4]),
             failure_rate=rng.choice([0.0, 0.05, 0.3]),
@@ -540,7 +542,7 @@ class Simulation:
             small_memory=rng.choice([False, True]),
             big_rate=rng.choice([0.0, 0.2, 0.5, 0.9]),
             near_rate=rng.choice([0.0, 0.3]),
-            team_rate=teams.choice([0.0, 0.2, 0.6]),
+            team_rate=team_rate,
             ranks_per_node=rng.choice([1, 1, 2, 3]),
             memory_bytes=rng.choice([0, MEMORY_BYTES, 3 * MEMORY_BYTES]),
             gpus=rng.choice([0, 1, 2, 3]),
@@ -681,10 +683,10 @@ class Simulation:
             assert identity not in self.done_calls, f"task {task.id} runs, but its result is in memory"
 
     def is_rare(self, number: int) -> bool:
-        """Whether a task is where few are: set aside, or waiting for the journal."""
+        """Whether a task is where few are: set aside, waiting for the journal, or on a communicator."""
         task = self.manager.tasks.get(number)
         is_fetched = isinstance(task, CachedTask) and task.key in self.manager.memo._fetching
-        return is_fetched or (task is not None and task.status == Status.SHELVED)
+        return is_fetched or number in self.manager.teams or (task is not None and task.status == Status.SHELVED)
 
     def check_saved(self, done: set[Identity]) -> None:
         """A checkpoint was made: what its client had been answered before is on disk."""
