@@ -114,7 +114,7 @@ class PlayedTeams:
         self.inside: dict[int, int] = {}
         self.words: list[tuple[int, int, bool]] = []
         self.excused: set[tuple[int, int]] = set()
-        self._lost_last: set[int] = set()
+        self._lost_last: set[tuple[object, ...]] = set()
         self.formed = 0
 
     # ---- what the manager says ----
@@ -144,22 +144,22 @@ class PlayedTeams:
         """See `Reach.stop`."""
         comm = self.comms[call]
         self.excuse(comm.task)
-        self.words += [(rank, call, hard) for rank in ranks if not self._is_lost(rank)]
+        self.words += [(rank, call, hard) for rank in ranks if not self._is_lost("stop", rank)]
 
     def probe(self, ranks: list[int]) -> None:
         """See `Reach.probe`. The guard of a rank that is stopped answers, too."""
         for rank in ranks:
             one = self.sim.workers.get(rank)
-            if one is not None and not one.dead and not self._is_lost(rank):
+            if one is not None and not one.dead and not self._is_lost("probe", rank):
                 self.sim.heard_s[rank] = self.sim.now
                 self.sim.manager_loop.heard(rank)
 
-    def _is_lost(self, rank: int) -> bool:
-        """Whether a word is; never two in a row."""
-        if rank in self._lost_last or self.sim.rng.random() < 0.7:
-            self._lost_last.discard(rank)
+    def _is_lost(self, *word: object) -> bool:
+        """Whether a word is; never two of a kind in a row."""
+        if word in self._lost_last or self.sim.rng.random() < 0.7:
+            self._lost_last.discard(word)
             return False
-        self._lost_last.add(rank)
+        self._lost_last.add(word)
         return True
 
     def deliver(self) -> None:
