@@ -46,6 +46,7 @@ class PlayedPart:
 
     Attributes:
         stop: it was told to stop.
+        has_none: it gets no communicator, as happens now and then after losses.
     """
 
     def __init__(self, one: SimWorker, join: Join, call: Call | None) -> None:
@@ -57,12 +58,16 @@ class PlayedPart:
         self.is_stuck_if_spoilt = chosen.random() < 0.5
         self.hangs = chosen.random() < sim.hang_rate
         self.stop = False
+        self.has_none = join.after_loss and chosen.random() < 0.1
 
     def step(self) -> Part | None:
         """Something happens inside; what the rank comes to if it ends."""
         sim, rng, comm = self.one.sim, self.one.sim.rng, self.comm
         if self.stop and not self.is_deaf:
             return self._leave(Outcome.CANCELLED)
+        if self.has_none:
+            sim.teams.excuse(comm.task)
+            return self._leave(Outcome.LOST)
         missing = [rank for rank in comm.ranks if rank not in comm.entered]
         if missing:
             if any(sim.teams.is_gone(rank) for rank in missing) and rng.random() < 0.1:
@@ -72,7 +77,7 @@ class PlayedPart:
         assert comm.call is not None
         if (is_spoilt and self.is_stuck_if_spoilt) or (self.hangs and comm.call.spec.walltime_s is not None):
             return None
-        if rng.random() < sim.death_rate / 2 and sim.teams.may_die():
+        if rng.random() < sim.death_rate and sim.teams.may_die():
             sim.lose_ranks -= 1
             self.die("dies inside")
             return None
@@ -230,7 +235,10 @@ class PlayedTeams:
             self.excused.add((task_id, task.attempt))
             self.sim.excuses[task_id] += 1
 
-    def check_ended(self, task_id: int) -> None:
-        """A task ends: no rank that the manager has not given up may still run it."""
+    def check_ended(self, task_id: int, is_done: bool) -> None:
+        """A task ends: no rank that the manager has not given up may still run it; it is done if all ranks are."""
+        comm = next((comm for comm in reversed(self.comms.values()) if comm.task == task_id), None)
+        if is_done and comm is not None:
+            assert not comm.is_spoilt and comm.left == set(comm.ranks), f"task {task_id} is done, but not all of its ranks are"
         running = {rank: call for rank, call in self.inside.items() if self.comms[call].task == task_id and rank in self.sim.workers}
         assert not running, f"task {task_id} ends while it runs on ranks {sorted(running)}"

@@ -618,7 +618,7 @@ class Simulation:
         end = {Outcome.DONE: "done", Outcome.CANCELLED: "cancelled"}.get(Outcome(outcome), "failed")
         assert (task.status.name.lower(), end) in ALLOWED, f"task {task.id}: {task.status.name} -> {end}"
         if task.status == Status.ASSIGNED and end != "cancelled":
-            self.teams.check_ended(task.id)
+            self.teams.check_ended(task.id, end == "done")
         if end == "cancelled" and task.status == Status.ASSIGNED and task.id not in self.manager.teams:
             self.owed_drops.add((task.rank, task.id))
         if end == "failed" and task.status == Status.READY:
@@ -786,7 +786,7 @@ class Simulation:
                 self._give_up(rng.choice(found))
             elif self.lose_ranks and len(sound) > 1 and not self.manager_loop._missing:
                 self.lose_ranks -= 1
-                one = rng.choice(sound)
+                one = rng.choice([one for one in sound if one.part is not None] or sound)
                 if kind == 1:
                     self.tell(f"rank {one.rank} dies, and nobody knows")
                     one.dead = True
