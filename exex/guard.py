@@ -356,7 +356,7 @@ class Guard:
             self._alive_s = time.monotonic()
             self._deadline = None
         elif message["op"] == "stop":
-            self._alarm.tell_ranks(message["ranks"], Kind.STOP, int(message["hard"]), message["task"])
+            self._alarm.tell_ranks(message["ranks"], Kind.STOP, int(message["hard"]), message["call"])
         elif message["op"] == "probe":
             unknown = self._alarm.tell_ranks(message["ranks"], Kind.PROBE)
             self._control.send("here", ranks=unknown)  # who cannot be asked is not suspected
@@ -382,7 +382,7 @@ class Guard:
     def _on_note(self, note: Note, sender: Host) -> None:
         if note.kind == Kind.STOP:
             if self._rank:
-                self._page.stop(self._rank, note.task, bool(note.code))
+                self._page.stop(self._rank, note.call, bool(note.code))
             return
         if note.kind == Kind.HEARD:
             self._control.send("here", ranks=[note.rank])

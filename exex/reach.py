@@ -15,10 +15,10 @@ class GuardedRanks:
     def __init__(self, control: Control) -> None:
         self._control = control
 
-    def stop(self, task: int, ranks: Sequence[int], hard: bool) -> None:
+    def stop(self, call: int, ranks: Sequence[int], hard: bool) -> None:
         """See `Reach.stop`."""
         for some in _chunks(ranks):
-            self._control.send("stop", task=task, ranks=some, hard=hard)
+            self._control.send("stop", call=call, ranks=some, hard=hard)
 
     def probe(self, ranks: Sequence[int]) -> None:
         """See `Reach.probe`."""

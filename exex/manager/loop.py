@@ -34,6 +34,7 @@ from exex.protocol.messages import (
     Hello,
     JobEnds,
     Leave,
+    Outcome,
     Part,
     Promise,
     Rank,
@@ -430,6 +431,8 @@ class ManagerLoop:
             return  # it was given up
         if self._stop_by_s is None:
             raise ProtocolError("it leaves before it was told to stop")
+        for task in [task for task, team in self.state.teams.items() if rank in team.missing]:
+            transitions.on_part(self.state, rank, Part(task, Outcome.CANCELLED, b"", 0.0))  # it has not begun its part, and will not
         self._left.add(rank)
         self._liveness.forget(rank)
         self._see_who_left()

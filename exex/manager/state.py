@@ -158,6 +158,7 @@ class ManagerState:
         places: where tasks ran that have ended.
         teams: calls on communicators of worker ranks that are under way.
         joins: who is to be told to take part in one.
+        next_call: number of the last of them.
         look_at_teams_s: when `teams.look` has something to do at the latest.
         own: the worker that is rank 0 itself, and cannot take part in one; None if there is none.
         grace_s: between telling a function to stop and killing it.
@@ -184,6 +185,7 @@ class ManagerState:
     places: Places = field(default_factory=Places)
     teams: dict[TaskId, Team] = field(default_factory=dict)
     joins: list[tuple[list[Rank], Join]] = field(default_factory=list)
+    next_call: int = 0
     look_at_teams_s: float = 0.0
     own: Rank | None = None
     grace_s: float = 2.0

@@ -15,7 +15,7 @@ from exex.errors import AppException, AppTimeout, ProtocolError
 from exex.manager.task import Loss, Status
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, Done, Grant, Join, Kind, Outcome, Part, Rank, TaskId
-from exex.protocol.parts import RankPart, combine
+from exex.protocol.parts import PART_OUTCOMES, RankPart, combine
 from exex.protocol.payload import Payload
 from exex.protocol.runs import as_runs
 
@@ -30,8 +30,9 @@ OTHERS_S = 1.0
 AGAIN_S = 0.25
 """A word to a guard may be lost, so it is said again after this time."""
 
-GIVE_UP_S = 5.0
-"""A rank that lives this long after its guard was told to kill it cannot be reached."""
+KILLINGS = 20
+"""A rank that lives after its guard was told so often to kill it, AGAIN_S apart, cannot be reached. Time alone does not count: the
+whole job may have been suspended."""
 
 STARTED_S = 0.05
 """A call that runs longer than this is told of as started."""
@@ -41,10 +42,10 @@ LOOK_S = 0.05
 
 
 class Reach(Protocol):
-    """The way to ranks that do not hear, through their guards. What is said may be lost."""
+    """The way to ranks that do not hear, through their guards. What is said may be lost, or late."""
 
-    def stop(self, task: TaskId, ranks: Sequence[Rank], hard: bool) -> None:
-        """Raise an exception in the function of `task` on these ranks; if `hard`, kill them."""
+    def stop(self, call: int, ranks: Sequence[Rank], hard: bool) -> None:
+        """Raise an exception in the function of the call with this number (`Join.call`) on these ranks; if `hard`, kill them."""
 
     def probe(self, ranks: Sequence[Rank]) -> None:
         """Ask for a sign of life of these ranks' guards."""
@@ -63,6 +64,7 @@ class Team:
     """The ranks of one call.
 
     Attributes:
+        call: its number.
         ranks: in the communicator's order; `lead`, at first the first of them, is the one that holds the attempt.
         living: those that are not lost.
         missing: of these, those that have not ended.
@@ -71,15 +73,18 @@ class Team:
         reason: why it must stop; None if it need not. `stop_s`: when it is told so, or was.
         hard_s: when the ranks that are still missing are killed.
         again_s: when they are told next.
+        killings: how often they were to be killed.
         revoked: those that have failed were told to revoke the communicator.
         announced: its client knows that it runs.
     """
 
     __slots__ = (
-        "again_s", "announced", "began_s", "hard_s", "lead", "living", "missing", "parts", "ranks", "reason", "revoked", "stop_s",
+        "again_s", "announced", "began_s", "call", "hard_s", "killings", "lead", "living", "missing", "parts", "ranks", "reason",
+        "revoked", "stop_s",
     )  # fmt: skip
 
-    def __init__(self, ranks: list[Rank], now_s: float) -> None:
+    def __init__(self, call: int, ranks: list[Rank], now_s: float) -> None:
+        self.call = call
         self.ranks = ranks
         self.lead = ranks[0]
         self.living = set(ranks)
@@ -90,6 +95,7 @@ class Team:
         self.stop_s = math.inf
         self.hard_s = math.inf
         self.again_s = math.inf
+        self.killings = 0
         self.revoked = False
         self.announced = False
 
@@ -122,10 +128,11 @@ def form(state: ManagerState, task: Task, grant: Grant) -> bool:
     if not all(worker.slots == 1 and worker.rank != state.own for worker in workers):
         return False
     ranks = [worker.rank for worker in workers[: spec.ranks]]
-    state.teams[task.id] = Team(ranks, state.now_s)
+    state.next_call += 1
+    state.teams[task.id] = team = Team(state.next_call, ranks, state.now_s)
     for worker in workers:
         worker.in_team = True
-    state.joins.append((ranks, Join(task=task.id, runs=as_runs(ranks), after_loss=state.nodes.losses > 0)))
+    state.joins.append((ranks, Join(task.id, team.call, as_runs(ranks), after_loss=state.nodes.losses > 0)))
     return True
 
 
@@ -139,32 +146,30 @@ def on_part(state: ManagerState, rank: Rank, msg: Part) -> End | None:
         The end of the attempt; None if others are missing.
 
     Raises:
-        ProtocolError: the rank takes part in no such call.
+        ProtocolError: the rank takes part in no such call, or cannot have come to that.
     """
     team = state.teams.get(msg.task)
     if team is None or rank not in team.missing:
         raise ProtocolError(f"rank {rank} reports its part in task {msg.task}, in which it takes none")
+    if msg.outcome not in PART_OUTCOMES:
+        raise ProtocolError(f"rank {rank} reports a part in task {msg.task} with the outcome {msg.outcome}")
     return _note(state, msg.task, team, rank, msg)
 
 
-def split_off(state: ManagerState, rank: Rank, msg: Done) -> tuple[Done, list[End]]:
-    """What a lead tells as the end of a call on a communicator is only that of its part.
+def split_off(state: ManagerState, msg: Done) -> tuple[Done, list[Part]]:
+    """What a lead tells as the end of a call on a communicator is only that of its part. Changes nothing.
 
     Returns:
-        The message without those, and calls of which all parts have ended.
-
-    Raises:
-        ProtocolError: as `on_part`.
+        The message without those, and those.
     """
-    ends, others = [], []
+    parts, others = [], []
     for i, task_id in enumerate(msg.tasks):
-        if task_id not in state.teams:
+        if task_id in state.teams:
+            parts.append(Part(task_id, msg.outcomes[i], msg.payloads[i], msg.seconds[i]))
+        else:
             others.append(i)
-            continue
-        end = on_part(state, rank, Part(task_id, msg.outcomes[i], msg.payloads[i], msg.seconds[i]))
-        ends += [end] if end is not None else []
-    if len(others) == len(msg.tasks):
-        return msg, ends
+    if not parts:
+        return msg, parts
     rest = Done(
         tasks=[msg.tasks[i] for i in others],
         outcomes=bytes(msg.outcomes[i] for i in others),
@@ -172,7 +177,7 @@ def split_off(state: ManagerState, rank: Rank, msg: Done) -> tuple[Done, list[En
         seconds=[msg.seconds[i] for i in others],
         started=msg.started,
     )
-    return rest, ends
+    return rest, parts
 
 
 def _note(state: ManagerState, task_id: TaskId, team: Team, rank: Rank, msg: Part) -> End | None:
@@ -223,8 +228,8 @@ def condemn(state: ManagerState, task_id: TaskId, reason: Reason, in_s: float = 
         team.reason = reason
     if stop_s < team.stop_s:
         team.stop_s = team.again_s = stop_s
-        team.hard_s = stop_s + state.grace_s
         state.look_at_teams_s = 0.0
+    team.hard_s = min(team.hard_s, stop_s + state.grace_s)  # the job may have less patience than the call
 
 
 def look(state: ManagerState, reach: Reach) -> list[Unreached]:
@@ -248,16 +253,19 @@ def look(state: ManagerState, reach: Reach) -> list[Unreached]:
                 team.announced = True
                 state.clients[task_id >> CLIENT_SHIFT].started.append(task_id)
         if now_s >= team.again_s:
-            _tell(state, reach, task_id, team)
-            if now_s >= team.hard_s + GIVE_UP_S:
+            if team.killings == KILLINGS:
                 unreached.append(Unreached(sorted(team.missing), task_id))
+            else:
+                _tell(state, reach, task_id, team)
     return unreached
 
 
 def _tell(state: ManagerState, reach: Reach, task_id: TaskId, team: Team) -> None:
     """Tell the ranks that are missing to stop, and once those that have failed to let them go."""
     team.again_s = state.now_s + AGAIN_S
-    reach.stop(task_id, sorted(team.missing), hard=state.now_s >= team.hard_s)
+    is_hard = state.now_s >= team.hard_s
+    team.killings += is_hard
+    reach.stop(team.call, sorted(team.missing), hard=is_hard)
     if not team.revoked:
         team.revoked = True
         for rank in team.living & team.parts.keys():

@@ -246,7 +246,9 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
     if worker is None:
         raise ProtocolError("it reports before its Hello")
     tasks, holdings = state.tasks, state.holdings
-    msg, ends = teams.split_off(state, rank, msg) if state.teams else (msg, ())
+    msg, parts = teams.split_off(state, msg) if state.teams else (msg, ())
+    for part in parts:
+        on_part(state, rank, part)
     for task_id, outcome, value, seconds in zip(msg.tasks, msg.outcomes, msg.payloads, msg.seconds):
         task = tasks.get(task_id)
         if task is None or task.rank != rank or task.status != Status.ASSIGNED:
@@ -280,8 +282,6 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
         state.nodes.touch(worker)
     state.list_worker(worker)
     _end_found(state)
-    for lead, done in ends:
-        on_done(state, lead, done)
 
 
 def on_part(state: ManagerState, rank: Rank, msg: Part) -> None:

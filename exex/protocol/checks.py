@@ -29,6 +29,7 @@ from exex.protocol.messages import (
     Submit,
     Verdict,
 )
+from exex.protocol.parts import PART_OUTCOMES
 from exex.protocol.payload import Large
 
 MOST_PROMISED = 1 << 20
@@ -61,7 +62,6 @@ _PAYLOADS = frozenset((bytes, Large))
 _OUTCOMES = bytes(Outcome)
 _KEPT_OR_BROKEN = bytes((Outcome.DONE, Outcome.FAILED))
 _KINDS = frozenset(Kind)
-_PARTS = frozenset((Outcome.DONE, Outcome.FAILED, Outcome.CANCELLED, Outcome.LOST))
 
 
 def _require(holds: bool, message: str) -> None:
@@ -208,7 +208,7 @@ def done(msg: Done) -> None:
 
 def part(msg: Part) -> None:
     """An outcome that a rank can come to, and a time that can be compared."""
-    _require(msg.outcome in _PARTS, f"a part with the outcome {msg.outcome}")
+    _require(msg.outcome in PART_OUTCOMES, f"a part with the outcome {msg.outcome}")
     _payloads([msg.payload])
     _require(msg.seconds >= 0 and math.isfinite(msg.seconds), "a running time that is none")
 
@@ -222,7 +222,8 @@ def assign(msg: Assign) -> None:
 
 
 def join(msg: Join) -> None:
-    """Runs of ranks."""
+    """A number that fits into a datagram; runs of ranks."""
+    _require(0 < msg.call < 1 << 63, f"a call with the number {msg.call}")
     _require(len(msg.runs) >= 2 and not len(msg.runs) % 2 and min(msg.runs) >= 0, "runs of ranks that are none")
 
 

@@ -343,6 +343,7 @@ class Join(Message, frozen=True, tag=65):
     """Manager -> worker: take part in a call on a communicator of these ranks, in this order. The lead has the call."""
 
     task: TaskId
+    call: int  # number of this attempt, from 1, among all on communicators: by it a guard knows what it is to stop
     runs: list[int]  # of ranks: first and length of each; see protocol/runs
     after_loss: bool = False  # ranks of the world were lost before
 

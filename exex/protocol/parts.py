@@ -11,6 +11,9 @@ from exex.protocol import payload as payloads
 from exex.protocol.messages import Outcome
 from exex.protocol.payload import Large, Payload
 
+PART_OUTCOMES = frozenset((Outcome.DONE, Outcome.FAILED, Outcome.CANCELLED, Outcome.LOST))
+"""What a rank can come to."""
+
 _MOST_QUOTED = 8
 """Ranks whose errors the message quotes."""
 

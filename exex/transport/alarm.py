@@ -9,7 +9,7 @@ it later.
 
 While a rank runs a function of the user's on a communicator, its guard also hears what the manager has to say to it.
 
-A datagram: u8 kind, u32 rank of the sender, i32 code, u64 task, 16 bytes of keyed BLAKE2s over these. The secret itself never
+A datagram: u8 kind, u32 rank of the sender, i32 code, u64 call, 16 bytes of keyed BLAKE2s over these. The secret itself never
 travels outside MPI, and a repeated datagram says nothing new.
 """
 
@@ -57,7 +57,7 @@ class Kind(IntEnum):
     HEARD = 2  # the answer to all others; its code is their kind
     DIED = 3  # to the first guard: my rank has died; code: exit code, or minus the signal's number
     END = 4  # from the first guard: the manager has died; code: the job's status
-    STOP = 5  # from the first guard: your rank must stop `task`; code: 1 if by being killed
+    STOP = 5  # from the first guard: your rank must stop `call`; code: 1 if by being killed
     PROBE = 6  # from the first guard: say that you are there
 
 
@@ -67,7 +67,7 @@ class Note(NamedTuple):
     kind: int
     rank: int  # of the sender
     code: int
-    task: int = 0
+    call: int = 0  # number of a call on a communicator, in STOP
 
 
 class Meeting(NamedTuple):
@@ -162,7 +162,7 @@ class Alarm:
         """Answer, so that it is not told again."""
         self._send([sender], Kind.HEARD, note.kind)
 
-    def tell_ranks(self, ranks: Iterable[int], kind: Kind, code: int = 0, task: int = 0) -> list[int]:
+    def tell_ranks(self, ranks: Iterable[int], kind: Kind, code: int = 0, call: int = 0) -> list[int]:
         """At the first guard: tell those of some ranks, once. Returns ranks of which nobody knows where their guards are."""
         unknown = []
         for rank in ranks:
@@ -170,7 +170,7 @@ class Alarm:
             if host is None:
                 unknown.append(rank)
             else:
-                self._send([host], kind, code, task)
+                self._send([host], kind, code, call)
         return unknown
 
     def tell_death(self, code: int) -> None:
@@ -195,8 +195,8 @@ class Alarm:
             if not silent:
                 return
 
-    def _send(self, hosts: Iterable[Host], kind: Kind, code: int, task: int = 0) -> None:
-        body = _BODY.pack(kind, self.rank, code, task)
+    def _send(self, hosts: Iterable[Host], kind: Kind, code: int, call: int = 0) -> None:
+        body = _BODY.pack(kind, self.rank, code, call)
         data = body + _mac(self._key, body)
         for host in hosts:
             try:

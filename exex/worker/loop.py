@@ -13,7 +13,6 @@ from exex.errors import ProtocolError, StartError
 from exex.protocol import codec
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Join, Leave, Part, Stop
-from exex.protocol.runs import from_runs
 from exex.store.task_output import TaskOutput
 from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
@@ -278,7 +277,7 @@ class WorkerLoop:
         queue = self.state.queue
         self.at_once = bool(self._inline and queue and filling.may_run_inline(queue[0].spec))
         unsent = self._link.progress()
-        if self.state.parts and not unsent:
+        if self.state.parts and not unsent and not self.stopped:
             self._take_part()
             traffic = self.at_once = True
         for port in self._ports:
@@ -313,7 +312,7 @@ class WorkerLoop:
         if call is not None:
             function = self.state.functions[call.spec.function]
             head = make_head(call.spec, function, call.payload, call.values, call.attempt)
-        outcome, payload, seconds = self._together.run(join.task, from_runs(join.runs), head, join.after_loss)
+        outcome, payload, seconds = self._together.run(join, head)
         self._turned_s = self._heard_s = self._said_s = time.monotonic()
         if call is None:
             self.state.tasks_run += 1

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from exex.protocol.messages import AppSpec, Outcome, TaskId
+from exex.protocol.messages import AppSpec, Join, Outcome, TaskId
 from exex.protocol.payload import Large, Payload
+from exex.protocol.runs import from_runs
 from exex.transport.page import STOP_RANK, Page
 from exex.worker.condition import Condition
 from exex.worker.context import Place, TaskStopped
@@ -30,7 +31,7 @@ Part = tuple[int, Payload, float]
 """Outcome, payload and seconds; see `protocol.parts`."""
 
 _TAGS = 32767
-"""MPI promises tags up to here. Two tasks with one tag have no rank in common, or do not run at one time."""
+"""MPI promises tags up to here. Two calls with one tag have no rank in common, or do not run at one time."""
 
 
 class Head(NamedTuple):
@@ -73,13 +74,11 @@ class Together:
         self._inside = False
         self._failed: tuple[TaskId, Any] | None = None  # the communicator of the last call, if that has failed here
 
-    def run(self, task: TaskId, ranks: Sequence[int], head: Head | None, after_loss: bool = False) -> Part:
-        """Take part in a task. Returns when this rank's part is over.
+    def run(self, join: Join, head: Head | None) -> Part:
+        """Take part in a call. Returns when this rank's part is over.
 
         Args:
-            ranks: of all that take part, the lead first.
             head: at the lead; None at the others.
-            after_loss: ranks of the world were lost before.
 
         Returns:
             See `Part`; LOST if no communicator was formed.
@@ -87,10 +86,10 @@ class Together:
         home = self._home or self._prepare()
         self._free_failed()
         part: Part = (Outcome.CANCELLED, b"", 0.0)
-        comm = None
+        task, comm = join.task, None
         try:
-            with self._heeded(task):
-                comm = self._form(ranks, task % _TAGS, after_loss)
+            with self._heeded(join.call):
+                comm = self._form(from_runs(join.runs), join.call % _TAGS, join.after_loss)
                 head = comm.bcast(head)
                 part = (Outcome.LOST, b"", 0.0) if head is None else run_part(comm, task, head, self._place, self._functions)
         except TaskStopped:
@@ -133,14 +132,16 @@ class Together:
         return self._home
 
     @contextmanager
-    def _heeded(self, task: TaskId) -> Iterator[None]:
-        """While this lasts, the guard can raise TaskStopped in here."""
-        self._page.run(task)
+    def _heeded(self, call: int) -> Iterator[None]:
+        """While this lasts, the guard can raise TaskStopped in here, once."""
+        self._page.run(call)
         try:
-            self._inside = True
-            yield
+            try:
+                self._inside = True
+                yield
+            finally:
+                self._inside = False  # where it may still be raised
         finally:
-            self._inside = False
             self._page.run(None)
 
     def _on_signal(self, number: int, frame: object) -> None:

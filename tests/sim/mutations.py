@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from exex.manager import assigning, grants, keeping, memo, packing, placement, transitions
+from exex.manager import assigning, grants, keeping, memo, packing, placement, teams, transitions
 from exex.manager.line import Line, Shape
 from exex.manager.liveness import Liveness
 from exex.manager.loop import ManagerLoop
@@ -22,6 +22,7 @@ from exex.manager.memo import Memo
 from exex.manager.nodes import NodeRecord, Nodes
 from exex.manager.ready import ReadyQueue
 from exex.manager.state import ClientRecord, ManagerState
+from exex.protocol import parts
 from exex.worker import filling
 from exex.worker import state as worker
 from tests.sim.__main__ import SeedFailed, run_seed
@@ -142,6 +143,43 @@ MUTATIONS = [
     Mutation("slots of a big call that dies stay taken", worker.on_slot_died, "_free_helpers(state, running)", "pass"),
     Mutation("slots of a big call that is taken back stay taken", worker.recover, "_free_helpers(state, call)", "pass"),
     Mutation("a big call that lost its process runs in one slot", worker.on_slot_died, "(state.queue if running.grant is None else state.big).appendleft(running)", "state.queue.appendleft(running)"),
+    Mutation("a call on a communicator gets no ranks beside its lead", teams.form, "state.joins.append((ranks, Join(", "state.joins.append((ranks[:1], Join("),
+    Mutation("a call that wants a world of its own gets worker ranks", teams.form, "spec.kind != Kind.TOGETHER or spec.own_world", "spec.kind != Kind.TOGETHER"),
+    Mutation("ranks with several slots take part", teams.form, "worker.slots == 1 and worker.rank != state.own", "worker.rank != state.own"),
+    Mutation("ranks that only hold their slots take part", teams.form, "for worker in workers[: spec.ranks]]", "for worker in workers]"),
+    Mutation("a call on a communicator ends with its first part", teams._note, "return None if team.missing else", "return None if False else"),
+    Mutation("the others go on for ever when a rank has failed", teams._note, "team.missing and msg.outcome == Outcome.FAILED", "False"),
+    Mutation("the others wait for ever for a rank without a communicator", teams._note, "elif team.missing and msg.outcome == Outcome.LOST", "elif False"),
+    Mutation("no communicator counts as failed", teams._end, "if any(part.outcome == Outcome.LOST for part in parts):", "if False:"),
+    Mutation("a failed rank is overlooked", parts.combine, "part for part in parts if part.outcome == Outcome.FAILED", "part for part in parts[:1] if part.outcome == Outcome.FAILED"),
+    Mutation("ranks that were stopped count as done", parts.combine, "if stopped or not parts:", "if False:"),
+    Mutation("the value is that of another rank", parts.combine, "parts[0].payload", "parts[-1].payload"),
+    Mutation("ranks are told to stop only once", teams._tell, "team.again_s = state.now_s + AGAIN_S", "team.again_s = state.now_s + 1e9"),
+    Mutation("ranks that do not hear are never killed", teams._tell, "is_hard = state.now_s >= team.hard_s", "is_hard = False"),
+    Mutation("a walltime on a communicator is never enforced", teams.look, "now_s - team.began_s >= limit_s", "False"),
+    Mutation("all is told to the ranks of another call", teams._tell, "reach.stop(team.call,", "reach.stop(max(1, team.call - 1),"),
+    Mutation("attempts have no numbers of their own", teams.form, "state.next_call += 1", "state.next_call = task.id % 1000 + 1"),
+    Mutation("a pause of the job counts as time to be killed", teams.look, "team.killings == KILLINGS", "now_s >= team.hard_s + 5.0"),
+    Mutation("the others wait for ever for a rank that died", teams.on_worker_lost, "condemn(state, task_id, Reason.LOST)", "pass"),
+    Mutation("the part of a lost rank is awaited", teams.on_worker_lost, "team.missing.discard(rank)", "pass"),
+    Mutation("a rank that dies counts as a failure", teams.on_worker_lost, "state.broken[task_id] = Loss(rank, worker.node, how)", "pass"),
+    Mutation("nobody stands in for a lost lead", teams.on_worker_lost, "rank == team.lead and team.living", "False"),
+    Mutation("who stands in does not hold the attempt", teams._change_lead, "new.held += 1", "pass"),
+    Mutation("who stands in still lends its slot", teams._change_lead, "new.change_room(1)", "pass"),
+    Mutation("a cancelled call is with its lost lead", teams._change_lead, "state.dropped[task_id] = new.rank", "pass"),
+    Mutation("calls that end with a lost rank are forgotten", transitions.on_worker_lost, "        if task_id in state.teams:", "        if False:"),
+    Mutation("a team whose lead is lost is forgotten with it", transitions.on_worker_lost, "teams.on_worker_lost(state, worker, how) if state.teams else []", "[]"),
+    Mutation("a lead's part is the end of the call", transitions.on_done, "teams.split_off(state, msg) if state.teams else (msg, ())", "(msg, ())"),
+    Mutation("the ranks of a cancelled call go on", transitions.cancel, "teams.condemn(state, task.id, teams.Reason.UNWANTED)", "pass"),
+    Mutation("a team that has lost a rank is broken like a gang", transitions._break, "task_id in state.teams or ", ""),
+    Mutation("ranks stay in a team that has ended", grants._return_slots, "worker.in_team = False", "pass"),
+    Mutation("tasks are queued behind a function", placement._prefetch_room, " or worker.lent or worker.in_team", " or worker.lent"),
+    Mutation("calls on communicators go on when the job ends", ManagerLoop.stop, "teams.condemn(self.state, task, teams.Reason.UNWANTED)", "pass"),
+    Mutation("ranks in a function are given up for their silence", ManagerLoop._mind_teams, "reach.probe(quiet)", "pass"),
+    Mutation("a sign of life of a guard is not heeded", ManagerLoop.heard, "self._liveness.heard(rank, self._clock())", "pass"),
+    Mutation("ranks that no node can hold any more wait", packing._fail_all, "request is not None and impossible(\"\", request, nodes) is None", "False"),
+    Mutation("what was spread over other nodes keeps its old shape", packing._fail_all, "task.app.request = request", "pass"),
+    Mutation("a lead runs its call alone", worker._queue_some_big, "if join is not None:", "if False:"),
     Mutation("a second notice makes the end later", ManagerLoop.notice, "ends_s is None or (sooner and ends_s > self._clock() + left_s)", "True"),
 ]  # fmt: skip
 

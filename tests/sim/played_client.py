@@ -26,6 +26,7 @@ from exex.protocol.messages import (
     Checkpointed,
     Fulfil,
     JobEnds,
+    Kind,
     Outcome,
     Promise,
     Submit,
@@ -59,9 +60,14 @@ APPS = [
     AppSpec(app=11, name="gang", function=FUNCTION, nodes=2, retries=1),
     AppSpec(app=12, name="partial gang", function=FUNCTION, nodes=2, cores=1, gpus=1, priority=-1),
     AppSpec(app=13, name="alone", function=FUNCTION, nodes=1, cores=1, exclusive=True, walltime_s=10 * LIMIT_S),
+    AppSpec(app=14, name="pair", function=FUNCTION, kind=Kind.TOGETHER, ranks=2),
+    AppSpec(app=15, name="trio", function=FUNCTION, kind=Kind.TOGETHER, ranks=3, walltime_s=LIMIT_S, retries=1),
+    AppSpec(app=16, name="four", function=FUNCTION, kind=Kind.TOGETHER, ranks=4, asks=True, priority=-1),
+    AppSpec(app=17, name="accelerated pair", function=FUNCTION, kind=Kind.TOGETHER, ranks=2, gpus=1, retries=2, walltime_s=10 * LIMIT_S),
+    AppSpec(app=18, name="pair apart", function=FUNCTION, kind=Kind.TOGETHER, ranks=2, own_world=True, walltime_s=LIMIT_S),
 ]
-SMALL_APPS = 6
-"""The others ask for more than a slot."""
+SMALL_APPS, BIG_APPS = 6, 14
+"""Those before the first number ask for one slot, those before the second for more; the others for ranks."""
 OUTPUTS = ["/"]  # exists
 
 Identity = tuple[bytes, tuple[tuple[int, bytes], ...]]
@@ -108,12 +114,14 @@ class _Planned:
     has_outputs: bool
 
 
-def _write_script(rng: random.Random, tasks: int, cache_rate: float, big_rate: float) -> list[_Planned]:
+def _write_script(rng: random.Random, tasks: int, cache_rate: float, big_rate: float, team_rate: float) -> list[_Planned]:
     script: list[_Planned] = []
     app = 0
     for number in range(tasks):
         if rng.random() < 0.7:
-            app = rng.randrange(SMALL_APPS, len(APPS)) if rng.random() < big_rate else rng.randrange(SMALL_APPS)
+            app = rng.randrange(SMALL_APPS, BIG_APPS) if rng.random() < big_rate else rng.randrange(SMALL_APPS)
+            if team_rate and rng.random() < team_rate:
+                app = rng.randrange(BIG_APPS, len(APPS))
         needs = [rng.randrange(number) for _ in range(rng.choice([0, 0, 1, 2, 3]))] if number else []
         cached = rng.random() < cache_rate
         salt = rng.choice([1, 2, 100 + number])
@@ -135,7 +143,7 @@ class SimClient:
 
     def __init__(self, sim: Simulation, number: int, tasks: int) -> None:
         self.sim, self.number, self.total = sim, number, tasks
-        self.script = _write_script(random.Random(f"{sim.seed} script {number}"), tasks, sim.cache_rate, sim.big_rate)
+        self.script = _write_script(random.Random(f"{sim.seed} script {number}"), tasks, sim.cache_rate, sim.big_rate, sim.team_rate)
         self.link: Link = sim.network.end(CLIENT_BASE + number)
         self.encoder, self.decoder = codec.Encoder(), codec.to_client()
         self.next, self.applied = 0, 0

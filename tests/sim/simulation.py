@@ -10,7 +10,8 @@ with their template; a client vanishes; the disk of the journal is full. Message
 doubled: neither MPI nor a stream can do that.
 
 Several ranks may share a node, with memory and accelerators that tasks ask for. What runs is accounted for where it runs, apart from
-what the manager thinks: no slot, byte or accelerator is ever used twice.
+what the manager thinks: no slot, byte or accelerator is ever used twice. Ranks of one slot run functions on communicators, which
+are played, too: see `played_teams`.
 
 The job may be killed at any moment, and its allocation may end. Another simulation then goes on with what is on disk: see `Past`.
 
@@ -31,7 +32,7 @@ from exex.manager.loop import QUIET_S, ManagerLoop, Settings
 from exex.manager.nodes import WorkerRecord
 from exex.manager.task import TRANSITIONS, CachedTask, Status, Task
 from exex.protocol import codec
-from exex.protocol.messages import AppSpec, Assign, Beat, Bye, Done, Drop, Grant, Hello, Outcome, Share, Stop
+from exex.protocol.messages import AppSpec, Assign, Beat, Bye, Done, Drop, Grant, Hello, Join, Outcome, Part, Share, Stop
 from exex.record.recorder import Recorder
 from exex.transport.base import Link
 from exex.transport.memory import Network
@@ -48,6 +49,7 @@ from tests.sim.played_client import (
     value_of,
 )
 from tests.sim.played_journal import PlayedJournal
+from tests.sim.played_teams import PlayedPart, PlayedTeams
 
 ALLOWED = {(old, new) for old, new, _ in TRANSITIONS if old}
 STORY = 60
@@ -148,6 +150,7 @@ class SimWorker:
         self.dead = False  # and the manager does not know
         self.thaws_s = -1e9  # it is stopped until then
         self.said_s = 0.0
+        self.part: PlayedPart | None = None  # it runs a function on a communicator, and does nothing else
         hello = Hello(
             "1", "3.11.0", self.node, rank, slots, "", [], memory_bytes=sim.memory_bytes, gpus=[f"g{i}" for i in range(sim.gpus)]
         )
@@ -159,7 +162,7 @@ class SimWorker:
 
     def handle(self) -> None:
         now = self.sim.now
-        if not self.is_up():
+        if not self.is_up() or self.part is not None:
             return
         while (arrived := self.link.receive()) is not None:
             message = self.decoder.decode(arrived[1])
@@ -168,8 +171,11 @@ class SimWorker:
             elif type(message) is Drop:
                 self.sim.owed_drops.difference_update((self.rank, task) for task in message.tasks)
                 worker.on_drop(self.state, message, now)
+            elif type(message) is Join:
+                worker.on_join(self.state, message)
             elif type(message) is Stop:
                 self.stopped = True
+                self.sim.teams.back(self.rank)  # it will not begin a part any more
                 self.link.send(MANAGER, self.encoder.encode(Bye(tasks_run=self.state.tasks_run)))
                 return
         worker.on_tick(self.state, now)
@@ -186,10 +192,35 @@ class SimWorker:
         elif self.sim.limit_s and now - self.said_s >= self.sim.limit_s / BEATS:
             self.said_s = now
             self.link.send(MANAGER, self.encoder.encode(Beat()))
+        if self.state.parts:
+            assert not self.state.queue and not self.state.big and not any(slot.held for slot in self.state.slots)
+            join, call = self.state.parts.popleft()
+            self.part = PlayedPart(self, join, call)
+
+    def _step_part(self) -> None:
+        """Inside of a function on a communicator."""
+        part = self.part
+        assert part is not None
+        end = part.step()
+        if end is None or self.dead:
+            return
+        self.part, (outcome, value) = None, end
+        task, seconds = part.comm.task, self.sim.rng.choice([1e-6, 0.01, 3.0])
+        if self.rank == part.comm.ranks[0]:
+            done: Done | Part = Done(tasks=[task], outcomes=bytes([outcome]), payloads=[value], seconds=[seconds], started=[])
+        else:
+            done = Part(task=task, outcome=outcome, payload=value, seconds=seconds)
+        self.said_s = self.sim.now
+        if self in self.sim.workers.values():
+            self.sim.teams.back(self.rank)
+        self.link.send(MANAGER, self.encoder.encode(done))
 
     def run_slot(self, number: int) -> None:
-        """One step of a task process: begin the next call, or end the one that was begun."""
+        """One step of a task process: begin the next call, or end the one that was begun; or of a function in the rank itself."""
         if not self.is_up():
+            return
+        if self.part is not None:
+            self._step_part()
             return
         process, slot, rng = self.processes[number], self.state.slots[number], self.sim.rng
         unreported = self._unreported(number)
@@ -285,11 +316,13 @@ class Usage:
             assert spec.cores <= 1 and not spec.gpus and not spec.nodes and spec.memory_bytes is None, "it has no grant"
         else:
             share = grant.shares[0]
-            assert share.host == one.node and rank == share.ranks[0] and len(grant.shares) == max(1, spec.nodes)
+            assert share.host == one.node and rank == share.ranks[0]
+            assert len(grant.shares) == max(1, spec.nodes) or 1 <= len(grant.shares) <= spec.ranks
             assert len(set(grant.hosts)) == len(grant.hosts)
             for share in grant.shares:
                 whole = spec.exclusive or (spec.nodes and not spec.cores)
-                assert share.slots == max(1, spec.cores) or (whole and share.slots >= spec.cores)
+                wanted = -(-spec.ranks // len(grant.shares)) if spec.ranks else max(1, spec.cores)
+                assert share.slots == wanted or (whole and share.slots >= spec.cores)
                 assert len(share.gpus) >= spec.gpus
         self._check()
 
@@ -321,6 +354,10 @@ class Usage:
         total = Counter(self.sim.slots_before_losses)
         for host, count in slots.items():
             assert count <= total[host], f"{count} slots of {host} are in use, which has {total[host]}"
+        inside = self.sim.teams.inside
+        for (task, rank), grant in self.used.items():
+            for other in [rank] if grant is None else [rank for share in grant.shares for rank in share.ranks]:
+                assert other not in inside or self.sim.teams.comms[inside[other]].task == task, f"rank {other} is inside, and serves {task}"
         for rank, count in on_rank.items():
             assert rank not in self.sim.workers or count <= self.sim.workers[rank].slots, f"rank {rank} serves {count} tasks"
         assert all(count == 1 for count in gpus.values()), f"an accelerator is used twice: {gpus}"
@@ -369,6 +406,7 @@ class Simulation:
         frail_disk: None for no journal; whether its disk is full now and then, and damages rows.
         small_memory: results do not stay in the manager's memory for long.
         big_rate: of the calls that ask for more than a slot; `near_rate`: of those that prefer a node.
+        team_rate: of the calls that run on communicators.
         ranks_per_node: all but perhaps the last node have so many.
         memory_bytes: of each node, 0 for unknown; `gpus`: its accelerators.
         limit_s: silence after which the manager gives up a rank; 0 for never.
@@ -403,6 +441,7 @@ class Simulation:
         small_memory: bool = False,
         big_rate: float = 0.0,
         near_rate: float = 0.0,
+        team_rate: float = 0.0,
         ranks_per_node: int = 1,
         memory_bytes: int = 0,
         gpus: int = 0,
@@ -423,7 +462,9 @@ class Simulation:
         self.goes_on = past.lives + 1 < lives
         self.big_rate, self.near_rate, self.ranks_per_node = big_rate, near_rate, ranks_per_node
         self.memory_bytes, self.gpus = memory_bytes, gpus
+        self.team_rate = team_rate
         self.usage = Usage(self)
+        self.teams = PlayedTeams(self)
         self.impossible: set[int] = set()  # tasks that failed because no nodes can meet what they ask for
         self.now = 0.0
         self.network = SimNetwork(self.rng)
@@ -457,19 +498,28 @@ class Simulation:
         """The real loop, with an ear at four of its methods."""
         settings = Settings(
             "1", "3.11.0", 0, frozenset(range(1, ranks + 1)), "run", 1e9, 1e9, 0.005,
-            heartbeat_limit_s=self.limit_s, memory_bytes=SMALL_BYTES if self.small_memory else LARGE_BYTES,
+            heartbeat_limit_s=self.limit_s, memory_bytes=SMALL_BYTES if self.small_memory else LARGE_BYTES, grace_s=0.5,
         )  # fmt: skip
         end = self.network.end(MANAGER)
         queues: dict[bool, list] = {True: [], False: []}
         workers = _Part(end, True, queues, self._on_heard)
         loop = ManagerLoop(
-            settings, workers, None, lambda: None, clock=lambda: self.now, journal=self.journal, record=self.new_recorder()
+            settings,
+            workers,
+            None,
+            lambda: None,
+            clock=lambda: self.now,
+            journal=self.journal,
+            record=self.new_recorder(),
+            reach=self.teams,
         )
         loop.listen(_Part(end, False, queues, lambda number: None))
         self._finish_task, self._take_assign, self._lose_worker = loop.state.finish_task, loop.state.take_assign, loop.lose_worker
         loop.state.finish_task = self.finish_task  # type: ignore[method-assign]
         loop.state.take_assign = self.take_assign  # type: ignore[method-assign]
         loop.lose_worker = self.lose_worker  # type: ignore[method-assign]
+        self._to_worker = loop._to_worker
+        loop._to_worker = self.to_worker  # type: ignore[method-assign]
         return loop
 
     def new_recorder(self) -> Recorder | None:
@@ -484,12 +534,15 @@ class Simulation:
         lives = rng.choice([1, 1, 1, 2, 2, 3])
         past = past or Past()
         life = random.Random(f"world {seed} life {past.lives}")
+        teams = random.Random(f"world {seed} teams")
         is_last = past.lives + 1 >= lives
+        team_rate = teams.choice([0.0, 0.3, 0.7])
+        has_teams = team_rate > 0 and teams.random() < 0.8
         return cls(
             seed,
             tasks=rng.choice([20, 40, 80]) // clients + 1,
-            ranks=rng.randint(1, 6),
-            slots=rng.randint(1, 3),
+            ranks=rng.randint(1, 6) + 2 * has_teams,
+            slots=1 if has_teams else rng.randint(1, 3),
             clients=clients,
             lose_ranks=rng.choice([0, 1, 1, 2, 4]),
             failure_rate=rng.choice([0.0, 0.05, 0.3]),
@@ -503,6 +556,7 @@ class Simulation:
             small_memory=rng.choice([False, True]),
             big_rate=rng.choice([0.0, 0.2, 0.5, 0.9]),
             near_rate=rng.choice([0.0, 0.3]),
+            team_rate=team_rate,
             ranks_per_node=rng.choice([1, 1, 2, 3]),
             memory_bytes=rng.choice([0, MEMORY_BYTES, 3 * MEMORY_BYTES]),
             gpus=rng.choice([0, 1, 2, 3]),
@@ -538,12 +592,23 @@ class Simulation:
         task = self.manager.tasks.get(number)
         return None if task is None or task.app is None else task.app.spec
 
+    def to_worker(self, rank: int, message: object) -> None:
+        """In place of the manager's: what it says about functions on communicators."""
+        if type(message) is Join:
+            self.teams.note_join(rank, message)
+        elif type(message) is Assign:
+            self.teams.check_assigned(rank, message.tasks)
+        self._to_worker(rank, message)
+
     def could_ever_run(self, spec: AppSpec) -> bool:
         """Whether the nodes that are left can meet a request when they are idle."""
         slots: Counter[str] = Counter()
         for one in self.workers.values():
             slots[one.node] += one.slots
         has_rest = self.gpus >= spec.gpus and (not self.memory_bytes or self.memory_bytes >= (spec.memory_bytes or 0))
+        if spec.ranks:
+            shares = range(1, len(slots) + 1)
+            return has_rest and any(sum(count * n >= spec.ranks for count in slots.values()) >= n for n in shares)
         return has_rest and sum(count >= max(1, spec.cores) for count in slots.values()) >= max(1, spec.nodes)
 
     def compute(self, call: worker.Call) -> tuple[int, bytes]:
@@ -551,7 +616,11 @@ class Simulation:
         if self.rng.random() < self.failure_rate:
             self.excuses[call.task] += 1
             return Outcome.FAILED, b"error"
-        return Outcome.DONE, b"%d" % value_of(identity_of(bytes(call.payload), call.values))
+        return Outcome.DONE, self.value_of(call)
+
+    def value_of(self, call: worker.Call) -> bytes:
+        """The only right result of a call."""
+        return b"%d" % value_of(identity_of(bytes(call.payload), call.values))
 
     def hangs(self, call: worker.Call) -> bool:
         """Whether this attempt never ends by itself."""
@@ -562,7 +631,9 @@ class Simulation:
         """In place of the manager's: the end, too, must be one that `TRANSITIONS` knows."""
         end = {Outcome.DONE: "done", Outcome.CANCELLED: "cancelled"}.get(Outcome(outcome), "failed")
         assert (task.status.name.lower(), end) in ALLOWED, f"task {task.id}: {task.status.name} -> {end}"
-        if end == "cancelled" and task.status == Status.ASSIGNED:
+        if task.status == Status.ASSIGNED and end != "cancelled":
+            self.teams.check_ended(task.id, end == "done")
+        if end == "cancelled" and task.status == Status.ASSIGNED and task.id not in self.manager.teams:
             self.owed_drops.add((task.rank, task.id))
         if end == "failed" and task.status == Status.READY:
             assert task.app is not None and not self.could_ever_run(task.app.spec), f"task {task.id} failed, but could run"
@@ -626,10 +697,10 @@ class Simulation:
             assert identity not in self.done_calls, f"task {task.id} runs, but its result is in memory"
 
     def is_rare(self, number: int) -> bool:
-        """Whether a task is where few are: set aside, or waiting for the journal."""
+        """Whether a task is where few are: set aside, waiting for the journal, or on a communicator."""
         task = self.manager.tasks.get(number)
         is_fetched = isinstance(task, CachedTask) and task.key in self.manager.memo._fetching
-        return is_fetched or (task is not None and task.status == Status.SHELVED)
+        return is_fetched or number in self.manager.teams or (task is not None and task.status == Status.SHELVED)
 
     def check_saved(self, done: set[Identity]) -> None:
         """A checkpoint was made: what its client had been answered before is on disk."""
@@ -686,6 +757,7 @@ class Simulation:
             self.turn()
         elif choice < 0.7:
             self.rng.choice(self.clients).act()
+            self.teams.deliver()
         elif choice < 0.8:
             self._any_worker().handle()
         elif choice < 0.995:
@@ -708,6 +780,8 @@ class Simulation:
                 one.handle()
                 self.network.deliver(one.rank, MANAGER)
                 is_late = True
+            elif one.part is not None and not one.dead and self.now - self.heard_s.get(one.rank, 0.0) > self.limit_s / 2:
+                is_late = True  # its guard can be asked
         if is_late:
             self.turn()
 
@@ -726,7 +800,7 @@ class Simulation:
                 self._give_up(rng.choice(found))
             elif self.lose_ranks and len(sound) > 1 and not self.manager_loop._missing:
                 self.lose_ranks -= 1
-                one = rng.choice(sound)
+                one = rng.choice([one for one in sound if one.part is not None] or sound)
                 if kind == 1:
                     self.tell(f"rank {one.rank} dies, and nobody knows")
                     one.dead = True
@@ -788,6 +862,11 @@ class Simulation:
         with tracing():
             self.manager_loop.lose_worker(one.rank, "simulated loss")
 
+    def give_up(self, one: SimWorker) -> None:
+        """The alarm of a guard whose rank has died inside of a function."""
+        if not self.manager_loop._missing:
+            self._give_up(one)
+
     def lose_worker(self, rank: int, how: str) -> None:
         """In place of the manager's: it takes a rank for lost. Words of it may still be under way."""
         self.tell(f"the manager gives up rank {rank}: it {how}")
@@ -801,11 +880,15 @@ class Simulation:
             self.ghosts.append(one)
         self.owed_drops = {(other, task) for other, task in self.owed_drops if other != rank}
         self.usage.forget(rank)
+        self.teams.forget(rank)
+        for number, team in self.manager.teams.items():
+            if rank in team.ranks:
+                self.teams.excuse(number)
         for task in self.manager.tasks.values():
-            if task.status == Status.ASSIGNED and task.rank == rank:
+            if task.status == Status.ASSIGNED and task.rank == rank and task.id not in self.manager.teams:
                 self.excuses[task.id] += 1
         for number, holding in self.manager.holdings.items():
-            if holding.lead.rank != rank and any(other.rank == rank for other in holding.lent):
+            if number not in self.manager.teams and holding.lead.rank != rank and any(other.rank == rank for other in holding.lent):
                 self.excuses[number] += 1
                 if number not in self.manager.broken and number in self.manager.tasks:
                     self.owed_drops.add((holding.lead.rank, number))
@@ -844,6 +927,7 @@ class Simulation:
         untold = {(rank, task) for rank, task in self.owed_drops if self.workers[rank].is_up()}
         assert not untold, f"these were never told to drop the task: {untold}"
         assert not self.manager.tasks and not self.manager.dropped and not self.manager.ready.count
+        assert not self.manager.teams and not self.teams.inside, f"{self.manager.teams} {self.teams.inside}"
         assert not self.manager.holdings and not self.manager.broken and not self.manager.packing.kept
         assert not self.manager.ready.line.count and not self.manager.ready.affinity
         for one in self.manager.workers.values():
@@ -868,6 +952,8 @@ class Simulation:
             self.turn()
             for client in self.clients:
                 client.act()
+            while self.teams.words:
+                self.teams.deliver()
             for one in [*self.workers.values(), *self.ghosts]:
                 one.handle()
                 for number in range(len(one.processes)):

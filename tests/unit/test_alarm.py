@@ -174,3 +174,45 @@ def test_a_meeting_names_this_node_and_a_new_secret() -> None:
     one, two = new_meeting(5, 2), new_meeting(5, 2)
     assert one.hosts == addresses() and addresses()[-1] == "127.0.0.1"
     assert one.key != two.key and len(one.key) == 32
+
+
+# ---- ranks that run a function themselves ---------------------------------------------------------------------
+
+
+def test_some_ranks_are_told_to_stop_a_call(first: Alarm) -> None:
+    with other(first, 1) as one, other(first, 2) as two:
+        assert first.tell_ranks([1], Kind.STOP, 0, 1 << 62) == []
+        assert first.tell_ranks([2], Kind.STOP, 1, 7) == []
+        assert collect(one, 1) == [Note(Kind.STOP, 0, 0, 1 << 62)]
+        assert collect(two, 1) == [Note(Kind.STOP, 0, 1, 7)]
+        silent(one, two)
+
+
+def test_ranks_that_never_signed_on_are_named(first: Alarm) -> None:
+    with other(first, 1) as one:
+        assert first.tell_ranks([1, 5, 9], Kind.PROBE) == [5, 9]
+        assert collect(one, 1) == [Note(Kind.PROBE, 0, 0)]
+
+
+def test_a_guard_that_is_asked_for_a_sign_of_life_gives_it(first: Alarm) -> None:
+    with other(first, 3) as guard:
+        first.tell_ranks([3], Kind.PROBE)
+        collect(guard, 1)  # confirms it
+        assert [note for note, _ in until(first.receive)] == [Note(Kind.HEARD, 3, Kind.PROBE)]
+
+
+@pytest.mark.parametrize("kind", [Kind.STOP, Kind.PROBE, Kind.END])
+def test_only_the_first_guard_may_say_that(first: Alarm, kind: Kind) -> None:
+    with other(first, 1) as one, other(first, 2) as two:
+        two._send([("127.0.0.1", one.port)], kind, 1, 7)
+        two._send([("127.0.0.1", first.port)], kind, 1, 7)
+        silent(one, first)
+
+
+def test_nor_may_one_without_the_secret(first: Alarm) -> None:
+    with other(first, 1) as one:
+        stranger = Alarm()
+        stranger.join(Meeting(("127.0.0.1",), stranger.port, b"x" * 32, 3), 0, 0.0)
+        stranger._send([("127.0.0.1", one.port)], Kind.STOP, 1, 7)
+        silent(one)
+        stranger.close()
