@@ -20,8 +20,9 @@ from exex.launch.deadline import find_end_s, reserve_s
 from exex.launch.job_dir import clear_status, write_status
 from exex.launch.leftovers import shared_memory
 from exex.launch.world import ExpectedWorld, settling_s, singletons_message
-from exex.manager.loop import OUT_OF_TIME, ManagerLoop, Settings
+from exex.manager.loop import OUT_OF_TIME, ManagerLoop
 from exex.manager.progress import Progress
+from exex.manager.settings import Settings
 from exex.transport.alarm import Meeting, new_meeting
 from exex.transport.base import Link, Ranks
 from exex.transport.joined import OWN, JoinedRanks

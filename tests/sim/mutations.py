@@ -102,7 +102,7 @@ MUTATIONS = [
     Mutation("a shelved task that is cancelled still counts", transitions.cancel, "state.shelved -= 1", "pass"),
     Mutation("the job goes on after its end", ManagerLoop._mind_the_end, "if now_s < state.ends_s and", "if now_s < state.ends_s + 1.0 and"),
     Mutation("the job waits for its end with nothing left that fits", ManagerLoop._mind_the_end, "and now_s - self._quiet_since_s < QUIET_S", "and True"),
-    Mutation("clients are not told that the job ends", ManagerLoop._mind_the_end, "self._tell_of_end(reason)", "pass"),
+    Mutation("clients are not told that the job ends", ManagerLoop._mind_the_end, "self._clients.tell_of_end(reason)", "pass"),
     Mutation("a rank does not get back what it has lent", grants._return_slots, "worker.change_room(slots)", "pass"),
     Mutation("a lead does not get its slots back", grants._return_slots, "worker.change_room(slots - 1)", "pass"),
     Mutation("a lead lends all of its slots, and one more", grants._lend, "worker.change_room(1 - slots)", "worker.change_room(-slots)"),

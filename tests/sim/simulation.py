@@ -666,7 +666,7 @@ class Simulation:
             return
         is_early = self.now < state.ends_s
         assert not is_early or self.now - self.busy_s >= QUIET_S, "the job ends early, though something ran just now"
-        self.to_be_told = {*loop._records, *(number for number, _ in loop._waiting)}
+        self.to_be_told = {*loop._clients.records, *(number for number, _ in loop._clients.waiting)}
         self.tell("the manager ends the job")
 
     def step(self) -> bool:
