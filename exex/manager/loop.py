@@ -106,6 +106,7 @@ class ManagerLoop:
             traffic |= self._clients.drain()
         if self._journal is not None:
             traffic |= self._drain_journal(self._journal)
+        self.state.must_place = False
         if not self._missing and self._stop_by_s is None and not (self._journal and self._journal.is_behind()):
             place(self.state)
         traffic |= self._flush()
@@ -290,6 +291,8 @@ class ManagerLoop:
 
     def next_s(self) -> float:
         """Seconds until a turn must follow even if nothing arrives."""
+        if self.state.must_place:
+            return 0.0
         return ANSWER_S if self._clients.hold_answers() else 1.0
 
     def _to_worker(self, rank: Rank, message: object) -> None:

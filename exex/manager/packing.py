@@ -13,6 +13,7 @@ of the line is delayed twice by that. So neither kind waits for ever for what ca
 from __future__ import annotations
 
 import heapq
+from itertools import chain
 
 from exex.manager import grants, keeping, transitions
 from exex.manager.assigning import assign, fits_in_time, give, is_first_below, shelve
@@ -286,7 +287,7 @@ class _SmallTurns:
         waiting = state.ready.count
         kept = [worker for node in state.packing.idle if node.kept not in ahead for worker in node.workers.values()]
         has_kept = False
-        for worker in [*reversed(state.free), *(kept if on_kept else ())]:
+        for worker in chain(reversed(state.free), kept if on_kept else ()):
             left = most - (waiting - state.ready.count)
             if left <= 0 or not is_first_below(state, below):
                 break

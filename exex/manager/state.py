@@ -154,6 +154,7 @@ class ManagerState:
         holdings: what big attempts hold that their lead has not reported, those that nobody wants any more included.
         broken: attempts that have lost a node that they hold, and why; their lead was told to drop them.
         places: where tasks ran that have ended.
+        must_place: more could have been placed in this turn; the next one must follow at once.
     """
 
     prefetch_s: float = 0.005
@@ -175,6 +176,7 @@ class ManagerState:
     holdings: dict[TaskId, Holding] = field(default_factory=dict)
     broken: dict[TaskId, Loss] = field(default_factory=dict)
     places: Places = field(default_factory=Places)
+    must_place: bool = False
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     apps: dict[int, App] = field(default_factory=dict)
     functions: dict[bytes, Payload] = field(default_factory=dict)

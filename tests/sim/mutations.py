@@ -68,7 +68,7 @@ MUTATIONS = [
     Mutation("an answer is given twice", ClientRecord.take_answer, "self.clear_answer()", "self.clear_answer() if self.sequence % 9 else None"),
     Mutation("values are let go of too early", ClientRecord.take_answer, "self.unapplied.append((self.sequence, kept))", "[self.kept.pop(t, None) for t in kept]"),
     Mutation("values are never let go of", ClientRecord.applied, "self.kept.pop(task, None)", "pass"),
-    Mutation("a free worker's flag stays set", placement._place_small, "worker.in_free = False", "pass"),
+    Mutation("a free worker's flag stays set", placement._fill_free, "worker.in_free = False", "pass"),
     Mutation("the ready queue counts one too few", ReadyQueue.push_all, "self.count += len(tasks) - 1", "self.count += max(len(tasks) - 2, 0)"),
     Mutation("a dropped call is not reported", worker.on_drop, "state.report(call, Outcome.CANCELLED, b\"\")", "pass"),
     Mutation("a started call is taken back", worker.recover, "min(slot.port.take_back(), len(slot.held))", "min(slot.port.take_back() + 1, len(slot.held))"),
