@@ -113,7 +113,7 @@ class World:
         self.now_s = self.manager_s = self.ended_s = 0.0
         self.messages = self.turns = self.done = 0
         self.crowd = Crowd()
-        workers = frozenset(range(1, shape.ranks + 1))
+        workers = range(1, shape.ranks + 1)
         settings = Settings("1", "3.11.0", 1, workers, "", 1e9, 1e9, 0.005, heartbeat_limit_s)
         self.loop = ManagerLoop(settings, self.crowd, None, lambda: None, clock=lambda: self.now_s)
         self.encoder = codec.Encoder()

@@ -67,9 +67,14 @@ def assign(state: ManagerState, worker: WorkerRecord, tasks: list[Task]) -> None
     worker.held_s += guess_s
     worker.held += len(tasks)
     state.assigned += len(tasks)
-    if not worker.outgoing:
+    if worker.tasks is None:
+        worker.tasks = {}
+    worker.tasks.update([(task.id, task) for task in tasks])
+    if worker.outgoing is None:
+        worker.outgoing = tasks
         state.refilled.append(worker)
-    worker.outgoing.extend(tasks)
+    else:
+        worker.outgoing += tasks
     if state.nodes.watched:
         state.nodes.touch(worker)
         for app in dict.fromkeys(task.app for task in tasks):

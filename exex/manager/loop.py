@@ -210,6 +210,7 @@ class ManagerLoop:
             transitions.on_hello(self.state, rank, message)
             self._missing.discard(rank)
             if not self._missing:
+                self._missing = set()  # one that was large stays so
                 self._on_ready()
                 self._clients.open()
 

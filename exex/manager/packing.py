@@ -198,7 +198,9 @@ def _start(state: ManagerState, shape: Shape, task: Task, found: list[NodeRecord
     else:
         grant = grants.take(state, task, shape.request, found)
         worker = state.holdings[task.id].lead
-        worker.grants[len(worker.outgoing)] = grant
+        if worker.grants is None:
+            worker.grants = {}
+        worker.grants[len(worker.outgoing or ())] = grant
     assign(state, worker, [task])
     state.packing.big_placed += sum(node.slots for node in found) if shape.request.whole else shape.request.cores * len(found)
     for node in found[1:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from exex.manager.memo import MEMORY_BYTES
@@ -24,7 +25,7 @@ class Settings:
     version: str
     python: str
     pid: int
-    workers: frozenset[Rank]
+    workers: Collection[Rank]
     run_dir: str
     start_timeout_s: float
     stop_timeout_s: float

@@ -280,16 +280,17 @@ class ManagerState:
 
     def take_assign(self, worker: WorkerRecord) -> Assign:
         """The next Assign of a worker, with the apps and functions that are new to it."""
-        tasks, worker.outgoing = worker.outgoing, []
-        grants, worker.grants = worker.grants, {}
+        tasks, grants = worker.outgoing or [], worker.grants or {}
+        worker.outgoing = worker.grants = None
         calls = [task.app.number for task in tasks]  # type: ignore[union-attr]
         distinct = set(calls)
         new = distinct - worker.apps
-        worker.apps |= new
         functions = {self.apps[n].spec.function: self.apps[n].function for n in new}
-        for digest in worker.functions & functions.keys():
-            del functions[digest]
-        worker.functions |= functions.keys()
+        if new:
+            for digest in worker.functions & functions.keys():
+                del functions[digest]
+            worker.apps = self.nodes.more(worker.apps, new)
+            worker.functions = self.nodes.more(worker.functions, functions.keys())
         return Assign(
             apps=[self.apps[number].spec for number in sorted(new)],
             functions=functions,

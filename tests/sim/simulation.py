@@ -587,7 +587,7 @@ class Simulation:
 
     def take_assign(self, record: WorkerRecord) -> Assign:
         """In place of the manager's: what was placed in this turn may begin now."""
-        for task in record.outgoing:
+        for task in record.outgoing or ():
             self._check_placed(task)
             if isinstance(task, CachedTask):
                 self._check_cached(task)
