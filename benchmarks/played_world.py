@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from exex.manager.loop import ManagerLoop
 from exex.manager.settings import Settings
 from exex.protocol import codec
-from exex.protocol.messages import AppSpec, Assign, Attach, Beat, Bye, Done, Drop, Hello, Leave, Outcome, Stop, Submit
+from exex.protocol.messages import Applied, AppSpec, Assign, Attach, Beat, Bye, Done, Drop, Hello, Leave, Outcome, Stop, Submit
 from exex.protocol.payload import Buffer
 from exex.transport.memory import Network
 
@@ -123,7 +123,7 @@ class World:
         self.loop.listen(network.end(0))
         self._client = network.end(1)
         self._client.send(0, self.encoder.encode(Attach(version="1", pid=1, title="")))
-        self._answered = self._submitted = 0
+        self._submitted = self._target = 0
         self._events: list[tuple[float, int, int, list[Buffer]]] = []  # heap: when, number, rank, what it says
         self._number = 0
         self._slots: dict[int, list[float]] = {}  # of ranks that have had work: when each slot is free
@@ -218,7 +218,7 @@ class World:
             message = self._answers.decode(arrived[1])
             tasks = getattr(message, "tasks", None)
             if tasks is not None:
-                self._answered = message.sequence
+                self._client.send(0, self.encoder.encode(Applied(answered=message.sequence)))
                 assert not message.outcomes.strip(bytes([Outcome.DONE])), message
                 self.done += len(tasks)
                 self.ended_s = self.now_s
@@ -235,15 +235,24 @@ class World:
 
     def run(self, submits: Sequence[Submit], lengths: Callable[[int], float] = lambda task: 0.0) -> float:
         """Submit all of it, as fast as the client may; returns how long it took on the clock."""
-        began_s, target = self.now_s, self.done + sum(len(submit.payloads) for submit in submits)
+        began_s = self.now_s
+        self.begin(submits, lengths)
+        self.finish()
+        return self.ended_s - began_s
+
+    def begin(self, submits: Sequence[Submit], lengths: Callable[[int], float] = lambda task: 0.0) -> None:
+        """Submit, and wait for nothing."""
+        self._target = self.done + sum(len(submit.payloads) for submit in submits)
         self._lengths = lengths
         self._tasks.extend(submits)
         self._turn_client()
-        while self.done < target:
+
+    def finish(self) -> None:
+        """Turn until all that was submitted has ended."""
+        while self.done < self._target:
             self.turn()
             if not self.crowd.inbox and self._events and self._is_quiet():
                 self.now_s = max(self.now_s, self._events[0][0])
-        return self.ended_s - began_s
 
     def _is_quiet(self) -> bool:
         """Whether the manager waits for somebody else: it has nothing unread, and holds no answer back for a moment."""

@@ -57,7 +57,8 @@ def _check_workers(state: ManagerState) -> None:
     assert assigned == state.assigned, (assigned, state.assigned)
     for rank in state.dropped.values():
         held[rank] += 1
-    assert all(state.workers.get(worker.rank) is worker for worker in (*state.free, *state.busy, *state.refilled))
+    assert all(state.workers.get(worker.rank) is worker for worker in state.refilled)
+    assert all(worker.leaving or state.workers.get(worker.rank) is worker for worker in (*state.free, *state.busy))
     assert state.drops.keys() <= state.workers.keys()
     for worker in state.workers.values():
         assert worker.held == held[worker.rank], (worker.rank, worker.held, held[worker.rank])

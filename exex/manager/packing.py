@@ -293,6 +293,8 @@ class _SmallTurns:
             left = most - (waiting - state.ready.count)
             if left <= 0 or not is_first_below(state, below):
                 break
+            if worker.leaving:
+                continue
             if worker.open or (worker.home.kept is not None and on_kept):
                 held = worker.held
                 give(state, worker, min(left, worker.room - worker.held), below)

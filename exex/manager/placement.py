@@ -45,10 +45,13 @@ def _place_small(state: ManagerState) -> None:
             break
         worker = busy.popleft()
         worker.in_busy = False
-        share = max(-(-ready.count // left), _worth_a_message(state))
+        if worker.leaving:
+            continue
         spare_s = 0.0 if worker.lent else _spare_s(state, worker)
-        if spare_s > 0 and give_short(state, worker, share, spare_s) == share:
-            state.list_worker(worker)  # else it is full: its next Done lists it again
+        if spare_s > 0:
+            share = max(-(-ready.count // left), _worth_a_message(state))
+            if give_short(state, worker, share, spare_s) == share:
+                state.list_worker(worker)  # else it is full: its next Done lists it again
 
 
 def _fill_free(state: ManagerState, most: int) -> int:
@@ -65,6 +68,8 @@ def _fill_free(state: ManagerState, most: int) -> int:
             break
         worker = free.pop()  # the last that was busy is the first to look
         worker.in_free = False
+        if worker.leaving:
+            continue  # it is lost: nobody has looked for it here
         share = -(-ready.count // left)
         give(state, worker, min(share, worker.open - worker.held))
         if share < worth and not worker.lent:

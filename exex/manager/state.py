@@ -144,7 +144,7 @@ class ManagerState:
         losses: of unfinished tasks, how many of their workers were lost; those do not count as failures.
         dropped: attempts whose task is cancelled but which their worker has not reported yet.
         free: workers that may have a free slot, the last busy one last; `busy`: those that may take prefetch. Each stands
-            there once at the most; whether it fits is checked when it is taken out.
+            there once at the most; whether it fits, and lives, is checked when it is taken out.
         ends_s: when the last attempt must have ended, on the loop's clock; None if nobody knows.
         now_s: the loop's clock at the beginning of this turn.
         noticed: the end was announced, so what is of unknown length is not begun any more.

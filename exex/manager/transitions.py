@@ -323,7 +323,7 @@ def _attempt_failed(state: ManagerState, task: Task, app: App, outcome: int, err
 
 
 def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
-    """A worker is gone: its attempts are tried again on others, without counting as failures. Cost: O(tasks that it held + holdings); a look for it in lists of workers.
+    """A worker is gone: its attempts are tried again on others, without counting as failures. Cost: O(its tasks + holdings).
 
     So are the attempts of other workers to which it had lent slots, as soon as those have dropped them.
 
@@ -332,10 +332,6 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
     """
     worker = state.workers.pop(rank)
     worker.leaving = True
-    if worker.in_free:
-        state.free.remove(worker)
-    if worker.in_busy:
-        state.busy.remove(worker)
     worker.outgoing = worker.grants = None
     state.refilled = [other for other in state.refilled if other is not worker]
     state.drops.pop(rank, None)

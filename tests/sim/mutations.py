@@ -44,7 +44,7 @@ MUTATIONS = [
     Mutation("attempts of a lost rank are not queued again", transitions._attempt_lost, "        state.ready.push(task)", "        pass"),
     Mutation("the attempt's number stays when a rank is lost", transitions._attempt_lost, "task.attempt += 1", "pass"),
     Mutation("attempts of a lost rank still count as assigned", transitions.on_worker_lost, "state.assigned -= 1", "pass"),
-    Mutation("a lost rank still stands among the free", transitions.on_worker_lost, "state.free.remove(worker)", "pass"),
+    Mutation("a lost rank still gets tasks", transitions.on_worker_lost, "worker.leaving = True", "pass"),
     Mutation("cancelled attempts of a lost rank are awaited", transitions.on_worker_lost, "if holder != rank}", "if True}"),
     Mutation(
         "late words of a lost rank are heeded", ManagerLoop._drain_workers, "if rank in self.lost:", "if False:"
