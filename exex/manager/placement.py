@@ -16,6 +16,9 @@ MESSAGE_S = 10e-6
 """What an Assign and the Done that answers it cost the manager, beside what their tasks cost. Measured, without the network."""
 
 
+BACKLOG_S = 1.5e-7
+"""For each task that waits: a hundredth of what it takes to hand it out alone. Queued for so long, tasks end no later."""
+
 WORKERS_A_TURN = 2048
 """Workers that get small tasks in one turn: some 20 ms, after which the loop listens again, and has learnt how long tasks are."""
 
@@ -92,12 +95,17 @@ def _worth_a_message(state: ManagerState) -> int:
     return int(math.sqrt(state.ready.count * MESSAGE_S / (task.app.mean_s + LEAST_TASK_S)))
 
 
+def prefetch_s(least_s: float, waiting: int) -> float:
+    """Seconds of work that may be queued behind each slot while so many small tasks wait; `least_s` is the setting."""
+    return max(least_s, waiting * BACKLOG_S) if least_s else 0.0
+
+
 def _spare_s(state: ManagerState, worker: WorkerRecord) -> float:
     """How many seconds of short tasks a worker may queue beyond its slots.
 
     None while more than half of what it may hold is left: otherwise each result would be answered by a message with one task, at
-    many times the cost.
+    many times the cost. The more tasks wait, the more: see `BACKLOG_S`.
     """
-    full_s = worker.open * state.prefetch_s
+    full_s = worker.open * prefetch_s(state.prefetch_s, state.ready.count)
     spare_s = full_s - worker.held * LEAST_TASK_S - worker.held_s
     return 0.0 if spare_s < full_s / 2 else spare_s

@@ -15,7 +15,7 @@ LAYERS = [
     {"protocol"},
     {"transport", "store", "launch"},
     {"manager", "worker", "client", "reaper"},
-    {"guard"},
+    {"guard", "campaign"},
     {"rank", "run", "cli", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

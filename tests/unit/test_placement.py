@@ -72,3 +72,13 @@ def test_a_turn_with_very_many_workers_is_cut_short(monkeypatch: pytest.MonkeyPa
     assert manager.state.must_place
     assert len(sizes(manager)) == 100 and len(sizes(manager)) == 100
     assert not manager.state.must_place
+
+
+@pytest.mark.parametrize(("waiting", "least", "most"), [(200, 1, 1), (200_000, 2, 5)])
+def test_more_is_queued_while_very_many_wait(waiting: int, least: int, most: int) -> None:
+    manager = Manager(1)
+    manager.submit(waiting)
+    manager.turn()
+    manager.done(1, 0, seconds=0.01)
+    manager.turn()
+    assert least <= manager.state.workers[1].held <= most
