@@ -22,6 +22,9 @@ from exex.transport.wait import LONGEST_S
 SUBMIT_TASKS = 1024
 """Calls in one Submit, while the client has more."""
 
+WAITING = 250_000
+"""The default of `--max-waiting`."""
+
 TOGETHER_S = 1e-3
 """Results of one worker that come within so much time travel in one Done."""
 
@@ -84,7 +87,7 @@ class Design:
     slots: int
     tasks: int
     length_s: float
-    waiting: int = 250_000
+    waiting: int = WAITING
     prefetch_s: float = 0.005
     payload_bytes: int = 60
 
@@ -260,6 +263,11 @@ class Simulation:
                 first = place
 
 
+def waiting_for(slots: int) -> int:
+    """How many unfinished tasks the client should be allowed so that all slots are busy: four each, or the default."""
+    return max(WAITING, 4 * slots)
+
+
 def strong(workers: int, slots: int = 1, tasks: int = 5000, length_s: float = 1.0) -> Design:
     """The HPDC'19 design: as many tasks on ever more workers, a worker being a slot."""
     return Design(max(1, workers // slots), min(slots, workers), tasks, length_s)
@@ -267,4 +275,4 @@ def strong(workers: int, slots: int = 1, tasks: int = 5000, length_s: float = 1.
 
 def weak(workers: int, length_s: float, slots: int = 1, each: int = 10) -> Design:
     """The HPDC'19 design: so many tasks for each worker."""
-    return Design(max(1, workers // slots), min(slots, workers), each * workers, length_s)
+    return Design(max(1, workers // slots), min(slots, workers), each * workers, length_s, waiting_for(workers))
