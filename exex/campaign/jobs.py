@@ -26,7 +26,7 @@ QUEUES: dict[str, tuple[str, ...]] = {
 """What tells whether a job is queued or running: its number is in the answer, without a word of `_ENDED`."""
 
 _ENDED = re.compile(r"\b(DONE|EXIT)\b|\sC\s")
-_LOOK_S = 15.0
+_FIRST_LOOK_S, _LONGEST_LOOK_S = 0.5, 30.0  # between two questions to the batch system, while nothing changes
 
 Ask = Callable[[Sequence[str], str], Answer]
 
@@ -142,11 +142,12 @@ class Jobs:
         again = f" (try {note['tries']})" if standing.tries else ""
         say(f"{point.name}: job {job}{again}")
 
-    def submit_all(self, say: Callable[[str], None], look_s: float = _LOOK_S) -> None:
+    def submit_all(self, say: Callable[[str], None]) -> None:
         """Submit until every job has had one try in this call; returns when none is queued or running any more."""
-        before = {standing.point.name: standing.tries for standing in self.standings()}
+        standings = self.standings()
+        before = {standing.point.name: standing.tries for standing in standings}
+        look_s = _FIRST_LOOK_S
         while True:
-            standings = self.standings()
             under_way = sum(standing.state is State.UNDER_WAY for standing in standings)
             wanted = [
                 standing
@@ -159,6 +160,8 @@ class Jobs:
             if not under_way:
                 return
             time.sleep(look_s)
+            earlier, standings = standings, self.standings()
+            look_s = _FIRST_LOOK_S if standings != earlier else min(1.5 * look_s, _LONGEST_LOOK_S)
 
 
 def status_text(standings: Sequence[Standing]) -> str:

@@ -77,10 +77,12 @@ class Design:
     """What is run.
 
     Attributes:
+        slots: of all ranks together, spread evenly.
         length_s: of each task.
         waiting: unfinished tasks that the client may have.
         prefetch_s: see `--prefetch-s`.
         payload_bytes: of a call and its share of the message; the same for a result.
+        one_node: ranks ring each other, and nobody sleeps between looks at MPI.
     """
 
     ranks: int
@@ -90,11 +92,12 @@ class Design:
     waiting: int = WAITING
     prefetch_s: float = 0.005
     payload_bytes: int = 60
+    one_node: bool = False
 
     @property
     def ideal_s(self) -> float:
         """With a runtime that costs nothing."""
-        return math.ceil(self.tasks / (self.ranks * self.slots)) * self.length_s
+        return math.ceil(self.tasks / self.slots) * self.length_s
 
 
 @dataclass
@@ -138,7 +141,8 @@ class Simulation:
         self._now_s = self._heard_s = 0.0
         self._ready = self._submitted = self._done = 0
         self._known = False  # whether the manager has seen how long tasks are
-        self._workers = [_Worker([0.0] * design.slots) for _ in range(design.ranks)]
+        each, more = divmod(design.slots, design.ranks)
+        self._workers = [_Worker([0.0] * (each + (rank < more))) for rank in range(design.ranks)]
         self._free = list(range(design.ranks))
         self._arriving: list[tuple[float, int, int, int]] = []  # heap: when, number, rank, tasks that have ended
         self._number = 0
@@ -180,6 +184,8 @@ class Simulation:
 
     def _late_s(self, silence_s: float) -> float:
         """How late a process that sleeps between its looks finds a message."""
+        if self.design.one_node:
+            return 0.0
         return self._rng.random() * min(LATE_PART * max(0.0, silence_s), LONGEST_S)
 
     # ---- client ----
@@ -203,9 +209,9 @@ class Simulation:
                 break
             _, _, rank, count = heapq.heappop(self._arriving)
             worker = self._workers[rank]
-            was_full = worker.held >= self.design.slots
+            was_full = worker.held >= len(worker.free_s)
             worker.held -= count
-            if was_full and worker.held < self.design.slots:
+            if was_full and worker.held < len(worker.free_s):
                 self._free.append(rank)
             done += count
             self._now_s += costs.link_receive_s + costs.message_s / 2 + count * costs.task_s / 3
@@ -217,22 +223,22 @@ class Simulation:
         """Give ready tasks to workers, as `manager.placement` does; how many Assigns were sent."""
         design, sent = self.design, 0
         each_s = design.length_s + LEAST_TASK_S
-        room = int(design.slots * prefetch_s(design.prefetch_s, self._ready) / each_s) if self._known else 0
+        ahead = prefetch_s(design.prefetch_s, self._ready) / each_s if self._known else 0.0
         worth = int(math.sqrt(self._ready * MESSAGE_S / each_s)) if self._known else 0
         visited: list[int] = []
         while self._ready and self._free and sent < WORKERS_A_TURN:
             left = len(self._free)
             rank = self._free.pop()
             worker = self._workers[rank]
-            slots = design.slots - worker.held
+            slots = len(worker.free_s) - worker.held
             share = -(-self._ready // left)
-            spare = max(0, room - worker.held)
+            spare = max(0, int(len(worker.free_s) * ahead) - worker.held)
             count = min(self._ready, max(min(share, slots + spare), min(worth, spare)))
             self._ready -= count
             worker.held += count
             self._send(rank, worker, count)
             sent += 1
-            if worker.held < design.slots:
+            if worker.held < len(worker.free_s):
                 visited.append(rank)
         self._free += visited
         return sent
@@ -246,7 +252,7 @@ class Simulation:
         at_s = self._now_s + network.way_s(size)
         at_s += self._late_s(at_s - worker.heard_s)
         worker.heard_s = at_s
-        overhead_s = costs.alone_s if count <= design.slots else costs.slot_s
+        overhead_s = costs.alone_s if count <= len(worker.free_s) else costs.slot_s
         ends: list[float] = []
         for _ in range(count):
             starts_s = max(at_s, worker.free_s[0])
@@ -268,11 +274,11 @@ def waiting_for(slots: int) -> int:
     return max(WAITING, 4 * slots)
 
 
-def strong(workers: int, slots: int = 1, tasks: int = 5000, length_s: float = 1.0) -> Design:
-    """The HPDC'19 design: as many tasks on ever more workers, a worker being a slot."""
-    return Design(max(1, workers // slots), min(slots, workers), tasks, length_s)
+def strong(workers: int, slots: int = 32, tasks: int = 5000, length_s: float = 1.0) -> Design:
+    """The HPDC'19 design: as many tasks on ever more workers. A worker there is a slot here; so many share a rank."""
+    return Design(max(1, workers // slots), workers, tasks, length_s)
 
 
-def weak(workers: int, length_s: float, slots: int = 1, each: int = 10) -> Design:
-    """The HPDC'19 design: so many tasks for each worker."""
-    return Design(max(1, workers // slots), min(slots, workers), each * workers, length_s, waiting_for(workers))
+def weak(workers: int, length_s: float, slots: int = 32, each: int = 10) -> Design:
+    """The HPDC'19 design: so many tasks for each worker; see `strong`."""
+    return Design(max(1, workers // slots), workers, each * workers, length_s, waiting_for(workers))

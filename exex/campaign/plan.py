@@ -250,4 +250,4 @@ def _words(campaign: Campaign, point: Point, job: Job, slots: int) -> list[str]:
 def design_of(campaign: Campaign, load: Load, ranks: int, slots: int) -> Design:
     """What the model is to play for a size: `slots` of all ranks together."""
     tasks = campaign.tasks if campaign.scaling == "strong" else campaign.tasks * slots
-    return Design(ranks, max(1, slots // ranks), tasks, load.length_s, waiting_for(slots))
+    return Design(ranks, slots, tasks, load.length_s, waiting_for(slots))
