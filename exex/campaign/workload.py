@@ -39,31 +39,23 @@ def run(tasks: int, length_s: float, slots: int) -> dict[str, float]:
     """Submit tasks one by one and take all results; seconds since the first call.
 
     A no-op for each slot runs before, and is timed alone: that starts the task processes. The tail is the time in which fewer
-    tasks were left than there are slots; of no-ops, which do not say when they end, as the script sees it.
+    tasks were left than there are slots; no-ops do not say when they end.
     """
     no_op, asleep = exex.python_app(nothing), exex.python_app(sleep)
     warm_s = time.perf_counter()
     for future in [no_op() for _ in range(slots)]:
         future.result()
-    if length_s:
-        asleep(0.0).result()
     warm_s = time.perf_counter() - warm_s
     wall_s, began_s = time.time(), time.perf_counter()
     futures = [asleep(length_s) if length_s else no_op() for _ in range(tasks)]
     submitted_s = time.perf_counter() - began_s
-    late, late_s = max(0, tasks - slots), 0.0
-    results: list[Any] = []
-    for place, future in enumerate(futures):
-        results.append(future.result())
-        if place == late:
-            late_s = time.perf_counter() - began_s
-    took_s = time.perf_counter() - began_s
-    times = {"warm_s": warm_s, "submit_s": submitted_s, "makespan_s": took_s, "tail_s": took_s - late_s}
+    results: list[Any] = [future.result() for future in futures]
+    times = {"warm_s": warm_s, "submit_s": submitted_s, "makespan_s": time.perf_counter() - began_s}
     if length_s:
         ends = sorted(ended for _, ended in results)
         times["first_start_s"] = min(started for started, _ in results) - wall_s
         times["last_end_s"] = ends[-1] - wall_s
-        times["tail_s"] = ends[-1] - ends[late]
+        times["tail_s"] = ends[-1] - ends[max(0, tasks - slots)]
     return times
 
 
