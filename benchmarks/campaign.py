@@ -36,7 +36,7 @@ REAL = (
 """Worlds that really run here: workers, slots of each, tasks, seconds of each."""
 
 CALIBRATED = (1, 1, 100, 0.01)
-"""From this one the model takes what a task costs that travels alone."""
+"""From this one the comparison takes what a task costs that travels alone, on this machine at this hour."""
 
 
 def measured_costs() -> Costs:
@@ -192,12 +192,12 @@ def main() -> int:
     parser.add_argument("--picture", default="docs/campaign.png")
     args = parser.parse_args()
     costs = Costs(**json.loads(Path(args.costs).read_text())["costs"]) if args.costs else measured_costs()
-    if args.repeats:
-        costs = calibrate(costs, args.repeats)
     print("costs: " + ", ".join(f"{name} {value * 1e6:.2f} us" for name, value in vars(costs).items()))
     print(f"network: {Network()}")
     if args.repeats:
-        print("\n".join(compare_real(costs, args.repeats)), flush=True)
+        here = calibrate(costs, args.repeats)
+        print(f"\nhere a task that travels alone costs {here.alone_s * 1e6:,.0f} us")
+        print("\n".join(compare_real(here, args.repeats)), flush=True)
     print("\n".join(compare_manager(costs)), flush=True)
     lines, strong_curves = strong_table(costs)
     print("\n".join(lines), flush=True)

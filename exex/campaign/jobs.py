@@ -115,10 +115,13 @@ class Jobs:
         return answer.status == 0 and any(not _ENDED.search(line) for line in lines)
 
     def _note(self, point: Point) -> dict[str, Any]:
+        path = self.campaign.folder(point) / "job.json"
         try:
-            note: dict[str, Any] = json.loads((self.campaign.folder(point) / "job.json").read_text(encoding="utf-8"))
+            note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {"job": "", "tries": 0}
+        except ValueError as error:
+            raise ConfigError(f"{path} is damaged: {error}; see whether the job is there, and remove the file") from error
         return note
 
     # ---- submit ----

@@ -59,14 +59,15 @@ class Costs:
         link_send_s: MPI and its Python side at the manager, for each message; so `link_receive_s`.
         hello_s: at the manager, for each rank that comes up.
         submit_s: at the client, for each task.
-        slot_s: of a slot for each of many short tasks; `alone_s`: for a task that travels alone: processes must wake up.
+        slot_s: of a slot for each of many short tasks; `alone_s`: for a task that travels alone: processes must wake up. Some
+            half of the round trip from a script, on an idle machine.
     """
 
     task_s: float = 3.0e-6
-    message_s: float = 8.0e-6
-    link_send_s: float = 2.0e-6
-    link_receive_s: float = 3.2e-6
-    hello_s: float = 5.0e-6
+    message_s: float = 5.1e-6
+    link_send_s: float = 1.7e-6
+    link_receive_s: float = 3.1e-6
+    hello_s: float = 4.3e-6
     submit_s: float = 3.6e-6
     slot_s: float = 20e-6
     alone_s: float = 150e-6

@@ -106,6 +106,8 @@ def read_campaign(path: str) -> Campaign:
     Raises:
         ConfigError: it cannot be read, or says something that is not understood.
     """
+    if Path(path).suffix != ".toml":
+        raise ConfigError(f"the campaign {path} is no .toml file; what belongs to it is kept in a directory of its name")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import pytest
 
@@ -29,12 +30,36 @@ set_env = [{variables}]
 """
 
 
+MINE = """
+import sys
+from exex import python_app
+
+@python_app
+def square(x):
+    return x * x
+
+if __name__ == "__main__":
+    print(sum(square(i).result() for i in range(4)), sys.argv, flush=True)
+    square(5)  # nobody waits for it but the workload
+"""
+
+
 @pytest.fixture(scope="module")
 def cluster():
     if why := why_not():
         pytest.skip(why)
     with Cluster(nodes=4) as cluster:
         yield cluster
+
+
+def test_a_script_of_the_users_is_timed(launch):
+    (launch.cwd / "mine.py").write_text(MINE)
+    workload = str(ROOT / "exex" / "campaign" / "workload.py")
+    argv = [sys.executable, "-m", "exex", "run", "-n", "1", workload, "--out", "r.json", "--point", "p", "--", "mine.py", "--n", "3"]
+    done = launch.finish(launch.start(argv, PYTHONPATH=str(ROOT), CAMPAIGN_BEGAN=repr(time.time())))
+    assert done.status == 0 and "14 ['mine.py', '--n', '3']" in done.out, done.err
+    result = json.loads((launch.cwd / "r.json").read_text())
+    assert result["point"] == "p" and result["workers"] == 1 and 0 < result["makespan_s"] < 60 and 0 < result["startup_s"] < 60
 
 
 def test_a_campaign_from_plan_to_report(cluster, launch):

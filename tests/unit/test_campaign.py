@@ -176,6 +176,12 @@ def test_a_damaged_result_is_named(jobs: tuple[Jobs, Batch]) -> None:
         results.collect(all_jobs.campaign)
 
 
+def test_the_file_is_toml_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text(FILE)
+    with pytest.raises(ConfigError, match=r"is no \.toml file"):
+        plan.read_campaign(str(tmp_path / "c"))
+
+
 def test_the_picture_is_drawn(jobs: tuple[Jobs, Batch], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     all_jobs, batch = jobs
