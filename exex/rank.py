@@ -237,8 +237,9 @@ class RankProcess:
     def _manage_with(
         self, journal: Journal | None, workers: Ranks, ranks: frozenset[int], local: worker_loop.WorkerLoop | None
     ) -> int:
-        from exex.manager.loop import ManagerLoop, Settings
+        from exex.manager.loop import ManagerLoop
         from exex.manager.progress import Progress
+        from exex.manager.settings import Settings
 
         progress = Progress() if self._config.progress else None
         settings = Settings(

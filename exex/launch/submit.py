@@ -64,11 +64,16 @@ def keep_script(script: str, name: str, directory: str) -> str:
         return path
 
 
-def _run(argv: Sequence[str]) -> Answer:
+def ask(argv: Sequence[str], directory: str | None = None) -> Answer:
+    """Run a program of the batch system, in the current directory or another.
+
+    Raises:
+        StartError: it cannot be run, or does not answer.
+    """
     try:
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_ANSWER_TIMEOUT_S,
-            check=False,
+            check=False, cwd=directory,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise StartError(f"{argv[0]} did not answer within {_ANSWER_TIMEOUT_S:g} s; see whether the job is queued") from error
@@ -77,7 +82,7 @@ def _run(argv: Sequence[str]) -> Answer:
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
-def submit(system: BatchSystem, path: str, env: Mapping[str, str], run: Callable[[Sequence[str]], Answer] = _run) -> str:
+def submit(system: BatchSystem, path: str, env: Mapping[str, str], run: Callable[[Sequence[str]], Answer] = ask) -> str:
     """Hand a script to the batch system; the id of the job.
 
     Raises:

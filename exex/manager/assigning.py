@@ -10,6 +10,10 @@ UNKNOWN_TASK_S = 1.0
 """Guess for an app of which no attempt has ended yet: long enough that nothing is queued behind it."""
 
 
+LEAST_TASK_S = 20e-6
+"""What the shortest task costs a slot, overhead included. Measured; only the size of the prefetch depends on it."""
+
+
 def give(state: ManagerState, worker: WorkerRecord, most: int, below: int | None = None) -> None:
     """Move up to `most` ready small tasks into a worker's next Assign.
 
@@ -26,6 +30,21 @@ def give(state: ManagerState, worker: WorkerRecord, most: int, below: int | None
             taken = _shelve_what_does_not_fit(state, taken)
         most -= len(taken)
         assign(state, worker, taken)
+
+
+def give_short(state: ManagerState, worker: WorkerRecord, most: int, within_s: float) -> int:
+    """Move up to `most` ready small tasks to a worker whose slots are busy: as many as take `within_s` seconds of one slot.
+
+    None of unknown length: a task that may be long must go where a slot is free.
+
+    Returns:
+        How many it got.
+    """
+    taken = state.ready.take_short(most, within_s, LEAST_TASK_S)
+    if state.ends_s is not None:
+        taken = _shelve_what_does_not_fit(state, taken)
+    assign(state, worker, taken)
+    return len(taken)
 
 
 def is_first_below(state: ManagerState, below: int) -> bool:
@@ -48,9 +67,14 @@ def assign(state: ManagerState, worker: WorkerRecord, tasks: list[Task]) -> None
     worker.held_s += guess_s
     worker.held += len(tasks)
     state.assigned += len(tasks)
-    if not worker.outgoing:
+    if worker.tasks is None:
+        worker.tasks = {}
+    worker.tasks.update([(task.id, task) for task in tasks])
+    if worker.outgoing is None:
+        worker.outgoing = tasks
         state.refilled.append(worker)
-    worker.outgoing.extend(tasks)
+    else:
+        worker.outgoing += tasks
     if state.nodes.watched:
         state.nodes.touch(worker)
         for app in dict.fromkeys(task.app for task in tasks):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from exex.manager.task import CachedTask, Status
+from exex.manager.task import CachedTask, Status, Task
 from exex.protocol.request import SINGLE
 
 if TYPE_CHECKING:
     from exex.manager.state import ManagerState
-    from exex.protocol.messages import Rank
+    from exex.protocol.messages import Rank, TaskId
 
 
 def check(state: ManagerState) -> None:
@@ -45,20 +45,24 @@ def _check_tasks(state: ManagerState) -> None:
 
 def _check_workers(state: ManagerState) -> None:
     held: dict[Rank, int] = dict.fromkeys(state.workers, 0)
+    mine: dict[Rank, dict[TaskId, Task]] = {rank: {} for rank in state.workers}
     held_s: dict[Rank, float] = dict.fromkeys(state.workers, 0.0)
     assigned = 0
     for task in state.tasks.values():
         if task.status == Status.ASSIGNED:
             assigned += 1
             held[task.rank] += 1
+            mine[task.rank][task.id] = task
             held_s[task.rank] += task.guess_s
     assert assigned == state.assigned, (assigned, state.assigned)
     for rank in state.dropped.values():
         held[rank] += 1
-    assert all(state.workers.get(worker.rank) is worker for worker in (*state.free, *state.busy, *state.refilled))
+    assert all(state.workers.get(worker.rank) is worker for worker in state.refilled)
+    assert all(worker.leaving or state.workers.get(worker.rank) is worker for worker in (*state.free, *state.busy))
     assert state.drops.keys() <= state.workers.keys()
     for worker in state.workers.values():
         assert worker.held == held[worker.rank], (worker.rank, worker.held, held[worker.rank])
+        assert (worker.tasks or {}) == mine[worker.rank], worker.rank
         assert abs(worker.held_s - held_s[worker.rank]) < 1e-6, (worker.rank, worker.held_s, held_s[worker.rank])
         assert worker.open == (0 if worker.home.kept is not None else worker.room), worker.rank
         assert state.free.count(worker) == worker.in_free, worker.rank

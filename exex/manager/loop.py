@@ -7,47 +7,33 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 from exex.errors import ProtocolError
 from exex.manager import teams, transitions
+from exex.manager.clients import ANSWER_S, MESSAGES_A_TURN, Clients
 from exex.manager.liveness import Liveness
-from exex.manager.memo import MEMORY_BYTES, Memo, Store
+from exex.manager.memo import Journal, Memo
 from exex.manager.placement import place
 from exex.manager.progress import Progress
 from exex.manager.sampling import sampler
-from exex.manager.state import ClientRecord, ManagerState
+from exex.manager.settings import Settings
+from exex.manager.state import ManagerState
 from exex.protocol import codec
 from exex.protocol.messages import (
-    Applied,
-    Attach,
     Beat,
     Bye,
-    Cancel,
-    Checkpoint,
     Checkpointed,
     Done,
     Drop,
-    Finish,
-    Fulfil,
     Hello,
-    JobEnds,
     Leave,
     Outcome,
     Part,
-    Promise,
     Rank,
     Stop,
-    Submit,
-    Verdict,
-    Welcome,
 )
 from exex.record.recorder import Recorder
 from exex.transport.base import GONE, Ranks, Server
-
-_MESSAGES_A_TURN = 256
-_MOST_QUOTED = 500  # characters of what a refused client has made us say
 
 OUT_OF_TIME = 75
 """Exit status of a job whose allocation ended first: EX_TEMPFAIL of sysexits.h, so that a job script submits itself again."""
@@ -55,59 +41,12 @@ OUT_OF_TIME = 75
 QUIET_S = 2.0
 """How long nothing has run, because nothing fits any more, before the job ends early."""
 
-ANSWER_S = 1e-3
-"""How long values that other tasks have waited for, and their client perhaps not, may be held back from it: in a chain each
-Answer would wake the client, and cost it more than its task costs anybody else."""
-
-
-class Journal(Store, Protocol):
-    """A store as the loop sees it. None of the methods waits for a disk."""
-
-    def checkpoint(self, asked_by: tuple[int, int]) -> None:
-        """Put what was recorded so far on disk, in whatever mode. The answer comes with `take`."""
-
-    def take(self) -> tuple[list[tuple[bytes, Any]], list[tuple[tuple[int, int], str]]]:
-        """What has come: (key, value or None) of fetches; (asked_by, error or "") of checkpoints."""
-
-    def is_behind(self) -> bool:
-        """Whether more waits to be written than memory should hold: then nothing new should run."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the manager's loop needs to know of the configuration.
-
-    Attributes:
-        workers: ranks that must say Hello.
-        run_dir: told to the clients.
-        heartbeat_limit_s: silence after which a worker is given up; 0 for never.
-        own: the worker that this process turns itself, and that is never given up for its silence; None if there is none.
-        detach: tasks of a client that is gone are finished, not cancelled.
-        memory_bytes: for results of cached calls.
-        grace_s: between telling a function on a communicator to stop and killing its ranks.
-    """
-
-    version: str
-    python: str
-    pid: int
-    workers: frozenset[Rank]
-    run_dir: str
-    start_timeout_s: float
-    stop_timeout_s: float
-    prefetch_s: float
-    heartbeat_limit_s: float = 0.0
-    own: Rank | None = None
-    detach: bool = False
-    memory_bytes: int = MEMORY_BYTES
-    grace_s: float = 2.0
-
 
 class ManagerLoop:
     """Rank 0.
 
     Args:
         workers: link to the workers, by rank.
-        clients: link to the clients, by the link's own numbers; None until `listen`.
         on_ready: called once, when every worker is up.
         clock: seconds; only differences matter.
         journal: where results of cached calls are recorded; None for nowhere.
@@ -153,34 +92,21 @@ class ManagerLoop:
         self._liveness = Liveness(settings.heartbeat_limit_s)
         self._settings = settings
         self._workers = workers
-        self._clients: Server | None = None
+        self._clients = Clients(settings, self.state, journal, record)
         self._progress = progress
         self._on_ready = on_ready
         self._encoder = codec.Encoder()
-        self._from_client = codec.from_client()
         self._from_worker = codec.from_worker()
-        self._records: dict[int, ClientRecord] = {}  # by the client link's number
-        self._waiting: list[tuple[int, Attach]] = []  # clients that attached before every worker was up
-        self._refused: set[int] = set()  # clients that hear and say nothing any more
         self._missing = set(settings.workers)
         self._left: set[Rank] = set()
         self._began_s = self._now_s
         self._stop_by_s: float | None = None
         self._quiet_since_s = self._now_s
-        self._handlers: dict[type, Callable[[ManagerState, ClientRecord, Any], None]] = {
-            Submit: transitions.on_submit,
-            Promise: transitions.on_promise,
-            Fulfil: transitions.on_fulfil,
-            Cancel: transitions.on_cancel,
-            Verdict: transitions.on_verdict,
-            Applied: transitions.on_applied,
-            Finish: transitions.on_finish,
-        }
         gc.disable()  # the graph has no cycles, and collections would cost O(tasks)
 
     def listen(self, clients: Server) -> None:
         """Serve clients over this link."""
-        self._clients = clients
+        self._clients.link = clients
 
     # ---- one turn ----
 
@@ -195,9 +121,10 @@ class ManagerLoop:
         if self.state.teams and self._reach is not None:
             self._mind_teams(self._reach, now_s)
         if self._stop_by_s is None:
-            traffic |= self._drain_clients()
+            traffic |= self._clients.drain()
         if self._journal is not None:
             traffic |= self._drain_journal(self._journal)
+        self.state.must_place = False
         if not self._missing and self._stop_by_s is None and not (self._journal and self._journal.is_behind()):
             place(self.state)
         traffic |= self._flush()
@@ -266,11 +193,11 @@ class ManagerLoop:
         left = len(state.tasks)
         reason = f"the allocation ends: {_count(left, 'task')} not done ({state.assigned} of them begun)"
         print(f"exex: {reason}; exit status {OUT_OF_TIME}, run it again with --resume for the rest", file=sys.stderr, flush=True)
-        self._tell_of_end(reason)
+        self._clients.tell_of_end(reason)
         self.stop(reason)
 
     def _drain_workers(self) -> bool:
-        for count in range(_MESSAGES_A_TURN):
+        for count in range(MESSAGES_A_TURN):
             arrived = self._workers.receive()
             if arrived is None:
                 return count > 0
@@ -300,100 +227,13 @@ class ManagerLoop:
                 self._on_broken_worker(rank, f"rank {rank} broke the protocol: {error}")
         return True
 
-    def _drain_clients(self) -> bool:
-        if self._clients is None:
-            return False
-        for count in range(_MESSAGES_A_TURN):
-            arrived = self._clients.receive()
-            if arrived is None:
-                return count > 0
-            number, frames = arrived
-            client = self._records.get(number)
-            if frames is GONE:
-                self._waiting = [(other, attach) for other, attach in self._waiting if other != number]
-                if client is not None:
-                    del self._records[number]
-                    self._finish_client(client, Finish(cancel=not self._settings.detach))
-                continue
-            if number in self._refused:
-                continue
-            try:
-                self._on_client(number, client, self._from_client.decode(frames))
-            except ProtocolError as error:
-                self._refuse(number, str(error))
-        return True
-
     def _drain_journal(self, journal: Journal) -> bool:
         fetched, checkpoints = journal.take()
         for key, value in fetched:
             transitions.on_fetched(self.state, key, value)
         for (number, asked), error in checkpoints:
-            self._to_client(number, Checkpointed(number=asked, error=error))
+            self._clients.send(number, Checkpointed(number=asked, error=error))
         return bool(fetched or checkpoints)
-
-    def _on_checkpoint(self, number: int, message: Checkpoint) -> None:
-        if self._journal is None:
-            self._to_client(number, Checkpointed(number=message.number, error="the job has no journal"))
-        else:
-            self._journal.checkpoint((number, message.number))
-
-    def _on_client(self, number: int, client: ClientRecord | None, message: Any) -> None:
-        if type(message) is Attach:
-            if client is not None or any(number == other for other, _ in self._waiting):
-                self._refuse(number, "it has said Attach twice")
-            elif message.version != self._settings.version:
-                self._refuse(number, f"this is exex {self._settings.version}, the client is exex {message.version}")
-            elif self._missing:
-                self._waiting.append((number, message))
-            else:
-                self._welcome(number, message)
-        elif client is None:
-            self._refuse(number, "the first message must be Attach")
-        elif type(message) is Checkpoint:
-            self._on_checkpoint(number, message)
-        elif not client.finished:
-            self._handlers[type(message)](self.state, client, message)
-            if self._record is not None:
-                self._record.client_said(client.number, message, client.apps)
-
-    def _finish_client(self, client: ClientRecord, message: Finish) -> None:
-        """As if the client had sent this, unless it has."""
-        if not client.finished:
-            transitions.on_finish(self.state, client, message)
-            if self._record is not None:
-                self._record.client_said(client.number, message, client.apps)
-
-    def _welcome(self, number: int, message: Attach) -> None:
-        client = self._records[number] = transitions.on_attach(self.state, message)
-        welcome = Welcome(
-            version=self._settings.version,
-            client=client.number,
-            manager_pid=self._settings.pid,
-            workers=len(self.state.workers),
-            slots=self.state.slots(),
-            run_dir=self._settings.run_dir,
-            nodes=self.state.nodes.shapes(),
-        )
-        self._to_client(number, welcome)
-
-    def _refuse(self, number: int, reason: str) -> None:
-        print(f"exex: client {number} is refused: {reason[:_MOST_QUOTED]}", file=sys.stderr, flush=True)
-        self._to_client(number, JobEnds(reason=reason))
-        assert self._clients is not None
-        self._refused.add(number)
-        self._clients.drop(number)
-        self._waiting = [(other, attach) for other, attach in self._waiting if other != number]
-        client = self._records.get(number)
-        if client is not None:
-            del self._records[number]
-            self._finish_client(client, Finish(cancel=True))
-
-    def _to_client(self, number: int, message: object) -> None:
-        assert self._clients is not None
-        try:
-            self._clients.send(number, self._encoder.encode(message))
-        except ConnectionError:
-            pass  # its GONE arrives, or its guard reports it
 
     # ---- workers ----
 
@@ -413,10 +253,9 @@ class ManagerLoop:
                 self._record.hello(rank, message)
             self._missing.discard(rank)
             if not self._missing:
+                self._missing = set()  # one that was large stays so
                 self._on_ready()
-                for number, attach in self._waiting:
-                    self._welcome(number, attach)
-                self._waiting.clear()
+                self._clients.open()
 
     def _on_broken_worker(self, rank: Rank, why: str) -> None:
         """A worker says what it may not say: go on without it, if that can be."""
@@ -432,7 +271,8 @@ class ManagerLoop:
         if self._stop_by_s is None:
             raise ProtocolError("it leaves before it was told to stop")
         for task in [task for task, team in self.state.teams.items() if rank in team.missing]:
-            transitions.on_part(self.state, rank, Part(task, Outcome.CANCELLED, b"", 0.0))  # it has not begun its part, and will not
+            part = Part(task, Outcome.CANCELLED, b"", 0.0)  # it has not begun its part, and will not
+            transitions.on_part(self.state, rank, part)
         self._left.add(rank)
         self._liveness.forget(rank)
         self._see_who_left()
@@ -503,28 +343,16 @@ class ManagerLoop:
             traffic = True
         state.refilled.clear()
         self._workers.progress()  # first: workers are woken here
-        for number, client in self._records.items():
-            if (client.tasks or client.started) and not self._is_held_back(client):
-                answer = client.take_answer()
-                if record is not None:
-                    record.answer(client.number, answer)
-                self._to_client(number, answer)
-                traffic = True
-        if self._clients is not None and not self.finished:
-            self.unsent = self._clients.progress()
+        traffic |= self._clients.answer()
+        if self._clients.link is not None and not self.finished:
+            self.unsent = self._clients.link.progress()
         return traffic
-
-    def _is_held_back(self, client: ClientRecord) -> bool:
-        """Whether an Answer can wait: it has only values that other tasks have waited for, and more will come."""
-        if client.hurry or not self.state.assigned:
-            return False
-        if client.held_since_s < 0:
-            client.held_since_s = self._now_s
-        return self._now_s - client.held_since_s < ANSWER_S
 
     def next_s(self) -> float:
         """Seconds until a turn must follow even if nothing arrives."""
-        if any(client.held_since_s >= 0 for client in self._records.values()):
+        if self.state.must_place:
+            return 0.0
+        if self._clients.hold_answers():
             return ANSWER_S
         return teams.LOOK_S if self.state.teams else 1.0
 
@@ -546,20 +374,15 @@ class ManagerLoop:
 
     def cancel_all(self) -> None:
         """Clients are gone: end their tasks."""
-        for client in self._records.values():
-            self._finish_client(client, Finish(cancel=True))
+        self._clients.cancel_all()
 
     def fail(self, error: str) -> None:
         """The job cannot go on: say why, and stop."""
         if not self.error:
             self.error = error
             print(f"exex: {error}", file=sys.stderr, flush=True)
-            self._tell_of_end(error)
+            self._clients.tell_of_end(error)
             self.stop(error)
-
-    def _tell_of_end(self, reason: str) -> None:
-        for number in [*self._records, *(number for number, _ in self._waiting)]:
-            self._to_client(number, JobEnds(reason=reason))
 
     def stop(self, reason: str = "") -> None:
         """Tell every worker to stop; `finished` turns true when all have answered."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from exex.manager.task import CachedTask, Status, Task
 from exex.protocol.messages import TaskId
@@ -37,6 +37,19 @@ class Store(Protocol):
 
     def record(self, key: bytes, app: str, value: Payload, seconds: float) -> None:
         """Record the result of a call that ran for `seconds`."""
+
+
+class Journal(Store, Protocol):
+    """A store as the loop sees it. None of the methods waits for a disk."""
+
+    def checkpoint(self, asked_by: tuple[int, int]) -> None:
+        """Put what was recorded so far on disk, in whatever mode. The answer comes with `take`."""
+
+    def take(self) -> tuple[list[tuple[bytes, Any]], list[tuple[tuple[int, int], str]]]:
+        """What has come: (key, value or None) of fetches; (asked_by, error or "") of checkpoints."""
+
+    def is_behind(self) -> bool:
+        """Whether more waits to be written than memory should hold: then nothing new should run."""
 
 
 class Memo:

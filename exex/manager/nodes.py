@@ -8,10 +8,10 @@ task on: `Nodes.watched`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence, Set
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from exex.protocol.messages import Grant, NodeShape, Rank
+from exex.protocol.messages import Grant, NodeShape, Rank, TaskId
 
 if TYPE_CHECKING:
     from exex.manager.line import Shape
@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 
 _SHAPE_STEPS = 1 << 10
 """Nodes whose memory differs by less than this part are told to clients as alike; the manager counts exactly."""
+
+
+_T = TypeVar("_T")
+Known = set[_T] | frozenset[_T]
+
+_ALIKE = 64
+"""Up to so many apps, workers that know the same ones share the set."""
+
+_MOST_SETS = 1000
+
+_NOTHING: frozenset[Any] = frozenset()
 
 
 class WorkerRecord:
@@ -36,41 +47,48 @@ class WorkerRecord:
         held: attempts that it has and has not reported.
         held_s: guess of how long they will take one slot, in seconds.
         apps: numbers of the apps it has been told of.
+        tasks: that it holds, by number, but for those that nobody wants any more.
         outgoing: tasks for its next Assign; `grants`: of those that are big, by their index there.
         cores: CPU numbers to which its slots are bound; empty if they are not.
         gpus: names of the accelerators that it can use.
         in_team: it takes part, or is held for taking part, in a call on a communicator.
         in_free: it stands in the placement's list of workers that may have a free slot; so for `in_busy`.
         leaving: Stop was sent.
+
+    There may be very many, and most of them idle, so what a worker has none of takes no memory.
     """
 
     __slots__ = (
         "apps", "cores", "free", "functions", "gpus", "grants", "held", "held_s", "home", "in_busy", "in_free", "in_team",
-        "leaving", "lent", "node", "open", "outgoing", "pid", "rank", "room", "slots",
+        "leaving", "lent", "open", "outgoing", "rank", "room", "slots", "tasks",
     )  # fmt: skip
 
-    def __init__(  # noqa: PLR0917
-        self, rank: Rank, home: NodeRecord, pid: int, slots: int, cores: list[int] | None = None, gpus: list[str] | None = None
+    def __init__(
+        self, rank: Rank, home: NodeRecord, slots: int, cores: Sequence[int] = (), gpus: Sequence[str] = ()
     ) -> None:
         self.rank = rank
         self.home = home
-        self.node = home.name
-        self.pid = pid
         self.slots = self.room = self.open = slots
-        self.cores = cores or []
-        self.gpus = gpus or []
+        self.cores = cores or ()
+        self.gpus = gpus or ()
         self.lent = 0
         self.free = 0
         self.held = 0
         self.held_s = 0.0
-        self.apps: set[int] = set()
-        self.functions: set[bytes] = set()
-        self.outgoing: list[Task] = []
-        self.grants: dict[int, Grant] = {}
+        self.apps: Known[int] = _NOTHING
+        self.functions: Known[bytes] = _NOTHING
+        self.tasks: dict[TaskId, Task] | None = None
+        self.outgoing: list[Task] | None = None
+        self.grants: dict[int, Grant] | None = None
         self.in_team = False
         self.in_free = False
         self.in_busy = False
         self.leaving = False
+
+    @property
+    def node(self) -> str:
+        """Name of its node."""
+        return self.home.name
 
     def change_room(self, by: int) -> None:
         """Big tasks hold so many slots less of it."""
@@ -203,6 +221,17 @@ class Nodes:
         self.touched: dict[NodeRecord, None] = {}
         self.watched = False
         self.losses = 0
+        self._sets: dict[frozenset[Any], frozenset[Any]] = {}
+
+    def more(self, known: Known[_T], new: Set[_T]) -> Known[_T]:
+        """What a worker knows that is told of more. Cost: O(new), O(known) while that is little."""
+        if isinstance(known, set):
+            known |= new
+            return known
+        if len(known) + len(new) > _ALIKE:
+            return {*known, *new}
+        both = known.union(new)
+        return self._sets.setdefault(both, both) if len(self._sets) < _MOST_SETS else self._sets.get(both, both)
 
     def get(self, name: str) -> NodeRecord:
         """The record of a node, a new one if none of its workers was up."""

@@ -13,6 +13,7 @@ of the line is delayed twice by that. So neither kind waits for ever for what ca
 from __future__ import annotations
 
 import heapq
+from itertools import chain
 
 from exex.manager import grants, keeping, teams, transitions
 from exex.manager.assigning import assign, fits_in_time, give, is_first_below, shelve
@@ -198,7 +199,9 @@ def _start(state: ManagerState, shape: Shape, task: Task, found: list[NodeRecord
         grant = grants.take(state, task, shape.request, found)
         teams.form(state, task, grant)
         worker = state.holdings[task.id].lead
-        worker.grants[len(worker.outgoing)] = grant
+        if worker.grants is None:
+            worker.grants = {}
+        worker.grants[len(worker.outgoing or ())] = grant
     assign(state, worker, [task])
     state.packing.big_placed += sum(node.slots for node in found) if shape.request.whole else shape.request.cores * len(found)
     for node in found[1:]:
@@ -292,10 +295,12 @@ class _SmallTurns:
         waiting = state.ready.count
         kept = [worker for node in state.packing.idle if node.kept not in ahead for worker in node.workers.values()]
         has_kept = False
-        for worker in [*reversed(state.free), *(kept if on_kept else ())]:
+        for worker in chain(reversed(state.free), kept if on_kept else ()):
             left = most - (waiting - state.ready.count)
             if left <= 0 or not is_first_below(state, below):
                 break
+            if worker.leaving:
+                continue
             if worker.open or (worker.home.kept is not None and on_kept):
                 held = worker.held
                 give(state, worker, min(left, worker.room - worker.held), below)

@@ -5,13 +5,22 @@ Big tasks, which ask for more than one slot, come first: see `packing`. Small on
 
 from __future__ import annotations
 
+import math
+
 from exex.manager import keeping, packing
-from exex.manager.assigning import give
+from exex.manager.assigning import LEAST_TASK_S, give, give_short
 from exex.manager.nodes import WorkerRecord
 from exex.manager.state import ManagerState
 
-LEAST_TASK_S = 20e-6
-"""What the shortest task costs a slot, overhead included. Measured; only the size of the prefetch depends on it."""
+MESSAGE_S = 10e-6
+"""What an Assign and the Done that answers it cost the manager, beside what their tasks cost. Measured, without the network."""
+
+
+BACKLOG_S = 1.5e-7
+"""For each task that waits: a hundredth of what it takes to hand it out alone. Queued for so long, tasks end no later."""
+
+WORKERS_A_TURN = 2048
+"""Workers that get small tasks in one turn: some 20 ms, after which the loop listens again, and has learnt how long tasks are."""
 
 
 def place(state: ManagerState) -> None:
@@ -29,44 +38,77 @@ def place(state: ManagerState) -> None:
 
 
 def _place_small(state: ManagerState) -> None:
-    ready, free = state.ready, state.free
-    while ready.count and free:
-        visited: list[WorkerRecord] = []
-        for left in range(len(free), 0, -1):
-            if not ready.count:
-                break
-            worker = free.pop()  # the last that was busy is the first to look
-            worker.in_free = False
-            give(state, worker, min(-(-ready.count // left), worker.open - worker.held))
-            visited.append(worker)
-        for worker in reversed(visited):
-            state.list_worker(worker)
-    busy = state.busy
+    ready, free, busy = state.ready, state.free, state.busy
+    left_over = WORKERS_A_TURN
+    while ready.count and free and left_over:
+        left_over -= _fill_free(state, left_over)
+    state.must_place = bool(ready.count and free)
     for left in range(len(busy), 0, -1):
-        if not ready.count:
+        if not ready.count or not left_over:
             break
         worker = busy.popleft()
         worker.in_busy = False
+        if worker.leaving:
+            continue
+        spare_s = _spare_s(state, worker)
+        if spare_s > 0:
+            share = max(-(-ready.count // left), _worth_a_message(state))
+            if give_short(state, worker, share, spare_s) == share:
+                state.list_worker(worker)  # else it is full: its next Done lists it again
+
+
+def _fill_free(state: ManagerState, most: int) -> int:
+    """Give tasks to workers with free slots: to each the same, or as many as are worth a message.
+
+    Returns:
+        How many workers were looked at, up to `most`.
+    """
+    ready, free = state.ready, state.free
+    visited: list[WorkerRecord] = []
+    worth = _worth_a_message(state)
+    for left in range(len(free), max(0, len(free) - most), -1):
+        if not ready.count:
+            break
+        worker = free.pop()  # the last that was busy is the first to look
+        worker.in_free = False
+        if worker.leaving:
+            continue  # it is lost: nobody has looked for it here
         share = -(-ready.count // left)
-        room = _prefetch_room(state, worker)
-        if room > 0:
-            give(state, worker, min(share, room))
-        if room > share:
-            state.list_worker(worker)  # else it is full: its next Done lists it again
+        give(state, worker, min(share, worker.open - worker.held))
+        if share < worth:
+            give_short(state, worker, worth - share, _spare_s(state, worker))
+        visited.append(worker)
+    for worker in reversed(visited):
+        state.list_worker(worker)
+    return len(visited)
 
 
-def _prefetch_room(state: ManagerState, worker: WorkerRecord) -> int:
-    """How many tasks like the next ready one a worker may queue beyond its slots.
+def _worth_a_message(state: ManagerState) -> int:
+    """How many tasks like the next ready one a message should carry, at the cost of giving others none.
 
-    None of unknown length: a task that may be long must go where a slot is free. None while more than half of what it
-    may hold is left: otherwise each result would be answered by a message with one task, at many times the cost. None
-    where slots are lent: the worker would run it there. None where the rank itself runs a function: it would hear of it too late.
+    With n tasks of length t in messages of c, the last one ends after n/c messages and c tasks: c is the root of n/t messages.
+    Fewer than the even share where there are few workers, so this matters only where there are very many. 0: unknown length.
     """
     task = state.ready.first()
-    if task is None or task.app is None or task.app.mean_s < 0 or worker.lent or worker.in_team:
+    if task is None or task.app is None or task.app.mean_s < 0:
         return 0
-    full_s = worker.open * state.prefetch_s
+    return int(math.sqrt(state.ready.count * MESSAGE_S / (task.app.mean_s + LEAST_TASK_S)))
+
+
+def prefetch_s(least_s: float, waiting: int) -> float:
+    """Seconds of work that may be queued behind each slot while so many small tasks wait; `least_s` is the setting."""
+    return max(least_s, waiting * BACKLOG_S) if least_s else 0.0
+
+
+def _spare_s(state: ManagerState, worker: WorkerRecord) -> float:
+    """How many seconds of short tasks a worker may queue beyond its slots.
+
+    None while more than half of what it may hold is left: otherwise each result would be answered by a message with one task, at
+    many times the cost. The more tasks wait, the more: see `BACKLOG_S`. None where slots are lent: the worker would run it there.
+    None where the rank itself runs a function: it would hear of it too late.
+    """
+    if worker.lent or worker.in_team:
+        return 0.0
+    full_s = worker.open * prefetch_s(state.prefetch_s, state.ready.count)
     spare_s = full_s - worker.held * LEAST_TASK_S - worker.held_s
-    if spare_s < full_s / 2:
-        return 0
-    return int(spare_s / (task.app.mean_s + LEAST_TASK_S))
+    return 0.0 if spare_s < full_s / 2 else spare_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable
 
@@ -102,6 +103,32 @@ class ReadyQueue:
             task = bucket.popleft()
             if task.status == Status.READY:
                 taken.append(task)
+        self.count -= len(taken)
+        return taken
+
+    def take_short(self, most: int, within_s: float, overhead_s: float) -> list[Task]:
+        """As `take`, but as many as one slot is expected to end within a time; none of an app of unknown length.
+
+        Args:
+            overhead_s: of each, beside its own length.
+        """
+        if self.first() is None:
+            return []
+        bucket = self._buckets[self._keys[0]]
+        taken: list[Task] = []
+        app, each_s = None, 0.0
+        while bucket and len(taken) < most:
+            task = bucket[0]
+            if task.status == Status.READY:
+                if task.app is not app:
+                    app = task.app
+                    assert app is not None
+                    each_s = app.mean_s + overhead_s if app.mean_s >= 0 else math.inf
+                within_s -= each_s
+                if within_s < 0:
+                    break
+                taken.append(task)
+            bucket.popleft()
         self.count -= len(taken)
         return taken
 

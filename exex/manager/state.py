@@ -146,7 +146,7 @@ class ManagerState:
         losses: of unfinished tasks, how many of their workers were lost; those do not count as failures.
         dropped: attempts whose task is cancelled but which their worker has not reported yet.
         free: workers that may have a free slot, the last busy one last; `busy`: those that may take prefetch. Each stands
-            there once at the most; whether it fits is checked when it is taken out.
+            there once at the most; whether it fits, and lives, is checked when it is taken out.
         ends_s: when the last attempt must have ended, on the loop's clock; None if nobody knows.
         now_s: the loop's clock at the beginning of this turn.
         noticed: the end was announced, so what is of unknown length is not begun any more.
@@ -162,6 +162,7 @@ class ManagerState:
         look_at_teams_s: when `teams.look` has something to do at the latest.
         own: the worker that is rank 0 itself, and cannot take part in one; None if there is none.
         grace_s: between telling a function to stop and killing it.
+        must_place: more could have been placed in this turn; the next one must follow at once.
     """
 
     prefetch_s: float = 0.005
@@ -189,6 +190,7 @@ class ManagerState:
     look_at_teams_s: float = 0.0
     own: Rank | None = None
     grace_s: float = 2.0
+    must_place: bool = False
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     apps: dict[int, App] = field(default_factory=dict)
     functions: dict[bytes, Payload] = field(default_factory=dict)
@@ -293,16 +295,17 @@ class ManagerState:
 
     def take_assign(self, worker: WorkerRecord) -> Assign:
         """The next Assign of a worker, with the apps and functions that are new to it."""
-        tasks, worker.outgoing = worker.outgoing, []
-        grants, worker.grants = worker.grants, {}
+        tasks, grants = worker.outgoing or [], worker.grants or {}
+        worker.outgoing = worker.grants = None
         calls = [task.app.number for task in tasks]  # type: ignore[union-attr]
         distinct = set(calls)
         new = distinct - worker.apps
-        worker.apps |= new
         functions = {self.apps[n].spec.function: self.apps[n].function for n in new}
-        for digest in worker.functions & functions.keys():
-            del functions[digest]
-        worker.functions |= functions.keys()
+        if new:
+            for digest in worker.functions & functions.keys():
+                del functions[digest]
+            worker.apps = self.nodes.more(worker.apps, new)
+            worker.functions = self.nodes.more(worker.functions, functions.keys())
         return Assign(
             apps=[self.apps[number].spec for number in sorted(new)],
             functions=functions,

@@ -31,8 +31,8 @@ AGAIN_S = 0.25
 """A word to a guard may be lost, so it is said again after this time."""
 
 KILLINGS = 20
-"""A rank that lives after its guard was told so often to kill it, AGAIN_S apart, cannot be reached. Time alone does not count: the
-whole job may have been suspended."""
+"""A rank that lives after its guard was told so often to kill it, AGAIN_S apart, cannot be reached. Time alone does not count:
+the whole job may have been suspended."""
 
 STARTED_S = 0.05
 """A call that runs longer than this is told of as started."""
@@ -321,6 +321,8 @@ def _change_lead(state: ManagerState, task_id: TaskId, team: Team, old: WorkerRe
     if task is not None and task.status == Status.ASSIGNED:
         task.rank = new.rank
         new.held_s += task.guess_s
+        assert old.tasks is not None
+        new.tasks = {**(new.tasks or {}), task_id: old.tasks.pop(task_id)}
     else:
         state.dropped[task_id] = new.rank
     state.nodes.touch(new)

@@ -230,7 +230,7 @@ def on_hello(state: ManagerState, rank: Rank, msg: Hello) -> None:
     """
     if rank in state.workers:
         raise ProtocolError(f"rank {rank} said Hello twice")
-    worker = WorkerRecord(rank, state.nodes.get(msg.node), msg.pid, msg.slots, msg.cores, msg.gpus)
+    worker = WorkerRecord(rank, state.nodes.get(msg.node), msg.slots, msg.cores, msg.gpus)
     state.nodes.add(worker, msg.memory_bytes)
     state.workers[rank] = worker
     state.list_worker(worker)
@@ -245,13 +245,13 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
     worker = state.workers.get(rank)
     if worker is None:
         raise ProtocolError("it reports before its Hello")
-    tasks, holdings = state.tasks, state.holdings
     msg, parts = teams.split_off(state, msg) if state.teams else (msg, ())
     for part in parts:
         on_part(state, rank, part)
+    held, holdings = worker.tasks or {}, state.holdings
     for task_id, outcome, value, seconds in zip(msg.tasks, msg.outcomes, msg.payloads, msg.seconds):
-        task = tasks.get(task_id)
-        if task is None or task.rank != rank or task.status != Status.ASSIGNED:
+        task = held.pop(task_id, None)
+        if task is None:
             _dropped(state, worker, task_id)
             continue
         worker.held -= 1
@@ -277,6 +277,7 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
     _note_started(state, rank, msg.started)
     if worker.held_s < 0 or not worker.held:
         worker.held_s = 0.0
+    worker.tasks = held or None
     state.places.note(msg.tasks, worker.home)
     if state.nodes.watched:
         state.nodes.touch(worker)
@@ -338,7 +339,7 @@ def _attempt_failed(state: ManagerState, task: Task, app: App, outcome: int, err
 
 
 def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
-    """A worker is gone: its attempts are tried again on others, without counting as failures. Cost: O(tasks + nodes).
+    """A worker is gone: its attempts are tried again on others, without counting as failures. Cost: O(its tasks + holdings).
 
     So are the attempts of other workers to which it had lent slots, as soon as those have dropped them.
 
@@ -347,11 +348,7 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
     """
     worker = state.workers.pop(rank)
     worker.leaving = True
-    if worker.in_free:
-        state.free.remove(worker)
-    if worker.in_busy:
-        state.busy.remove(worker)
-    worker.outgoing, worker.grants = [], {}
+    worker.outgoing = worker.grants = None
     state.refilled = [other for other in state.refilled if other is not worker]
     state.drops.pop(rank, None)
     state.dropped = {task: holder for task, holder in state.dropped.items() if holder != rank}
@@ -361,7 +358,8 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
     for task_id in grants.forget_worker(state, worker):
         _break(state, task_id, loss)
     keeping.note_loss(state, worker.home)
-    held = [task for task in state.tasks.values() if task.status == Status.ASSIGNED and task.rank == rank]
+    held = list(worker.tasks.values()) if worker.tasks else []
+    worker.tasks = None
     for task in held:
         state.assigned -= 1
         end = teams.end_without(state, task.id)[1] if task.id in state.teams else None
@@ -479,7 +477,10 @@ def cancel(state: ManagerState, task: Task) -> None:
         task.status = Status.WAITING
     elif task.status == Status.ASSIGNED:
         state.assigned -= 1
-        state.workers[task.rank].held_s -= task.guess_s
+        worker = state.workers[task.rank]
+        worker.held_s -= task.guess_s
+        assert worker.tasks is not None
+        del worker.tasks[task.id]
         state.broken.pop(task.id, None)
         state.dropped[task.id] = task.rank
         if task.id in state.teams:

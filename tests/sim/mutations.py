@@ -45,7 +45,7 @@ MUTATIONS = [
     Mutation("attempts of a lost rank are not queued again", transitions._attempt_lost, "        state.ready.push(task)", "        pass"),
     Mutation("the attempt's number stays when a rank is lost", transitions._attempt_lost, "task.attempt += 1", "pass"),
     Mutation("attempts of a lost rank still count as assigned", transitions.on_worker_lost, "state.assigned -= 1", "pass"),
-    Mutation("a lost rank still stands among the free", transitions.on_worker_lost, "state.free.remove(worker)", "pass"),
+    Mutation("a lost rank still gets tasks", transitions.on_worker_lost, "worker.leaving = True", "pass"),
     Mutation("cancelled attempts of a lost rank are awaited", transitions.on_worker_lost, "if holder != rank}", "if True}"),
     Mutation(
         "late words of a lost rank are heeded", ManagerLoop._drain_workers, "if rank in self.lost:", "if False:"
@@ -69,7 +69,7 @@ MUTATIONS = [
     Mutation("an answer is given twice", ClientRecord.take_answer, "self.clear_answer()", "self.clear_answer() if self.sequence % 9 else None"),
     Mutation("values are let go of too early", ClientRecord.take_answer, "self.unapplied.append((self.sequence, kept))", "[self.kept.pop(t, None) for t in kept]"),
     Mutation("values are never let go of", ClientRecord.applied, "self.kept.pop(task, None)", "pass"),
-    Mutation("a free worker's flag stays set", placement._place_small, "worker.in_free = False", "pass"),
+    Mutation("a free worker's flag stays set", placement._fill_free, "worker.in_free = False", "pass"),
     Mutation("the ready queue counts one too few", ReadyQueue.push_all, "self.count += len(tasks) - 1", "self.count += max(len(tasks) - 2, 0)"),
     Mutation("a dropped call is not reported", worker.on_drop, "state.report(call, Outcome.CANCELLED, b\"\")", "pass"),
     Mutation("a started call is taken back", worker.recover, "min(slot.port.take_back(), len(slot.held))", "min(slot.port.take_back() + 1, len(slot.held))"),
@@ -103,7 +103,7 @@ MUTATIONS = [
     Mutation("a shelved task that is cancelled still counts", transitions.cancel, "state.shelved -= 1", "pass"),
     Mutation("the job goes on after its end", ManagerLoop._mind_the_end, "if now_s < state.ends_s and", "if now_s < state.ends_s + 1.0 and"),
     Mutation("the job waits for its end with nothing left that fits", ManagerLoop._mind_the_end, "and now_s - self._quiet_since_s < QUIET_S", "and True"),
-    Mutation("clients are not told that the job ends", ManagerLoop._mind_the_end, "self._tell_of_end(reason)", "pass"),
+    Mutation("clients are not told that the job ends", ManagerLoop._mind_the_end, "self._clients.tell_of_end(reason)", "pass"),
     Mutation("a rank does not get back what it has lent", grants._return_slots, "worker.change_room(slots)", "pass"),
     Mutation("a lead does not get its slots back", grants._return_slots, "worker.change_room(slots - 1)", "pass"),
     Mutation("a lead lends all of its slots, and one more", grants._lend, "worker.change_room(1 - slots)", "worker.change_room(-slots)"),

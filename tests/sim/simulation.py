@@ -665,7 +665,7 @@ class Simulation:
 
     def take_assign(self, record: WorkerRecord) -> Assign:
         """In place of the manager's: what was placed in this turn may begin now."""
-        for task in record.outgoing:
+        for task in record.outgoing or ():
             self._check_placed(task)
             if isinstance(task, CachedTask):
                 self._check_cached(task)
@@ -744,7 +744,7 @@ class Simulation:
             return
         is_early = self.now < state.ends_s
         assert not is_early or self.now - self.busy_s >= QUIET_S, "the job ends early, though something ran just now"
-        self.to_be_told = {*loop._records, *(number for number, _ in loop._waiting)}
+        self.to_be_told = {*loop._clients.records, *(number for number, _ in loop._clients.waiting)}
         self.tell("the manager ends the job")
 
     def step(self) -> bool:

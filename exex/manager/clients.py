@@ -1,0 +1,212 @@
+"""The manager's talk with its clients: who is attached, what they say, what they are told. Owned by the loop."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from exex.errors import ProtocolError
+from exex.manager import transitions
+from exex.manager.memo import Journal
+from exex.manager.settings import Settings
+from exex.manager.state import ClientRecord, ManagerState
+from exex.protocol import codec
+from exex.protocol.messages import (
+    Applied,
+    Attach,
+    Cancel,
+    Checkpoint,
+    Checkpointed,
+    Finish,
+    Fulfil,
+    JobEnds,
+    Promise,
+    Submit,
+    Verdict,
+    Welcome,
+)
+from exex.record.recorder import Recorder
+from exex.transport.base import GONE, Server
+
+MESSAGES_A_TURN = 256
+_MOST_QUOTED = 500  # characters of what a refused client has made us say
+
+ANSWER_S = 1e-3
+"""How long values that other tasks have waited for, and their client perhaps not, may be held back from it: in a chain each
+Answer would wake the client, and cost it more than its task costs anybody else."""
+
+_HANDLERS: dict[type, Callable[[ManagerState, ClientRecord, Any], None]] = {
+    Submit: transitions.on_submit,
+    Promise: transitions.on_promise,
+    Fulfil: transitions.on_fulfil,
+    Cancel: transitions.on_cancel,
+    Verdict: transitions.on_verdict,
+    Applied: transitions.on_applied,
+    Finish: transitions.on_finish,
+}
+
+
+class Clients:
+    """All clients of the job.
+
+    Args:
+        record: what is told of all that they say and are told; None for nothing.
+
+    Attributes:
+        link: by the link's own numbers; None until the loop listens.
+        records: of those that are attached, by the link's number.
+        waiting: those that attached before every worker was up.
+    """
+
+    def __init__(
+        self, settings: Settings, state: ManagerState, journal: Journal | None, record: Recorder | None = None
+    ) -> None:
+        self._record = record
+        self.link: Server | None = None
+        self.records: dict[int, ClientRecord] = {}
+        self.waiting: list[tuple[int, Attach]] = []
+        self._refused: set[int] = set()  # they hear and say nothing any more
+        self._is_open = False
+        self._settings = settings
+        self._state = state
+        self._journal = journal
+        self._encoder = codec.Encoder()
+        self._decoder = codec.from_client()
+
+    # ---- what they say ----
+
+    def drain(self) -> bool:
+        """Take what has arrived. True if that was anything."""
+        if self.link is None:
+            return False
+        for count in range(MESSAGES_A_TURN):
+            arrived = self.link.receive()
+            if arrived is None:
+                return count > 0
+            number, frames = arrived
+            if frames is GONE:
+                self._on_gone(number)
+            elif number not in self._refused:
+                try:
+                    self._on_message(number, self.records.get(number), self._decoder.decode(frames))
+                except ProtocolError as error:
+                    self._refuse(number, str(error))
+        return True
+
+    def open(self) -> None:
+        """Every worker is up: clients are welcome."""
+        self._is_open = True
+        for number, attach in self.waiting:
+            self._welcome(number, attach)
+        self.waiting.clear()
+
+    def _on_gone(self, number: int) -> None:
+        self._forget_waiting(number)
+        client = self.records.pop(number, None)
+        if client is not None:
+            self._finish(client, cancel=not self._settings.detach)
+
+    def _on_message(self, number: int, client: ClientRecord | None, message: Any) -> None:
+        if type(message) is Attach:
+            if client is not None or any(number == other for other, _ in self.waiting):
+                self._refuse(number, "it has said Attach twice")
+            elif message.version != self._settings.version:
+                self._refuse(number, f"this is exex {self._settings.version}, the client is exex {message.version}")
+            elif not self._is_open:
+                self.waiting.append((number, message))
+            else:
+                self._welcome(number, message)
+        elif client is None:
+            self._refuse(number, "the first message must be Attach")
+        elif type(message) is Checkpoint:
+            self._on_checkpoint(number, message)
+        elif not client.finished:
+            _HANDLERS[type(message)](self._state, client, message)
+            if self._record is not None:
+                self._record.client_said(client.number, message, client.apps)
+
+    def _finish(self, client: ClientRecord, cancel: bool) -> None:
+        """As if the client had said so, unless it has."""
+        if not client.finished:
+            message = Finish(cancel=cancel)
+            transitions.on_finish(self._state, client, message)
+            if self._record is not None:
+                self._record.client_said(client.number, message, client.apps)
+
+    def _on_checkpoint(self, number: int, message: Checkpoint) -> None:
+        if self._journal is None:
+            self.send(number, Checkpointed(number=message.number, error="the job has no journal"))
+        else:
+            self._journal.checkpoint((number, message.number))
+
+    def _welcome(self, number: int, message: Attach) -> None:
+        client = self.records[number] = transitions.on_attach(self._state, message)
+        welcome = Welcome(
+            version=self._settings.version,
+            client=client.number,
+            manager_pid=self._settings.pid,
+            workers=len(self._state.workers),
+            slots=self._state.slots(),
+            run_dir=self._settings.run_dir,
+            nodes=self._state.nodes.shapes(),
+        )
+        self.send(number, welcome)
+
+    def _refuse(self, number: int, reason: str) -> None:
+        print(f"exex: client {number} is refused: {reason[:_MOST_QUOTED]}", file=sys.stderr, flush=True)
+        self.send(number, JobEnds(reason=reason))
+        assert self.link is not None
+        self._refused.add(number)
+        self.link.drop(number)
+        self._forget_waiting(number)
+        client = self.records.pop(number, None)
+        if client is not None:
+            self._finish(client, cancel=True)
+
+    def _forget_waiting(self, number: int) -> None:
+        self.waiting = [(other, attach) for other, attach in self.waiting if other != number]
+
+    # ---- what they are told ----
+
+    def send(self, number: int, message: object) -> None:
+        """Queue a message for one of them."""
+        assert self.link is not None
+        try:
+            self.link.send(number, self._encoder.encode(message))
+        except ConnectionError:
+            pass  # its GONE arrives, or its guard reports it
+
+    def answer(self) -> bool:
+        """Tell them of what has ended. True if there was anything."""
+        traffic = False
+        for number, client in self.records.items():
+            if (client.tasks or client.started) and not self._is_held_back(client):
+                answer = client.take_answer()
+                if self._record is not None:
+                    self._record.answer(client.number, answer)
+                self.send(number, answer)
+                traffic = True
+        return traffic
+
+    def _is_held_back(self, client: ClientRecord) -> bool:
+        """Whether an Answer can wait: it has only values that other tasks have waited for, and more will come."""
+        if client.hurry or not self._state.assigned:
+            return False
+        if client.held_since_s < 0:
+            client.held_since_s = self._state.now_s
+        return self._state.now_s - client.held_since_s < ANSWER_S
+
+    def hold_answers(self) -> bool:
+        """Whether an Answer is held back."""
+        return any(client.held_since_s >= 0 for client in self.records.values())
+
+    def tell_of_end(self, reason: str) -> None:
+        """The job ends."""
+        for number in [*self.records, *(number for number, _ in self.waiting)]:
+            self.send(number, JobEnds(reason=reason))
+
+    def cancel_all(self) -> None:
+        """They are gone: end their tasks."""
+        for client in self.records.values():
+            self._finish(client, cancel=True)
