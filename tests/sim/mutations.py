@@ -173,7 +173,7 @@ MUTATIONS = [
     Mutation("the ranks of a cancelled call go on", transitions.cancel, "teams.condemn(state, task.id, teams.Reason.UNWANTED)", "pass"),
     Mutation("a team that has lost a rank is broken like a gang", transitions._break, "task_id in state.teams or ", ""),
     Mutation("ranks stay in a team that has ended", grants._return_slots, "worker.in_team = False", "pass"),
-    Mutation("tasks are queued behind a function", placement._prefetch_room, " or worker.lent or worker.in_team", " or worker.lent"),
+    Mutation("tasks are queued behind a function", placement._spare_s, "if worker.lent or worker.in_team:", "if worker.lent:"),
     Mutation("calls on communicators go on when the job ends", ManagerLoop.stop, "teams.condemn(self.state, task, teams.Reason.UNWANTED)", "pass"),
     Mutation("ranks in a function are given up for their silence", ManagerLoop._mind_teams, "reach.probe(quiet)", "pass"),
     Mutation("a sign of life of a guard is not heeded", ManagerLoop.heard, "self._liveness.heard(rank, self._clock())", "pass"),
