@@ -192,14 +192,14 @@ def report(path: str) -> None:
     page = path + ".html"
     began_s = time.perf_counter()
     code = (
-        "import resource, sys; from exex.cli import main\n"
+        "import re, sys; from exex.cli import main\n"
         "try: main(['report', sys.argv[1], '--html', sys.argv[2]])\n"
-        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)"
+        "finally: print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1], file=sys.stderr)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code, path, page], env=env, capture_output=True, check=True, text=True)
     show("report", time.perf_counter() - began_s, "s")
-    show("report_memory", float(done.stderr.split()[-1]) / 1024**2, "MiB")
+    show("report_memory", float(done.stderr.split()[-1]) / 1024, "MiB")
     show("report_page", os.path.getsize(page) / 1024**2, "MiB")
 
 

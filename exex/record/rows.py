@@ -12,13 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from exex.record.columns import TABLES, UNKNOWN, How
 from exex.record.frames import Frame, Kind
+from exex.record.pool import CLIENT_BITS, Array, Columns, Gathered, Pool
 
-Array = NDArray[Any]
-Columns = dict[str, Array]
 Sink = Callable[[str, Columns], object]
 """Takes rows of a table."""
 
@@ -31,126 +29,8 @@ HELD_BACK_S = 1e-3
 ANSWERED_US = 1_000_000
 """How long a row waits for the answer to its client."""
 
-_PAGE_BITS = 14
-_PAGE = 1 << _PAGE_BITS
-_CLIENT_BITS = 40
 _ASK = 5
 _NEW, _ASSIGNED, _ENDED, _FAILED, _DROPPED = 1, 2, 3, 4, 5
-_FIELDS: dict[str, str] = {
-    "app": "u4", "attempt": "u2", "rank": "i4", "state": "u1", "submit_us": "i8", "ready_us": "i8", "assign_us": "i8",
-    "answer_us": "i8", "bytes_in": "u8",
-}  # fmt: skip
-
-
-class Pool:
-    """What is known of unfinished tasks: arrays, in pages of consecutive task numbers."""
-
-    def __init__(self) -> None:
-        self.fields: Columns = {name: np.zeros(0, dtype) for name, dtype in _FIELDS.items()}
-        self._places: dict[int, int] = {}  # page -> its place in the arrays
-        self._free: list[int] = []
-        self._open: dict[int, int] = {}  # page -> tasks without an end
-        self._newest: dict[int, int] = {}  # client -> its last page
-
-    def __len__(self) -> int:
-        """How many pages there are."""
-        return len(self._places)
-
-    def ranges(self, first: int, count: int) -> list[tuple[slice, slice]]:
-        """Make room for new tasks: pairs of slices, into the arrays and into the new tasks."""
-        pairs = []
-        at = first
-        while at < first + count:
-            page = at >> _PAGE_BITS
-            end = min(first + count, (page + 1) << _PAGE_BITS)
-            if page not in self._places:
-                self._add(page)
-            self._open[page] += end - at
-            place = self._places[page] * _PAGE + (at & (_PAGE - 1))
-            pairs.append((slice(place, place + end - at), slice(at - first, end - first)))
-            at = end
-        return pairs
-
-    def _add(self, page: int) -> None:
-        if not self._free:
-            size = len(self.fields["app"])
-            grown = max(_PAGE, size)
-            for name, array in self.fields.items():
-                self.fields[name] = np.concatenate([array, np.zeros(grown, array.dtype)])
-            self._free.extend(range(size // _PAGE, (size + grown) // _PAGE))
-        place = self._places[page] = self._free.pop()
-        self.fields["state"][place * _PAGE : (place + 1) * _PAGE] = 0
-        self._open[page] = 0
-        client = page >> (_CLIENT_BITS - _PAGE_BITS)
-        self._newest[client] = max(page, self._newest.get(client, 0))
-
-    def index(self, tasks: Array) -> Array:
-        """Where tasks are in the arrays; -1 for those that are not."""
-        if not len(tasks):
-            return np.zeros(0, "i8")
-        pages = tasks >> _PAGE_BITS
-        least, most = int(pages.min()), int(pages.max())
-        if most - least < _PAGE:
-            present = np.flatnonzero(np.bincount(pages - least))
-            table = np.full(most - least + 1, -1)
-            for page in present.tolist():
-                table[page] = self._places.get(page + least, -1)
-            places = table[pages - least]
-        else:
-            distinct, inverse = np.unique(pages, return_inverse=True)
-            places = np.array([self._places.get(page, -1) for page in distinct.tolist()])[inverse]
-        return np.where(places < 0, -1, places * _PAGE + (tasks & (_PAGE - 1)))
-
-    def ended(self, tasks: Array) -> None:
-        """These have an end now; each is told of once."""
-        for page, count in zip(*np.unique(tasks >> _PAGE_BITS, return_counts=True)):
-            self._open[int(page)] -= int(count)
-
-    def forget(self, wanted: Array) -> None:
-        """Let go of pages of which every task has ended, but for the newest and those of the tasks `wanted`."""
-        keep = {*self._newest.values(), *np.unique(wanted >> _PAGE_BITS).tolist()}
-        for page in [page for page, count in self._open.items() if not count and page not in keep]:
-            self._free.append(self._places.pop(page))
-            del self._open[page]
-
-    def tasks(self, where: Callable[[Array], Array]) -> Array:
-        """Numbers of the tasks for which `where`, of indices into the arrays, is true. O(open pages)."""
-        found = [np.zeros(0, "i8")]
-        for page, place in sorted(self._places.items()):
-            indices = np.arange(place * _PAGE, (place + 1) * _PAGE)
-            found.append((page << _PAGE_BITS) + np.flatnonzero(where(indices)))
-        return np.concatenate(found)
-
-
-class _Gathered:
-    """Messages of one kind: a rank, a time and a count each, and their columns as bytes, one after the other.
-
-    Messages often carry a single task, and an array for each would cost many times what is in it.
-    """
-
-    def __init__(self, *dtypes: str) -> None:
-        self._dtypes = [np.dtype(dtype) for dtype in dtypes]
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget them."""
-        self.messages: list[tuple[int, int, int]] = []
-        self._parts: list[list[bytes]] = [[] for _ in self._dtypes]
-
-    def add(self, frame: Frame, rank: int) -> None:
-        """Add a message whose body begins with these columns."""
-        begin, body, count = 0, frame.body, frame.b
-        self.messages.append((rank, frame.time_us, count))
-        for dtype, parts in zip(self._dtypes, self._parts):
-            end = begin + count * dtype.itemsize
-            parts.append(body[begin:end])
-            begin = end
-
-    def columns(self) -> list[Array]:
-        """Rank, time and number of tasks of each message; then the columns, of all messages in a row."""
-        heads = np.array(self.messages, "i8").reshape(-1, 3)
-        rows = [np.frombuffer(b"".join(parts), dtype) for dtype, parts in zip(self._dtypes, self._parts)]
-        return [*heads.T, *rows]
 
 
 class Assembler:
@@ -170,10 +50,10 @@ class Assembler:
         self._slots: dict[int, int] = {}
         self._cancelled: list[tuple[int, Array]] = []
         self._rows: list[Columns] = []  # that wait for their answer, and new ones
-        self._assigned = _Gathered("i8")
+        self._assigned = Gathered("i8")
         self._later: list[tuple[Array, Array]] = []  # tasks that are tried again, and their attempts
-        self._results = _Gathered("i8", "f4", "u4", "u1")
-        self._answered = _Gathered("i8", "u1")
+        self._results = Gathered("i8", "f4", "u4", "u1")
+        self._answered = Gathered("i8", "u1")
         self._clear()
         self._do: dict[int, Callable[[Frame], None]] = {
             Kind.END: self._end, Kind.SUBMIT: self._submit, Kind.NEEDS: self._needs, Kind.READY: self._ready,
@@ -207,7 +87,7 @@ class Assembler:
     def _submit(self, frame: Frame) -> None:
         sizes = np.frombuffer(frame.body, "u4", frame.b)
         calls = np.frombuffer(frame.body, "u4", offset=4 * frame.b)
-        client = frame.a >> _CLIENT_BITS
+        client = frame.a >> CLIENT_BITS
         numbers = np.array([self._apps.get((client, call), 0) for call in calls.tolist()], "u4")
         ranges = self._pool.ranges(frame.a, frame.b)
         fields = self._pool.fields
@@ -223,7 +103,7 @@ class Assembler:
         counts = np.frombuffer(frame.body, "u4", frame.b, offset=4 * frame.b)
         needs = np.frombuffer(frame.body, "i8", offset=8 * frame.b)
         is_known = needs >= 0
-        base = frame.a >> _CLIENT_BITS << _CLIENT_BITS
+        base = frame.a >> CLIENT_BITS << CLIENT_BITS
         tasks = np.repeat(frame.a + which, counts)[is_known]
         if len(tasks):
             self._sink("edges", {"task": tasks, "need": base + needs[is_known]})
@@ -268,7 +148,7 @@ class Assembler:
             self.close_window()
             state = self._pool.fields["state"]
             tasks = self._pool.tasks(lambda at: (state[at] == _NEW) | (state[at] == _FAILED) | (state[at] == _ASSIGNED))
-            self._cancelled.append((frame.time_us, tasks[tasks >> _CLIENT_BITS == frame.a]))
+            self._cancelled.append((frame.time_us, tasks[tasks >> CLIENT_BITS == frame.a]))
 
     def _lost(self, frame: Frame) -> None:
         self.close_window()
