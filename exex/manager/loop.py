@@ -409,7 +409,7 @@ class ManagerLoop:
         if self._stop_by_s is None:
             raise ProtocolError("it leaves before it was told to stop")
         for task in [task for task, team in self.state.teams.items() if rank in team.missing]:
-            transitions.on_part(self.state, rank, Part(task, Outcome.CANCELLED, b"", 0.0))  # it has not begun its part, and will not
+            transitions.on_part(self.state, rank, Part(task, Outcome.CANCELLED, b"", 0.0))  # it has not begun it, and will not
         self._left.add(rank)
         self._liveness.forget(rank)
         self._see_who_left()

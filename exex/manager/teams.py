@@ -31,8 +31,8 @@ AGAIN_S = 0.25
 """A word to a guard may be lost, so it is said again after this time."""
 
 KILLINGS = 20
-"""A rank that lives after its guard was told so often to kill it, AGAIN_S apart, cannot be reached. Time alone does not count: the
-whole job may have been suspended."""
+"""A rank that lives after its guard was told so often to kill it, AGAIN_S apart, cannot be reached. Time alone does not count:
+the whole job may have been suspended."""
 
 STARTED_S = 0.05
 """A call that runs longer than this is told of as started."""
