@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from multiprocessing import AuthenticationError
 from typing import Any
 
 import pytest
@@ -74,7 +75,8 @@ def test_strangers_are_not_heard(meeting: own_world._Meeting, said: bytes, monke
     with socket.create_connection(("127.0.0.1", port(meeting))) as sock:
         sock.settimeout(20)
         sock.sendall(said)
-        sock.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # it is closed already
+            sock.shutdown(socket.SHUT_WR)
         with suppress(ConnectionResetError):
             while sock.recv(4096):  # until it is closed
                 pass
@@ -90,7 +92,7 @@ def test_one_that_says_nothing_keeps_nobody_waiting(meeting: own_world._Meeting)
 
 def test_a_wrong_key_is_refused(meeting: own_world._Meeting) -> None:
     hosts, number, _ = meeting.address.split(":")
-    with pytest.raises(Exception, match="digest|rejected|EOF|reset|incorrect"):
+    with pytest.raises((AuthenticationError, EOFError, ConnectionError)):
         _tell(f"{hosts}:{number}:{'00' * 32}", [part(0)])
     assert meeting.parts() == []
 
