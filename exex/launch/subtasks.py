@@ -77,7 +77,7 @@ def _of_world(world_is: str, env: Mapping[str, str]) -> LauncherFile:
     if not found:
         known = ", ".join(launcher_names(env))
         raise ConfigError(
-            f"no launcher is known for sub-tasks of a world that {world_is} has started: set --subtask-launcher (known: {known}), "
+            f"no launcher is known for sub-tasks of a world that {world_is} has started: set --subtask-launcher (known: {known}) "
             f"or write a file into {data.directories('launchers', env)[0]}"
         )
     return min(found, key=lambda launcher: launcher.hosts == "offset")
