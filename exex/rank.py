@@ -24,7 +24,6 @@ from exex.launch.leftovers import shared_memory
 from exex.launch.together import wait_for_node
 from exex.launch.world import ExpectedWorld, settling_s, singletons_message, task_environment
 from exex.reach import GuardedRanks
-from exex.store.task_output import TaskOutput
 from exex.transport.alarm import Meeting, new_meeting
 from exex.transport.base import Link, Ranks
 from exex.transport.joined import OWN, JoinedRanks
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from exex.manager.loop import ManagerLoop
     from exex.record.recorder import Recorder
     from exex.store.journal import Journal
+    from exex.store.task_output import TaskOutput
 
 _RECORD_S = 60.0
 """What the run record's writer may need at the end."""
@@ -527,6 +527,8 @@ class RankProcess:
         """Where what tasks print is kept; None: it is passed on."""
         if self._config.output == "inherit":
             return None
+        from exex.store.task_output import TaskOutput
+
         return TaskOutput(self._run_dir, self._node, self._config.output_limit_bytes)
 
     def _equipment(self, rank: int, slots: int) -> worker_loop.Equipment:

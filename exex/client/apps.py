@@ -136,7 +136,9 @@ class App:
         if self._key_maker is None:
             lazy.keep_originals()
             options = self._options
-            self._key_maker = KeyMaker(self.__name__, self._function, self.kind, options.version, options.ignore_for_cache)
+            self._key_maker = KeyMaker(
+                self.__name__, self._function, self.kind, options.version, options.ignore_for_cache, options.team
+            )
         return self._key_maker
 
     def _register(self, current: Session, rules: tuple[int, int, float | None, int | None, Resources]) -> int:

@@ -16,6 +16,7 @@ from exex.client import digests
 from exex.client.digests import Undigestible
 from exex.client.files import File
 from exex.client.futures import DataFuture
+from exex.client.options import Team
 from exex.client.promises import dump_call, promised_for
 from exex.errors import CacheKeyError, ConfigError
 from exex.protocol.messages import CacheKey
@@ -36,19 +37,30 @@ class KeyMaker:
         kind: of the app.
         version: set by the user.
         ignored: names of arguments that do not count.
+        team: of a function on a communicator, which is its first argument, and no part of the key but for its size.
 
     Raises:
         CacheKeyError: the function uses something that can neither be digested nor pickled.
         ConfigError: the function has no argument of a name in `ignored`.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], kind: int, version: Any, ignored: Sequence[str]) -> None:
+    def __init__(  # noqa: PLR0917
+        self,
+        name: str,
+        function: Callable[..., Any],
+        kind: int,
+        version: Any,
+        ignored: Sequence[str],
+        team: Team | None = None,
+    ) -> None:
         self._name = name
         self._ignored = frozenset(ignored)
         try:
             parameters = list(inspect.signature(function).parameters.values())
         except (TypeError, ValueError):  # a builtin that tells nothing
             parameters = []
+        if team is not None:
+            del parameters[:1]
         kinds = inspect.Parameter
         takes_any = not parameters or any(parameter.kind is kinds.VAR_KEYWORD for parameter in parameters)
         unknown = self._ignored - {parameter.name for parameter in parameters}
@@ -65,8 +77,9 @@ class KeyMaker:
             versioned = digests.canonical(version)
         except Undigestible as error:
             raise CacheKeyError(digests.explain(f"app {name}: version", error)) from None
+        of_team = [] if team is None else [b"%d ranks, %d values" % (team.ranks, team.ranks if team.every_rank else 1)]
         self._prefix = digests.hash_of(
-            b"exex key %d" % _FORMAT, b"%d" % kind, digests.canonical_function(function), versioned
+            b"exex key %d" % _FORMAT, b"%d" % kind, digests.canonical_function(function), versioned, *of_team
         )
 
     def simple(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes | None:

@@ -82,6 +82,7 @@ class ManagerLoop:
         if record is not None:
             record.sample = sampler(self.state)
             self.state.ready.pushed = record.ready
+            self.state.told = record.done
         self.error = ""
         self.lost: dict[Rank, str] = {}
         self.out_of_time = False
@@ -213,8 +214,6 @@ class ManagerLoop:
                 message = self._from_worker.decode(frames)
                 if type(message) is Done:
                     transitions.on_done(self.state, rank, message)
-                    if self._record is not None:
-                        self._record.done(rank, message)
                 elif type(message) is Part:
                     transitions.on_part(self.state, rank, message)
                 elif type(message) is Hello:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -18,7 +19,7 @@ from exex.manager.ready import ReadyQueue
 from exex.manager.task import App, Loss, Status, Task
 from exex.manager.teams import Team
 from exex.protocol import payload as payloads
-from exex.protocol.messages import CLIENT_SHIFT, Answer, AppSpec, Assign, Join, Outcome, Rank, TaskId
+from exex.protocol.messages import CLIENT_SHIFT, Answer, AppSpec, Assign, Done, Join, Outcome, Rank, TaskId
 from exex.protocol.payload import Payload
 from exex.protocol.request import request_of
 
@@ -162,6 +163,7 @@ class ManagerState:
         look_at_teams_s: when `teams.look` has something to do at the latest.
         own: the worker that is rank 0 itself, and cannot take part in one; None if there is none.
         grace_s: between telling a function to stop and killing it.
+        told: is called with ends of attempts when they have been handled; those of calls on communicators are of the whole call.
         must_place: more could have been placed in this turn; the next one must follow at once.
     """
 
@@ -191,6 +193,7 @@ class ManagerState:
     own: Rank | None = None
     grace_s: float = 2.0
     must_place: bool = False
+    told: Callable[[Rank, Done], None] | None = None
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     apps: dict[int, App] = field(default_factory=dict)
     functions: dict[bytes, Payload] = field(default_factory=dict)

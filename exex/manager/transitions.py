@@ -283,6 +283,8 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
         state.nodes.touch(worker)
     state.list_worker(worker)
     _end_found(state)
+    if state.told is not None:
+        state.told(rank, msg)
 
 
 def on_part(state: ManagerState, rank: Rank, msg: Part) -> None:
@@ -369,6 +371,8 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
         else:
             assert task.app is not None
             _attempt_failed(state, task, task.app, end.outcomes[0], end.payloads[0])  # all its ranks had to be killed
+            if state.told is not None:
+                state.told(rank, end)
     for task_id in without:
         if task_id in state.teams:
             lead, done = teams.end_without(state, task_id)

@@ -7,13 +7,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exex.errors import ProtocolError, StartError
 from exex.protocol import codec
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Join, Leave, Part, Stop
-from exex.store.task_output import TaskOutput
 from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
 from exex.worker import execute, filling, state
@@ -22,6 +21,9 @@ from exex.worker.output import Outlet
 from exex.worker.printed import Printed
 from exex.worker.processes import Died, Failed, Measured, Ready, TaskProcess, Template
 from exex.worker.together import Together, make_head
+
+if TYPE_CHECKING:
+    from exex.store.task_output import TaskOutput
 
 TICK_S = 0.02
 INLINE_S = 0.001

@@ -26,7 +26,10 @@ from exex.protocol.messages import (
     Grant,
     Hello,
     JobEnds,
+    Join,
+    Kind,
     NodeShape,
+    Part,
     Promise,
     Share,
     Stop,
@@ -79,6 +82,11 @@ def corpus(bomb: Path) -> list[Frames]:
         Bye(3),
         Assign([SPEC], {FUNCTION: small}, [0, 1], [0], both, {1: [large]}, {0: 2}),
         Assign([], {}, [0, 1], [0], both, {}, {}, {1: Grant(1, [2, 3], [Share("n", 2, ["0"], [1, 2]), Share("m", 2, [], [3])])}),
+        Assign([], {}, [4], [0], [small], {}, {}, {0: Grant(1, [], [Share("n", 2, [], [1, 2])])}),
+        Submit(8, [msgspec.structs.replace(SPEC, app=2, kind=Kind.TOGETHER, ranks=2, every_rank=True)], {}, [2], [small], {}, {}, 0),
+        Join(4, 1, [1, 2], True),
+        Part(4, 0, large, 0.1),
+        Part(4, 1, small, 0.1),
         Drop([1]),
         Stop(""),
     ]
@@ -164,12 +172,13 @@ class Liar:
             app=rng.choice([0, 0, 1, self._number()]),
             name=rng.choice(["f", "", "n" * 5000]) if rng.random() < 0.1 else "f",
             function=rng.choice([FUNCTION] * 6 + [b"", b"unknown", b"x" * 100]),
-            kind=rng.choice([0, 0, 0, 1, 2, 3, -1]),
             priority=rng.choice([0, 0, self._number() % 2**63]),
             retries=rng.choice([0, 0, 2, -1, 2**62]),
             asks=rng.random() < 0.2,
             walltime_s=rng.choice([None, None, 1.0, -1.0, float("nan"), float("inf")]),
-            **self._request(),
+            **{"kind": rng.choice([0, 0, 0, 1, 2, 3, -1])} | self._request(),
+            every_rank=rng.random() < 0.2,
+            own_world=rng.random() < 0.2,
         )
 
     def _request(self) -> dict[str, Any]:
@@ -177,6 +186,8 @@ class Liar:
         rng = self.rng
         if rng.random() < 0.5:
             return {}
+        if rng.random() < 0.3:
+            return {"kind": Kind.TOGETHER, "ranks": rng.choice([1, 2, 2, 3, 9, self._number()]), "gpus": rng.choice([0, 0, 1])}
         return {
             "cores": rng.choice([0, 1, 2, 2, 6, 7, self._number()]),
             "gpus": rng.choice([0, 0, 1, 2, self._number()]),
@@ -227,6 +238,9 @@ class Liar:
         seconds = [rng.choice([0.0, 1e-6, 1.0, -1.0, float("nan"), float("inf"), 1e308]) if rng.random() < 0.1 else 1e-5 for _ in tasks]
         outcomes = bytes(rng.choice([0, 0, 0, 0, 1, 4, 6]) for _ in tasks)
         message: object = Done(tasks, outcomes, self._payloads(len(tasks)), seconds, self._numbers(2))
+        if rng.random() < 0.3:
+            task = rng.choice(held) if held and rng.random() < 0.9 else self._number()
+            message = Part(task, rng.choice([0, 0, 1, 2, 4, 5, 9]), self._payload(), rng.choice([1e-5, 1e-5, -1.0, float("nan")]))
         if rng.random() < 0.1:
             message = rng.choice([Bye(1), Hello("1", "3.11.0", "n", 1, self._number() % 2**63, "", [], self._numbers(), self._number(), ["0"] * rng.randrange(3))])
         return self._frames(message)

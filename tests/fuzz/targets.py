@@ -13,7 +13,22 @@ import zmq
 from exex.errors import ProtocolError
 from exex.manager.loop import ManagerLoop, Settings
 from exex.protocol import codec
-from exex.protocol.messages import Answer, Applied, AppSpec, Assign, Attach, Done, Drop, Hello, Outcome, Submit, Welcome
+from exex.protocol.messages import (
+    Answer,
+    Applied,
+    AppSpec,
+    Assign,
+    Attach,
+    Done,
+    Drop,
+    Hello,
+    Join,
+    Kind,
+    Outcome,
+    Part,
+    Submit,
+    Welcome,
+)
 from exex.transport.base import GONE
 from exex.transport.memory import Network
 from exex.transport.stream import StreamLink
@@ -71,7 +86,7 @@ class ManagerTarget:
         self.liar = Liar(rng, bomb)
         self.corpus = mutations.corpus(bomb)
         self.encoder = codec.Encoder()
-        self.fired = self.refused = self.lost = self.answered = 0
+        self.fired = self.refused = self.lost = self.answered = self.parts = 0
         self._start()
 
     def _start(self) -> None:
@@ -82,8 +97,9 @@ class ManagerTarget:
         self.loop.listen(self.clients_net.end(0))
         self.ends = {rank: self.workers_net.end(rank) for rank in (1, 2, 3)}
         self.held: dict[int, list[int]] = {1: [], 2: [], 3: []}
+        slots = self.rng.choice([1, 2])  # ranks of one slot take part in calls on communicators
         for end in self.ends.values():
-            end.send(0, self.encoder.encode(Hello("1", "3.11.0", "n", 1, 2, "", [], [], 1000, ["0", "1"])))
+            end.send(0, self.encoder.encode(Hello("1", "3.11.0", "n", 1, slots, "", [], [], 1000, ["0", "1"])))
         self.next_number = 1
         self.honest = self._attach()
         self.hostile = self._attach()
@@ -155,11 +171,15 @@ class ManagerTarget:
         """The honest client submits; the honest workers work; answers must be right."""
         end = self.honest
         if len(self.open) < 20:
-            apps = [AppSpec(app=0, name="honest", function=b"h" * 16)] if self.next == 0 else []
+            both = [
+                AppSpec(app=0, name="honest", function=b"h" * 16),
+                AppSpec(app=1, name="honest pair", function=b"h" * 16, kind=Kind.TOGETHER, ranks=2),
+            ]
+            apps = both if self.next == 0 else []
             functions = {b"h" * 16: b"code"} if apps else {}
             payloads = [b"%d" % (self.next + i) for i in range(3)]
             self.open.update(range(self.next, self.next + 3))
-            submit = Submit(self.next, apps, functions, [0], payloads, {}, {}, self.sequence)
+            submit = Submit(self.next, apps, functions, [self.rng.choice([0, 0, 1])], payloads, {}, {}, self.sequence)
             self.next += 3
             end.send(0, self.encoder.encode(submit))  # type: ignore[attr-defined]
         self._work()
@@ -176,6 +196,12 @@ class ManagerTarget:
                     if rank == 3:
                         self.held[3] = self.held[3][-20:] + message.tasks
                         self.with_liar.update(message.tasks)  # client 0 is the honest one, so these are its own numbers
+                elif type(message) is Join and rank == 3:
+                    self.held[3] = [*self.held[3][-20:], message.task]
+                    self.with_liar.add(message.task)
+                elif type(message) is Join and rank != message.runs[0]:
+                    link.send(0, self.encoder.encode(Part(message.task, Outcome.DONE, b"", 1e-5)))
+                    self.parts += 1
                 elif type(message) is Drop and rank != 3:
                     pass  # they are run nevertheless: the manager hears of each once
             if tasks and (rank != 3):

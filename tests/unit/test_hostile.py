@@ -32,7 +32,10 @@ from exex.protocol.messages import (
     Fulfil,
     Hello,
     JobEnds,
+    Join,
     Message,
+    Outcome,
+    Part,
     Promise,
     Submit,
     Verdict,
@@ -92,6 +95,8 @@ MISSHAPEN: list[Message] = [
         for change in (
             *({"cores": -1}, {"cores": 1 << 17}, {"gpus": -1}, {"gpus": 1 << 20}, {"nodes": -1}, {"nodes": 1 << 40}),
             *({"exclusive": True}, {"memory_bytes": 0}, {"memory_bytes": 1 << 62}),
+            *({"kind": 3}, {"ranks": 2}, {"kind": 3, "ranks": -1}, {"kind": 3, "ranks": 1 << 23}),
+            *({"kind": 3, "ranks": 2, "nodes": 1}, {"kind": 3, "ranks": 2, "cores": 1}),
         )
     ),
     submit(affinity={2: 1}),
@@ -120,12 +125,18 @@ MISSHAPEN: list[Message] = [
     Done(tasks=[1], outcomes=b"\xff", payloads=[b""], seconds=[1.0], started=[]),
     Done(tasks=[1], outcomes=b"\0", payloads=[b""], seconds=[float("nan")], started=[]),
     Done(tasks=[1], outcomes=b"\0", payloads=[b""], seconds=[-1.0], started=[]),
+    *(Part(1, outcome, b"", 1.0) for outcome in (Outcome.NEED_FAILED, Outcome.ASK, 6, -1)),
+    Part(1, 0, 5, 1.0),  # type: ignore[arg-type]
+    *(Part(1, 0, b"", seconds) for seconds in (-1.0, float("nan"), float("inf"))),
+    *(Join(1, 1, runs) for runs in ([], [1], [1, 2, 3], [-1, 2])),
+    *(Join(1, call, [1, 2]) for call in (0, -1, 1 << 63)),
 ]
 
 
 @pytest.mark.parametrize("message", MISSHAPEN, ids=lambda message: repr(message)[:70])
 def test_what_cannot_be_meant_is_refused_when_it_is_decoded(message: Message) -> None:
-    decoder = codec.from_worker() if isinstance(message, (Hello, Done)) else codec.from_client()
+    decoder = codec.from_worker() if isinstance(message, (Hello, Done, Part)) else codec.from_client()
+    decoder = codec.to_worker() if isinstance(message, Join) else decoder
     with pytest.raises(ProtocolError):
         decoder.decode(encode(message))
 
