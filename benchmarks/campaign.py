@@ -143,7 +143,7 @@ def _length(length_s: float) -> str:
 
 
 def _known(value: float | None) -> str:
-    return "-" if value is None else f"~{value:.0f}"
+    return "-" if value is None else f"~{value:.3g}"
 
 
 def draw(path: str, strong_curves: dict[str, list[float]], weak_curves: dict[str, list[float]]) -> bool:
