@@ -188,11 +188,14 @@ def _see_affinity(state: ManagerState, shape: Shape, head: Task, found: list[Nod
 
 
 def _start(state: ManagerState, shape: Shape, task: Task, found: list[NodeRecord], ahead: list[Shape]) -> None:
+    assert task.app is not None
+    if shape.request.whole and task.app.spec.ranks > sum(node.slots for node in found):
+        _spread_anew(state, shape)
+        return
     state.ready.line.take(shape, task)
     for node in found:
         if node.kept is not None and (node.kept is shape or node.kept not in ahead):
             keeping.release(state, node)
-    assert task.app is not None
     if task.app.request is None:
         worker = max(found[0].workers.values(), key=lambda worker: worker.free)
     else:
@@ -207,6 +210,20 @@ def _start(state: ManagerState, shape: Shape, task: Task, found: list[NodeRecord
     for node in found[1:]:
         node.expect(task.app, state.now_s)
     follow(state)
+
+
+def _spread_anew(state: ManagerState, shape: Shape) -> None:
+    """Whole nodes have lost ranks, and those that are left have not enough for all calls that wait: look for others."""
+    tasks: list[Task] = []
+    while shape.waiting:
+        task = shape.head()[1]
+        state.ready.line.take(shape, task)
+        tasks.append(task)
+    nodes = state.nodes.shapes(exactly=True)
+    for app in {task.app for task in tasks if task.app is not None and task.app.spec.ranks}:
+        app.request = request_of(app.spec, nodes)
+    for task in tasks:
+        state.ready.push(task)
 
 
 # ---- what can never run ---------------------------------------------------------------------------------------

@@ -203,6 +203,11 @@ class ManagerState:
     next_app: int = 0
     memo: Memo = field(default_factory=Memo)
 
+    def tell(self, rank: Rank, msg: Done) -> None:
+        """Ends of attempts have been handled."""
+        if self.told is not None:
+            self.told(rank, msg)
+
     def client_of(self, task: TaskId) -> ClientRecord:
         """The client whose task this is."""
         return self.clients[task >> CLIENT_SHIFT]

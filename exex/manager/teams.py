@@ -191,6 +191,13 @@ def _note(state: ManagerState, task_id: TaskId, team: Team, rank: Rank, msg: Par
 
 
 def _end(state: ManagerState, task_id: TaskId, team: Team) -> End:
+    lead, done = _come_to(state, task_id, team)
+    if lead == team.ranks[0]:
+        state.tell(lead, done)  # else it was lost with the first lead, for all that the run record knows
+    return lead, done
+
+
+def _come_to(state: ManagerState, task_id: TaskId, team: Team) -> End:
     """What the attempt has come to. One that was lost is marked as broken."""
     del state.teams[task_id]
     task = state.tasks.get(task_id)
@@ -296,6 +303,9 @@ def on_worker_lost(state: ManagerState, worker: WorkerRecord, how: str) -> list[
             if state.now_s < team.hard_s and task is not None and task.status == Status.ASSIGNED:
                 state.broken[task_id] = Loss(rank, worker.node, how)
                 condemn(state, task_id, Reason.LOST)
+        elif team.missing and task_id in state.tasks:  # others may wait for what it has not sent to the end
+            state.broken.setdefault(task_id, Loss(rank, worker.node, how))
+            condemn(state, task_id, Reason.LOST, in_s=OTHERS_S)
         if rank == team.lead and team.living:
             _change_lead(state, task_id, team, worker)
         if not team.missing:

@@ -245,9 +245,16 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
     worker = state.workers.get(rank)
     if worker is None:
         raise ProtocolError("it reports before its Hello")
-    msg, parts = teams.split_off(state, msg) if state.teams else (msg, ())
-    for part in parts:
-        on_part(state, rank, part)
+    if state.teams:
+        msg, parts = teams.split_off(state, msg)
+        for part in parts:
+            on_part(state, rank, part)
+    _retire(state, worker, msg)
+    state.tell(rank, msg)
+
+
+def _retire(state: ManagerState, worker: WorkerRecord, msg: Done) -> None:
+    """Ends of attempts, as a worker has told them or a team has come to."""
     held, holdings = worker.tasks or {}, state.holdings
     for task_id, outcome, value, seconds in zip(msg.tasks, msg.outcomes, msg.payloads, msg.seconds):
         task = held.pop(task_id, None)
@@ -274,7 +281,7 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
             succeed(state, task, value)
         else:
             _attempt_failed(state, task, app, outcome, value)
-    _note_started(state, rank, msg.started)
+    _note_started(state, worker.rank, msg.started)
     if worker.held_s < 0 or not worker.held:
         worker.held_s = 0.0
     worker.tasks = held or None
@@ -283,8 +290,6 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
         state.nodes.touch(worker)
     state.list_worker(worker)
     _end_found(state)
-    if state.told is not None:
-        state.told(rank, msg)
 
 
 def on_part(state: ManagerState, rank: Rank, msg: Part) -> None:
@@ -297,7 +302,8 @@ def on_part(state: ManagerState, rank: Rank, msg: Part) -> None:
         raise ProtocolError("it reports before its Hello")
     end = teams.on_part(state, rank, msg)
     if end is not None:
-        on_done(state, *end)
+        lead, done = end
+        _retire(state, state.workers[lead], done)
 
 
 def _dropped(state: ManagerState, worker: WorkerRecord, task_id: TaskId) -> None:
@@ -371,13 +377,11 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
         else:
             assert task.app is not None
             _attempt_failed(state, task, task.app, end.outcomes[0], end.payloads[0])  # all its ranks had to be killed
-            if state.told is not None:
-                state.told(rank, end)
     for task_id in without:
         if task_id in state.teams:
             lead, done = teams.end_without(state, task_id)
             if lead in state.workers:
-                on_done(state, lead, done)
+                _retire(state, state.workers[lead], done)
     return len(held)
 
 

@@ -322,7 +322,8 @@ class Usage:
             for share in grant.shares:
                 whole = spec.exclusive or (spec.nodes and not spec.cores)
                 wanted = -(-spec.ranks // len(grant.shares)) if spec.ranks else max(1, spec.cores)
-                assert share.slots == wanted or (whole and share.slots >= spec.cores)
+                is_spread = spec.ranks and sum(share.slots for share in grant.shares) >= spec.ranks  # whole nodes, unequal ones
+                assert share.slots == wanted or is_spread or (whole and share.slots >= spec.cores)
                 assert len(share.gpus) >= spec.gpus
         self._check()
 

@@ -568,16 +568,28 @@ def test_a_cancelled_call_of_which_all_ranks_die() -> None:
     assert not machine.state.dropped and not machine.state.teams and machine.is_free()
 
 
-def test_a_rank_that_dies_after_its_part_takes_nothing_with_it() -> None:
+def test_a_rank_that_dies_after_its_part_takes_nothing_with_it_if_the_others_end() -> None:
     machine = TeamMachine(1, 3)
     task = machine.call(3)
     for rank in (1, 2):
         machine.part(task, rank, value=payload.dump(rank))
         machine.lose(rank)
-    machine.look(9.0)
+    machine.look(teams.OTHERS_S * 0.9)
     assert not machine.words
     machine.part(task, 3)
     assert machine.value(task) == 1 and machine.is_free()
+
+
+def test_others_may_wait_for_a_rank_that_has_died_after_its_part() -> None:
+    machine = TeamMachine(1, 5)
+    task = machine.call(2)
+    machine.part(task, 1)
+    machine.lose(1)
+    machine.look(teams.OTHERS_S * 1.1)
+    assert [ranks for _, ranks, _ in machine.words] == [(2,)]
+    machine.part(task, 2, Outcome.CANCELLED)
+    machine.turn()
+    assert machine.team(task).ranks == [2, 3]
 
 
 def test_a_rank_that_only_holds_its_slot_takes_nothing_with_it() -> None:
@@ -655,10 +667,10 @@ SHAPES = st.lists(
 
 
 @given(st.integers(1, 20), SHAPES, st.sampled_from([None, 1, 200]), st.integers(0, 2))
-def test_ranks_go_to_equal_shares_of_as_few_nodes_as_can_be(ranks: int, nodes: list[NodeShape], memory: int | None, gpus: int) -> None:
+def test_ranks_go_to_equal_shares_of_as_few_nodes_as_can_be_or_to_whole_nodes(ranks: int, nodes: list[NodeShape], memory: int | None, gpus: int) -> None:
     spec = AppSpec(app=0, name="f", function=b"f", kind=Kind.TOGETHER, ranks=ranks, memory_bytes=memory, gpus=gpus)
     request = request_of(spec, nodes)
-    assert request is not None and request.cores * request.nodes >= ranks and not request.whole
+    assert request is not None
     each = [node for node in nodes for _ in range(node.count)]
     each = [node for node in each if node.gpus >= gpus and (not node.memory_bytes or node.memory_bytes >= (memory or 0))]
     possible = [
@@ -667,9 +679,13 @@ def test_ranks_go_to_equal_shares_of_as_few_nodes_as_can_be(ranks: int, nodes: l
         for size in range(1, ranks + 1)
         if count * size >= ranks and sum(node.slots >= size for node in each) >= count
     ]
-    assert (impossible("f", request, nodes) is None) == bool(possible)
+    assert (impossible("f", request, nodes) is None) == (sum(node.slots for node in each) >= ranks)
+    assert request.whole == (not possible and sum(node.slots for node in each) >= ranks)
     if possible:
         assert (request.nodes, request.cores) == min(possible)
+    elif request.whole:  # any so many nodes of at least so many slots will do
+        slots = sorted(node.slots for node in each if node.slots >= request.cores)
+        assert sum(slots[: request.nodes]) >= ranks > sum(slots[: request.nodes - 1])
 
 
 @given(st.lists(st.integers(0, 30), unique=True))
