@@ -63,11 +63,11 @@ class Costs:
             half of the round trip from a script, on an idle machine.
     """
 
-    task_s: float = 3.0e-6
-    message_s: float = 5.1e-6
-    link_send_s: float = 1.7e-6
-    link_receive_s: float = 3.1e-6
-    hello_s: float = 4.3e-6
+    task_s: float = 2.9e-6
+    message_s: float = 4.1e-6
+    link_send_s: float = 1.6e-6
+    link_receive_s: float = 3.2e-6
+    hello_s: float = 4.2e-6
     submit_s: float = 3.6e-6
     slot_s: float = 20e-6
     alone_s: float = 150e-6

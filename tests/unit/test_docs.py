@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+from exex.campaign.plan import read_campaign
 from exex.config import Config
 from exex.launch.launchers import load_launcher
 from exex.launch.machines import load_machine
@@ -85,6 +86,9 @@ def test_toml_blocks_are_what_the_page_is_about(document: Path, tmp_path: Path) 
                 load_launcher(str(path), {})
             elif document.name == "machines.md":
                 load_machine(str(path), {})
+            elif document.name == "campaigns.md":
+                (tmp_path / "simulate.py").touch()
+                assert read_campaign(str(path)).points()
             else:
                 Config.load(str(path), {}, {})
 
