@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from exex.errors import ConfigError
 from exex.launch import data
+from exex.launch.allocation import find_allocation
 from exex.launch.helped import helped
 from exex.launch.launcher import describe_mpiexec
 from exex.launch.launchers import LauncherFile, Layout, launcher_names, load_launcher
@@ -47,6 +48,8 @@ def sub_task(layout: Layout, env: Mapping[str, str]) -> SubTask:
     launcher, program = find_launcher(env)
     if launcher.room == "nodes" or launcher.hosts is None:
         layout = layout._replace(hosts=())  # the world holds the task's own: the launcher chooses among those that are free
+    elif launcher.hosts == "offset":
+        layout = layout._replace(allocation=tuple(node.name for node in find_allocation(env).nodes))
     words = launcher.subtask_argv(layout)
     if words[0] == launcher.program:
         words[0] = program

@@ -33,6 +33,14 @@ def test_srun_is_found_on_the_path() -> None:
     assert task.environment == {subtasks.STARTED_BY: "srun:", "HOME": "/h"}
 
 
+def test_a_launcher_that_counts_nodes_is_told_of_all() -> None:
+    env = {"EXEX_SUBTASK_LAUNCHER": "ibrun", "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n[1-4]", "SLURM_JOB_NUM_NODES": "4"}
+    prefix = subtasks.sub_task(Layout(nodes=2, ranks_per_node=4, hosts=("n3", "n4")), env).prefix
+    assert prefix[prefix.index("-o") + 1] == "8"
+    with pytest.raises(ConfigError, match="neighbours"):
+        subtasks.sub_task(Layout(nodes=2, ranks_per_node=4, hosts=("n1", "n4")), env)
+
+
 def test_the_user_may_choose(tmp_path: Path) -> None:
     """Here one whose sub-tasks need the launch helper, and nodes that the world has left free."""
     env = {"EXEX_STARTED_BY": "srun:", "EXEX_SUBTASK_LAUNCHER": "aprun"}
