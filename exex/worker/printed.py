@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from exex.protocol.messages import CLIENT_SHIFT
-from exex.store.task_output import TaskOutput
 from exex.worker import marks
 from exex.worker.marks import Owner
 from exex.worker.state import Slot
+
+if TYPE_CHECKING:
+    from exex.store.task_output import TaskOutput
 
 _STREAMS = {"stdout": 0, "stderr": 1}
 _NUMBER = (1 << CLIENT_SHIFT) - 1
