@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from exex.errors import ConfigError
-from exex.launch import data
+from exex.launch import data, mask
 from exex.launch.allocation import find_allocation
 from exex.launch.helped import helped
 from exex.launch.launcher import describe_mpiexec
@@ -36,11 +36,12 @@ class SubTask(NamedTuple):
     environment: dict[str, str]
 
 
-def sub_task(layout: Layout, env: Mapping[str, str]) -> SubTask:
+def sub_task(layout: Layout, env: Mapping[str, str], before: Sequence[str] = ()) -> SubTask:
     """What starts a program in this layout.
 
     Args:
         env: of the task.
+        before: words that come between those of the launcher and the program's.
 
     Raises:
         ConfigError: no launcher is known, it cannot start this layout, or it cannot be reached from here.
@@ -50,7 +51,7 @@ def sub_task(layout: Layout, env: Mapping[str, str]) -> SubTask:
         layout = layout._replace(hosts=())  # the world holds the task's own: the launcher chooses among those that are free
     elif launcher.hosts == "offset":
         layout = layout._replace(allocation=tuple(node.name for node in find_allocation(env).nodes))
-    words = launcher.subtask_argv(layout)
+    words = [*launcher.subtask_argv(layout), *before]
     if words[0] == launcher.program:
         words[0] = program
     if not launcher.from_compute_nodes:
@@ -100,6 +101,19 @@ def _of_this_machine(env: Mapping[str, str]) -> LauncherFile:
     if found.family is None:
         raise ConfigError(f"no launcher is known for sub-tasks: {path} is {found.name}; set --subtask-launcher")
     return load_launcher(_OF_FAMILY[found.family], env)
+
+
+def mask_words(variable: str, gpus: Mapping[str, Sequence[str]]) -> list[str]:
+    """Words before a program by which each node gets its own accelerators; none where all nodes have the same.
+
+    Args:
+        variable: that masks accelerators; "" if there is none.
+        gpus: names of accelerators by host.
+    """
+    if not variable or len({tuple(names) for names in gpus.values()}) < 2:
+        return []
+    masks = ";".join(f"{host}={','.join(names)}" for host, names in gpus.items())
+    return [sys.executable, "-I", "-S", mask.__file__, variable, masks]
 
 
 def variables(prefix: list[str], layout: Layout, launcher: LauncherFile) -> dict[str, str]:

@@ -122,7 +122,7 @@ def form(state: ManagerState, task: Task, grant: Grant) -> bool:
     """
     assert task.app is not None
     spec = task.app.spec
-    if spec.kind != Kind.TOGETHER or spec.own_world:
+    if spec.kind != Kind.TOGETHER or spec.own_world or spec.gpus:  # a mask of accelerators counts once in a process's life
         return False
     workers = [state.workers[rank] for share in grant.shares for rank in share.ranks]
     if not all(worker.slots == 1 and worker.rank != state.own for worker in workers):

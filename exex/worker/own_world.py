@@ -81,7 +81,7 @@ def _start_world(grant: Grant, spec: AppSpec, current: TaskContext, at: str, mee
     """
     layout = subtask.layout_of(spec, grant, {"ranks": spec.ranks, "ranks_per_node": -(-spec.ranks // len(grant.shares))})
     path = os.environ.get("PYTHONPATH")
-    found = subtasks.sub_task(layout._replace(bind=False), os.environ)
+    found = subtasks.sub_task(layout._replace(bind=False), os.environ, subtask.masks(grant))
     dropped = os.environ.keys() - found.environment.keys()
     with ExitStack() as stack:
         stack.enter_context(environment({**found.environment, VARIABLE: meeting.address}, dropped))

@@ -12,6 +12,7 @@ from exex.errors import ConfigError
 from exex.launch import subtasks
 from exex.launch.layout import Layout
 from exex.protocol.messages import AppSpec, Grant
+from exex.worker import granted
 from exex.worker.execute import environment
 
 NO_LAUNCHER = "exex-knows-no-launcher--see-EXEX_MPI_ERROR"
@@ -38,6 +39,11 @@ def layout_of(spec: AppSpec, grant: Grant, asked: Mapping[str, Any]) -> Layout:
     )
 
 
+def masks(grant: Grant) -> list[str]:
+    """Words before a program where nodes were granted different accelerators."""
+    return subtasks.mask_words(granted.gpu_variable, {share.host: share.gpus for share in grant.shares})
+
+
 def prepare(stack: ExitStack, spec: AppSpec, grant: Grant, call: tuple[Any, ...]) -> tuple[Any, ...]:
     """Until `stack` is left, the environment of this process is that of the sub-task's launcher.
 
@@ -56,7 +62,7 @@ def prepare(stack: ExitStack, spec: AppSpec, grant: Grant, call: tuple[Any, ...]
         return call
     asked = asked or {}
     try:
-        task = subtasks.sub_task(layout_of(spec, grant, asked), os.environ)
+        task = subtasks.sub_task(layout_of(spec, grant, asked), os.environ, masks(grant))
     except ConfigError as error:
         if asked.get("is_program"):
             raise

@@ -108,11 +108,18 @@ def crashes(comm):
         os.kill(os.getpid(), signal.SIGSEGV)
     comm.recv(source=1)
 
+@mpi_app(ranks=2, gpus=1, every_rank=True)
+def sees(comm):
+    from mpi4py import MPI
+    return MPI.COMM_WORLD.size, os.environ["FAKE_DEVICES"]
+
 out["error"] = error(crashes())
+out["sees"] = sees().result()
 out["after"] = add_up(1).result()
 """,
-        *PER_CORE,
+        *(*PER_CORE, "--gpus", "4,5", "--gpu-variable", "FAKE_DEVICES"),
     )
+    assert out["sees"] == [[2, "4"], [2, "4"]]  # an accelerator is seen by nobody who was not granted it
     assert "its MPI world of 2 ranks ended with status" in out["error"]
     assert out["after"] == [2, 3, 5]
     assert "lost rank" not in out["err"]

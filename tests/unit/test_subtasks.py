@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,6 +41,21 @@ def test_a_launcher_that_counts_nodes_is_told_of_all() -> None:
     assert prefix[prefix.index("-o") + 1] == "8"
     with pytest.raises(ConfigError, match="neighbours"):
         subtasks.sub_task(Layout(nodes=2, ranks_per_node=4, hosts=("n1", "n4")), env)
+
+
+def test_nodes_that_were_granted_different_accelerators() -> None:
+    assert subtasks.mask_words("DEVICES", {"n1": ["0", "1"], "n2": ["0", "1"]}) == []
+    assert subtasks.mask_words("", {"n1": ["0"], "n2": ["1"]}) == []
+    here = socket.gethostname()
+    words = subtasks.mask_words("DEVICES", {"elsewhere": ["0"], here: ["2", "3"]})
+    env = {"EXEX_STARTED_BY": "srun:"}
+    task = subtasks.sub_task(PAIR, env, words)
+    assert task.prefix[-len(words) :] == words and task.variables["EXEX_MPI_PREFIX"].endswith(shlex.join(words))
+    shown = subprocess.run([*words, "sh", "-c", 'echo $DEVICES "$0"', "a b"], capture_output=True, text=True, check=True).stdout
+    assert shown == "2,3 a b\n"
+    words = subtasks.mask_words("DEVICES", {"elsewhere": ["0"], "nowhere": ["1"]})
+    refused = subprocess.run([*words, "true"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 125 and "accelerators were granted on elsewhere, nowhere" in refused.stderr
 
 
 def test_the_user_may_choose(tmp_path: Path) -> None:
