@@ -155,6 +155,6 @@ def check_possible(spec: AppSpec, nodes: Sequence[NodeShape]) -> None:
     """
     request = request_of(spec, nodes)
     if request is not None and nodes:
-        error = impossible(spec.name, request, nodes)
+        error = impossible(spec.name, request, nodes, ranks=spec.ranks)
         if error is not None:
             raise error

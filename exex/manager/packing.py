@@ -241,7 +241,7 @@ def _fail_all(state: ManagerState, shape: Shape) -> None:
             task.app.request = request  # ranks may be spread over other nodes than at first
             state.ready.push(task)
             continue
-        error = impossible(task.app.spec.name, shape.request, nodes, left)
+        error = impossible(task.app.spec.name, shape.request, nodes, left, task.app.spec.ranks)
         assert error is not None
         transitions.fail(state, task, Outcome.FAILED, payloads.dump_error(error, ""))
 

@@ -85,12 +85,15 @@ def _whole_nodes(ranks: int, alone: Request, capable: Sequence[NodeShape]) -> Re
     return None
 
 
-def impossible(name: str, request: Request, nodes: Sequence[NodeShape], left: str = "") -> InvalidResourceSpecification | None:
+def impossible(
+    name: str, request: Request, nodes: Sequence[NodeShape], left: str = "", ranks: int = 0
+) -> InvalidResourceSpecification | None:
     """The error of a request that can never be met by these nodes; None if it can.
 
     Args:
         name: of the app.
         left: " that are left", where some were lost.
+        ranks: of a communicator, if it is for one.
     """
     capable = sum(node.count for node in nodes if _could_meet(node, request))
     if capable >= request.nodes:
@@ -102,12 +105,14 @@ def impossible(name: str, request: Request, nodes: Sequence[NodeShape], left: st
     }
     missing = {key for key, part in parts.items() if not any(_could_meet(node, part) for node in nodes)} or {"nodes"}
     total = sum(node.count for node in nodes)
-    there_is = f"there are {total} nodes{left}, and {capable} of them can meet that" if total else "no node is left"
+    are = "is 1 node" if total == 1 else f"are {total} nodes"
+    there_is = f"there {are}{left}, and {capable} of them can meet that" if total else "no node is left"
     if total:
         largest = max(nodes, key=lambda node: (node.slots, node.memory_bytes, node.gpus))
         memory = f", {gibibytes(largest.memory_bytes)} of memory" if largest.memory_bytes else ""
         there_is += f"; the largest has {_count(largest.slots, 'slot')}{memory} and {_count(largest.gpus, 'accelerator')}"
-    return InvalidResourceSpecification(missing, f"app {name} asks for {request.text()}, but {there_is}")
+    wanted = f"{_count(ranks, 'rank')}, that is {request.text()}" if ranks else request.text()
+    return InvalidResourceSpecification({"ranks"} if ranks else missing, f"app {name} asks for {wanted}, but {there_is}")
 
 
 def _could_meet(node: NodeShape, request: Request) -> bool:

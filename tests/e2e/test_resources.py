@@ -133,7 +133,7 @@ print(json.dumps(errors))
         "--slots", str(slots), "--gpus", "none",
     )  # fmt: skip
     assert [keys for keys, _ in found] == [["cores"], ["nodes"], ["gpus"], ["memory"]]
-    assert "app look asks for 1 node with 5 cores, but there are 1 nodes, and 0 of them can meet that; the largest has 4 slots" in found[0][1]
+    assert "app look asks for 1 node with 5 cores, but there is 1 node, and 0 of them can meet that; the largest has 4 slots" in found[0][1]
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
