@@ -297,20 +297,27 @@ def test_a_lost_node_and_signals_before_the_end(site: Site, cluster: Cluster, tm
         site.world("-N3 -n3", "--slots 2 --heartbeat-s 0.2 --heartbeat-limit-s 3"), options="-N3 -w node1,node2,node3 --no-kill"
     )
     waits = ("-N1 -n2", "--slots 1 --walltime none --notice-s 2")
-    to_all = sites["all"].submit(sites["all"].world(*waits), options="--time=1 --signal=USR2@45 -w node4 -n2")
-    to_batch = sites["batch"].submit(
-        "trap 'kill -USR1 $world' USR1",
-        sites["batch"].world(*waits) + " &",
-        "world=$!",
-        "wait $world; wait $world",
-        options="--time=1 --signal=B:USR1@45 -w node4 -n2",
-    )
+    submit = {
+        "USR2": lambda: sites["all"].submit(sites["all"].world(*waits), options="--time=1 --signal=USR2@45 -w node4 -n2"),
+        "USR1": lambda: sites["batch"].submit(
+            "trap 'kill -USR1 $world' USR1",
+            sites["batch"].world(*waits) + " &",
+            "world=$!",
+            "wait $world; wait $world",
+            options="--time=1 --signal=B:USR1@45 -w node4 -n2",
+        ),
+    }
+    warned = {name: submit[name]() for name in submit}
     lost.until("wave 2 ")
     cluster.kill_node("node2")
     said = lost.until("was not heard of for 3 s", 20)
     assert "exex: lost rank 1 on node2" in said, said
-    for job, name in ((to_all, "USR2"), (to_batch, "USR1")):
-        assert job.wait(90) in ("COMPLETED", "FAILED", "TIMEOUT"), job.output()
+    for name, job in warned.items():
+        state = job.wait(90)
+        if state == "TIMEOUT" and f"got SIG{name}" not in job.output():  # a busy slurmctld has been seen to send no signal at all
+            job = submit[name]()
+            state = job.wait(90)
+        assert state in ("COMPLETED", "FAILED", "TIMEOUT"), job.output()
         assert f"got SIG{name}: what does not end within 2 s is not begun any more" in job.output(), job.output()
         assert "exit status 75" in job.output(), job.output()
     assert (sites["all"].status(), sites["batch"].status()) == (75, 75)
