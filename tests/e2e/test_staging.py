@@ -106,8 +106,9 @@ def test_an_interpreter_that_does_not_start_is_told(launch: Launch, node: Path) 
     (launch.cwd / "broken" / "bin").mkdir(parents=True)
     (launch.cwd / "broken" / "bin" / "python").write_text("#!/bin/sh\necho cannot open libpython >&2\nexit 127\n")
     (launch.cwd / "broken" / "bin" / "python").chmod(0o755)
-    done = launch.workflow(2, "print('never')", options=("--stage", "broken", "--stage-dir", str(node)))
-    assert "never" not in done.out  # the status is the launcher's: Hydra's has once been 0, when guards ended in the same moment
+    # alone: a launcher has a status of its own, and may lose the last words of a job that it aborts
+    done = launch.workflow(1, "print('never')", options=("--stage", "broken", "--stage-dir", str(node)))
+    assert done.status != 0 and "never" not in done.out
     assert "cannot open libpython" in done.err and "the template ended while it imported what it must" in done.err
 
 
@@ -117,8 +118,8 @@ def test_another_python_is_told(launch: Launch, node: Path) -> None:
     python.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'import sys; sys.version_info = (3, 1); sys.argv = sys.argv[2:]; "
                       "exec(open(sys.argv[0]).read())' \"$@\"\n")
     python.chmod(0o755)
-    done = launch.workflow(2, "print('never')", options=("--stage", "other", "--stage-dir", str(node)))
-    assert "never" not in done.out and "it has Python 3.1, and the job runs with" in done.err
+    done = launch.workflow(1, "print('never')", options=("--stage", "other", "--stage-dir", str(node)))
+    assert done.status != 0 and "it has Python 3.1, and the job runs with" in done.err
 
 
 WAITS = """
