@@ -334,8 +334,8 @@ class Template:
                 data = self._socket.recv(MESSAGE_BYTES)
             except BlockingIOError:
                 return
-            except ConnectionError:
-                data = b""
+            except ConnectionError:  # said once, if it has left something unread; its last words come after that, then the end
+                continue
             if not data:
                 self._forget_all()
                 return
