@@ -225,12 +225,20 @@ class _Template:
             for slot, pid in self._keepers.items():
                 if pid == ended.si_pid:
                     del self._keepers[slot]
-                    families.kill_family(families.children(os.getpid()) - set(self._keepers.values()) - {pid})
+                    self._kill_lost(pid)
                     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                     self._say(Died(slot, pid, status))
                     break
             else:
                 os.waitpid(ended.si_pid, 0)
+                self._kill_lost(ended.si_pid)
+
+    def _kill_lost(self, ended: int) -> None:
+        """Kill what has come from below a keeper that was killed.
+
+        The children of a process come here before it can be reaped. So what was not here yet at one death is at the next.
+        """
+        families.kill_family(families.children(os.getpid()) - set(self._keepers.values()) - {ended})
 
     def end(self) -> None:
         """SIGKILL every descendant, until there are none or it takes too long."""
