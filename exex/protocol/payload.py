@@ -43,13 +43,35 @@ class Large:
         return f"<Large {len(self)} bytes in {len(self.frames)} frames>"
 
 
-Payload: TypeAlias = Any
-"""`bytes | Large`. Typed Any because msgspec decodes `Large` through an extension type."""
+class Stored:
+    """A payload whose frames lie in the store of a node, as a file: what travels is its name and the sizes of its frames.
 
+    Attributes:
+        name: unique in the job. "t12.1": the value of task 12 from its attempt 1; "c0.7": the 8th that client 0 has put there.
+        sizes: of its frames in bytes, as of a `Large`.
+    """
+
+    __slots__ = ("name", "sizes")
+
+    def __init__(self, name: str, sizes: Sequence[int]) -> None:
+        self.name = name
+        self.sizes = tuple(sizes)
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def __repr__(self) -> str:
+        return f"<Stored {self.name}, {len(self)} bytes in {len(self.sizes)} frames>"
+
+
+Payload: TypeAlias = Any
+"""`bytes | Large | Stored`. Typed Any because msgspec decodes the latter two through extension types."""
 
 
 def same(one: Payload, other: Payload) -> bool:
     """Whether two payloads are the same bytes. Nothing is opened."""
+    if isinstance(one, Stored) and isinstance(other, Stored):
+        return one.name == other.name
     if type(one) is not Large or type(other) is not Large:
         return type(one) is type(other) and bool(one == other)
     return len(one.frames) == len(other.frames) and all(memoryview(a) == memoryview(b) for a, b in zip(one.frames, other.frames))
