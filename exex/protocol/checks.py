@@ -288,9 +288,9 @@ def chunk(msg: Chunk) -> None:
 
 
 def brought(msg: Brought) -> None:
-    """Bytes, or an error."""
+    """A payload, or an error."""
     _names([msg.name])
-    _payloads([msg.payload], _IN_BAND)
+    _payloads([msg.payload])
     _require(msg.outcome in _KEPT_OR_BROKEN, f"a value with the outcome {msg.outcome}")
 
 

@@ -232,6 +232,7 @@ class Want(Message, frozen=True, tag=10):
     """Client -> manager: bring these stored values; each is answered by Brought."""
 
     names: list[str]
+    here: bool = False  # into the store of rank 0's node, where the client maps them
 
 
 class Release(Message, frozen=True, tag=11):
@@ -292,7 +293,7 @@ class Brought(Message, frozen=True, tag=24):
 
     name: str
     outcome: int  # DONE, or FAILED: it is lost, and could not be made again
-    payload: Payload  # its bytes, or the error
+    payload: Payload  # its bytes; Stored if it is in the store of rank 0's node, where the client maps it; or the error
 
 
 # ---- between any two ranks ------------------------------------------------------------------------------------

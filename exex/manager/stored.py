@@ -1,0 +1,433 @@
+"""What the manager knows of stored payloads: where they lie, who needs them, how they can be made again. Pure.
+
+A record lives as long as somebody refers to it: an unfinished task (arguments, values of needs), an answer that is not applied, a
+client that has not released it, the origin of another one. Nobody counts: the interpreter does, and when the last reference is
+gone the record tells `Data`, which has the payload freed. So nothing in here may refer to a task, and no cycle may arise: who
+waits for a record is known by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+from weakref import ref
+
+from exex.errors import ProtocolError
+from exex.manager.task import CachedTask, Status, Task
+from exex.protocol.messages import CLIENT_SHIFT, Rank, TaskId
+from exex.protocol.payload import Payload, Stored
+
+if TYPE_CHECKING:
+    from exex.manager.nodes import WorkerRecord
+
+HOME = 0
+"""The rank of the manager, which has the store of its node as well."""
+
+FANOUT = 2
+"""Copies that one store passes on while a payload is spread: with pieces passed on as they come, more would share its link."""
+
+_LOOKED_AT = 16
+"""Holders among which the source of a copy is chosen."""
+
+
+class StoreRecord:
+    """The store of one node, and the ranks that use it."""
+
+    __slots__ = ("key", "ranks")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.ranks: dict[Rank, None] = {}
+
+    def __repr__(self) -> str:
+        return f"<Store {self.key}>"
+
+
+class Origin:
+    """How a stored value was made, and could be made again.
+
+    Attributes:
+        task: number of the task that made it.
+        values: of its needs; an `Origin` stands for a stored value, whose data is not kept for this.
+        attempt: number of the last one.
+        losses: how often the value was lost.
+        record: of the value, if somebody still needs it.
+    """
+
+    __slots__ = ("app", "attempt", "depth", "losses", "payload", "record", "task", "values")
+
+    def __init__(self, task: Task) -> None:
+        assert task.app is not None
+        self.task = task.id
+        self.app = task.app
+        self.payload = task.payload
+        self.values = None if task.values is None else [_origin_or_value(value) for value in task.values]
+        self.depth = task.depth
+        self.attempt = task.attempt
+        self.losses = 0
+        self.record: ref[Kept] | None = None
+
+    def get(self) -> Kept | None:
+        """The record, if there is one."""
+        return None if self.record is None else self.record()
+
+
+def _origin_or_value(value: Payload) -> Payload:
+    if type(value) is Kept and value.origin is not None:
+        return value.origin
+    return value
+
+
+class Again(Task):
+    """An ended task that runs once more, because its value is lost. Its client hears nothing of it."""
+
+    __slots__ = ("origin",)
+
+    def __init__(self, origin: Origin) -> None:
+        super().__init__(origin.task, origin.app, origin.payload)
+        self.origin = origin
+        self.depth = origin.depth
+        self.attempt = origin.attempt = origin.attempt + 1
+
+
+class Kept(Stored):
+    """The record of a stored payload.
+
+    Attributes:
+        client: number of the client to whose tasks it belongs.
+        holders: stores that have it, and the rank that answers for it there; `others`: ranks that have it as well.
+        doubted: those of the holders that were asked whether they really have it.
+        coming: stores that will have it, and the rank that gets it.
+        origin: None if a client has made it.
+        names: under which it was known before it was lost and made again.
+        again: the task that makes it again is under way.
+        value: the payload itself, if it came in band when it was made again; `error`: why it is lost for good.
+        waiters: tasks that wait for it; `wants`: (client, name as asked, whether it maps the file) that want it.
+        at_home: rank 0 must have it; `fetching`: it is on its way there; `failures`: how often that failed.
+    """
+
+    __slots__ = (
+        "__weakref__", "again", "at_home", "client", "coming", "data", "doubted", "error", "failures", "fetching", "holders",
+        "names", "origin", "others", "value", "waiters", "wants",
+    )  # fmt: skip
+
+    def __init__(self, data: Data, stored: Stored, client: int, origin: Origin | None) -> None:
+        super().__init__(stored.name, stored.sizes)
+        self.data = data
+        self.client = client
+        self.origin = origin
+        self.holders: dict[StoreRecord, Rank] = {}
+        self.others: list[Rank] = []
+        self.doubted: set[StoreRecord] = set()
+        self.coming: dict[StoreRecord, Rank] = {}
+        self.names: list[str] = []
+        self.again = False
+        self.value: Payload = None
+        self.error: Payload = None
+        self.waiters: dict[TaskId, None] = {}
+        self.wants: list[tuple[int, str, bool]] = []
+        self.at_home = self.fetching = False
+        self.failures = 0
+        data.in_use = True
+        data.records[self.name] = ref(self)
+        if origin is not None:
+            origin.record = ref(self)
+
+    def is_there(self) -> bool:
+        """Whether a store has it for sure."""
+        return len(self.holders) > len(self.doubted)
+
+    def is_at_home(self) -> bool:
+        """Whether the store of rank 0's node has it for sure."""
+        home = self.data.home
+        return home in self.holders and home not in self.doubted
+
+    def hold(self, store: StoreRecord, rank: Rank) -> None:
+        """It is in a store, where this rank answers for it."""
+        self.coming.pop(store, None)
+        before = self.holders.get(store)
+        if before is None or store in self.doubted:
+            self.holders[store] = rank
+            self.doubted.discard(store)
+        elif before != rank and rank not in self.others:
+            self.others.append(rank)
+
+    def drop(self, store: StoreRecord) -> None:
+        """It is not in a store any more."""
+        self.holders.pop(store, None)
+        self.doubted.discard(store)
+
+    def was_made_again(self, stored: Stored, store: StoreRecord, rank: Rank) -> None:
+        """It has another name from now on."""
+        self.names.append(self.name)
+        self.name, self.sizes = stored.name, stored.sizes
+        self.data.records[self.name] = ref(self)
+        self.coming.clear()
+        self.others.clear()
+        self.hold(store, rank)
+
+    def __del__(self) -> None:
+        data = self.data
+        for name in (*self.names, self.name):
+            data.records.pop(name, None)
+        for rank in (*self.holders.values(), *self.others):
+            data.free(rank, self.name)
+        if self.again and self.origin is not None:
+            data.unwanted.append(self.origin.task)
+
+
+class Data:
+    """All stored payloads, and what is to be told about them in this turn.
+
+    Attributes:
+        in_use: there was one.
+        records: by name. Those that are gone take themselves out.
+        stores: by key; `home`: that of rank 0's node, None if there is none.
+        is_at_home: whether a file is in it. Asked of what clients say that they have put there.
+        frees: per rank, names for its next Free; `copies`: (rank, payload, source) of Copy messages; `fetches`: for rank 0.
+        brought: (client, name as asked, the record, whether it maps the file) of values to be sent to clients; without
+            a record it is not known.
+        changed: records about which `data.settle` has to do something.
+        is_lost: some were lost, or are doubted: tasks that are ready may need them.
+        unwanted: tasks that make again what nobody needs any more.
+        starved: of unfinished tasks, how often they were.
+    """
+
+    def __init__(self) -> None:
+        self.in_use = False
+        self.records: dict[str, ref[Kept]] = {}
+        self.stores: dict[str, StoreRecord] = {}
+        self.home: StoreRecord | None = None
+        self.is_at_home: Callable[[str], bool] = lambda name: True
+        self.frees: dict[Rank, list[str]] = {}
+        self.copies: list[tuple[Rank, Stored, Rank]] = []
+        self.fetches: list[tuple[Kept, Rank]] = []
+        self.brought: list[tuple[int, str, Kept | None, bool]] = []
+        self.changed: dict[str, Kept] = {}
+        self.is_lost = False
+        self.unwanted: list[TaskId] = []
+        self.starved: dict[TaskId, int] = {}
+
+    def store(self, key: str) -> StoreRecord:
+        """The store with this key."""
+        found = self.stores.get(key)
+        if found is None:
+            found = self.stores[key] = StoreRecord(key)
+        return found
+
+    def set_home(self, key: str) -> None:
+        """Rank 0 uses this store."""
+        self.home = self.store(key)
+
+    def get(self, name: str) -> Kept | None:
+        """The record with a name that it has, or had."""
+        found = self.records.get(name)
+        return None if found is None else found()
+
+    def free(self, rank: Rank, name: str) -> None:
+        """A rank need not keep a payload."""
+        self.frees.setdefault(rank, []).append(name)
+
+    def note(self, record: Kept) -> None:
+        """`settle` is to look at a record."""
+        self.changed[record.name] = record
+
+    def has_work(self) -> bool:
+        """Whether a turn must follow."""
+        return bool(self.changed or self.is_lost or self.unwanted or self.frees or self.copies or self.fetches or self.brought)
+
+    # ---- from clients and workers ----
+
+    def of_client(self, client: int, stored: Stored) -> Kept:
+        """The record of what a client names: a new one, if the client has put it into the store of rank 0's node.
+
+        Raises:
+            ProtocolError: there is no such payload, or it is not this client's.
+        """
+        record = self.get(stored.name)
+        if record is not None and record.client == client:
+            return record
+        is_new = record is None and stored.name.startswith(f"c{client}.")
+        if not is_new or self.home is None or not self.is_at_home(stored.name):
+            raise ProtocolError(f"client {client}: names a stored payload {stored.name}, which is unknown")
+        record = Kept(self, stored, client, None)
+        record.hold(self.home, HOME)
+        return record
+
+    def of_task(self, stored: Stored, worker: WorkerRecord, task_id: TaskId, task: Task | None) -> Kept:
+        """The record of a value that a worker has stored.
+
+        Args:
+            task: None if nobody wants it any more.
+
+        Raises:
+            ProtocolError: it may not have this name, or the worker has no store.
+        """
+        if worker.store is None or stored.name in self.records or not stored.name.startswith(f"t{task_id}."):
+            raise ProtocolError(f"rank {worker.rank} reports task {task_id} with a stored value {stored.name}")
+        if isinstance(task, Again):
+            record = task.origin.get()
+            if record is not None:
+                record.was_made_again(stored, worker.store, worker.rank)
+                return record
+            origin: Origin | None = task.origin
+        else:
+            origin = None if task is None else Origin(task)
+        record = Kept(self, stored, task_id >> CLIENT_SHIFT, origin)
+        record.hold(worker.store, worker.rank)
+        return record
+
+    def on_holds(self, store: StoreRecord | None, rank: Rank, names: list[str]) -> None:
+        """A rank has got payloads, or has looked after them."""
+        for name in names:
+            record = self.get(name)
+            if record is None or record.name != name or store is None:
+                self.free(rank, name)
+                continue
+            record.hold(store, rank)
+            self.note(record)
+
+    def on_absent(self, store: StoreRecord | None, rank: Rank, names: list[str]) -> None:
+        """A rank does not have payloads that it should have, or get."""
+        for name in names:
+            record = self.get(name)
+            if record is None or record.name != name or store is None:
+                continue
+            if record.coming.get(store) == rank:
+                del record.coming[store]
+            if record.holders.get(store) == rank:
+                record.drop(store)
+                self.is_lost = True
+            self.note(record)
+
+    def on_rank_lost(self, store: StoreRecord | None, rank: Rank) -> None:
+        """A rank is gone. Others that use its store take over what it had; else that is lost with it. O(records)."""
+        self.frees.pop(rank, None)
+        self.copies = [copy for copy in self.copies if rank not in (copy[0], copy[2])]
+        if store is None:
+            return
+        store.ranks.pop(rank, None)
+        heir = next(iter(store.ranks), HOME if store is self.home else None)
+        for found in list(self.records.values()):
+            record = found()
+            if record is None:
+                continue
+            if rank in record.others:
+                record.others.remove(rank)
+            if record.coming.get(store) == rank:
+                del record.coming[store]
+            if record.holders.get(store) == rank:
+                if heir is None:
+                    record.drop(store)
+                else:
+                    record.holders[store] = heir
+                    record.doubted.discard(store)
+                    self.check(record, store)
+                self.is_lost = True
+                self.note(record)
+
+    def check(self, record: Kept, store: StoreRecord) -> None:
+        """Ask whether a store still has a payload."""
+        if store in record.holders and store not in record.doubted:
+            rank = record.holders[store]
+            record.doubted.add(store)
+            self.copies.append((rank, record, rank))
+            self.is_lost = True
+            self.note(record)
+
+    # ---- tasks ----
+
+    def admit(self, task: Task) -> bool:
+        """Whether all stored payloads that a task needs are there. If not, it waits for them, and `settle` takes it from there."""
+        missing = [record for record in records_of(task) if record.value is None and not self._can_be_had(record, task)]
+        for record in missing:
+            task.status = Status.WAITING
+            if task.id not in record.waiters:
+                record.waiters[task.id] = None
+                self.note(record)
+        if missing:
+            return False
+        for record in list(records_of(task)):
+            record.waiters.pop(task.id, None)
+            if record.value is not None:
+                _replace(task, record)
+        return True
+
+    def _can_be_had(self, record: Kept, task: Task) -> bool:
+        """Whether a task need not wait for a payload. For its key, a cached call must have the values of its needs on rank 0."""
+        if not record.is_there():
+            return False
+        if not isinstance(task, CachedTask) or task.key or record.is_at_home():
+            return True
+        counts = any(value is record and place not in task.cache.ignored for place, value in enumerate(task.values or ()))
+        record.at_home = record.at_home or counts
+        return not counts
+
+    def sources(self, worker: WorkerRecord, tasks: list[Task]) -> dict[str, Rank]:
+        """For each stored payload that tasks need, a rank from which a worker can have it."""
+        return {record.name: self.source(record, worker) for task in tasks for record in records_of(task)}
+
+    def source(self, record: Kept, worker: WorkerRecord) -> Rank:
+        """Where a worker gets a payload: at a rank that uses the same store, or else at any that has it."""
+        store = worker.store
+        if store is None:
+            return self.any_holder(record, worker.rank)
+        if store in record.holders and store not in record.doubted:
+            return record.holders[store]
+        coming = record.coming.get(store)
+        if coming is not None and coming != worker.rank:
+            return coming
+        record.coming[store] = worker.rank
+        return self.any_holder(record, worker.rank)
+
+    def any_holder(self, record: Kept, rank: Rank) -> Rank:
+        """A rank that has a payload: one of those that have it, not the same for all who ask; the manager only if there is no other."""
+        holders = [r for store, r in islice(record.holders.items(), _LOOKED_AT) if store not in record.doubted]
+        holders = holders or [r for store, r in record.holders.items() if store not in record.doubted]
+        others = [holder for holder in holders if holder != HOME] or holders
+        return others[rank % len(others)]
+
+    def on_starved(self, worker: WorkerRecord, task: Task) -> int:
+        """A task could not have what it needs. What was said about that is doubted. Returns how often that has happened to it."""
+        store = worker.store
+        for record in records_of(task):
+            if store is None or store in record.holders:
+                asked = store
+            else:
+                coming = record.coming.pop(store, worker.rank)
+                if coming != worker.rank:
+                    continue  # it was asked, and should have got it for all there
+                rank = self.any_holder(record, coming) if record.is_there() else -1
+                asked = next((other for other, holder in record.holders.items() if holder == rank), None)
+            if asked is not None:
+                self.check(record, asked)
+        count = self.starved[task.id] = self.starved.get(task.id, 0) + 1
+        return count
+
+    def spread(self, record: Kept) -> None:
+        """Let every store have a payload that is in that of rank 0's node, passed on along a tree."""
+        stores = [store for store in self.stores.values() if store is not self.home and store.ranks]
+        leaders = [next(iter(store.ranks)) for store in stores]
+        for i, (store, leader) in enumerate(zip(stores, leaders)):
+            if store in record.holders or store in record.coming:
+                continue
+            record.coming[store] = leader
+            self.copies.append((leader, record, HOME if i < FANOUT else leaders[i // FANOUT - 1]))
+
+
+def records_of(task: Task) -> Iterator[Kept]:
+    """Records of the stored payloads that a task needs."""
+    if type(task.payload) is Kept:
+        yield task.payload
+    for value in task.values or ():
+        if type(value) is Kept:
+            yield value
+
+
+def _replace(task: Task, record: Kept) -> None:
+    """Give a task the payload itself."""
+    if task.payload is record:
+        task.payload = record.value
+    if task.values is not None:
+        task.values = [record.value if value is record else value for value in task.values]
