@@ -326,7 +326,7 @@ class Here(Message, frozen=True, tag=72):
 class Absent(Message, frozen=True, tag=73):
     """Rank -> rank: answer to Fetch: they are not here and will not be.
 
-    Worker -> manager: likewise to Copy, and when another rank has asked in vain. Manager -> worker: what it fetches will not come.
+    Worker -> manager: likewise to Copy, and when another rank has asked in vain. Manager -> worker: these will not come.
     """
 
     names: list[str]
