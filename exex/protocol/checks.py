@@ -222,6 +222,7 @@ def hello(msg: Hello) -> None:
     """A number of slots that can be; CPUs, memory and accelerators likewise."""
     _require(0 < msg.slots <= MOST_SLOTS or bool(msg.error), f"{msg.slots} slots")
     _require(len(msg.node) <= MOST_NAME, f"a node with a name of {len(msg.node)} characters")
+    _require(len(msg.store) <= MOST_NAME, f"a store with a name of {len(msg.store)} characters")
     cores = msg.cores
     _require(not cores or (min(cores) >= 0 and max(cores) < MOST_CPU), "CPU numbers that are none")
     _require(len(cores) <= MOST_CPU and not len(cores) % max(1, msg.slots), f"{len(cores)} CPUs for {msg.slots} slots")
@@ -264,9 +265,15 @@ def join(msg: Join) -> None:
     _require(len(msg.runs) >= 2 and not len(msg.runs) % 2 and min(msg.runs) >= 0, "runs of ranks that are none")
 
 
-def names(msg: Want | Release | Fetch | Here | Absent | Free | Holds) -> None:
+def names(msg: Want | Release | Here | Absent | Free | Holds) -> None:
     """Names that files may have."""
     _names(msg.names)
+
+
+def fetch(msg: Fetch) -> None:
+    """Names that files may have, and where to begin."""
+    _names(msg.names)
+    _require(0 <= msg.at <= MOST_STORED_BYTES and len(msg.store) <= MOST_NAME, "a fetch from no place")
 
 
 def spread(msg: Spread) -> None:
@@ -307,7 +314,7 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     Join: join,
     Want: names,
     Release: names,
-    Fetch: names,
+    Fetch: fetch,
     Here: names,
     Absent: names,
     Free: names,

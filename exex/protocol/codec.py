@@ -59,9 +59,14 @@ class Encoder:
 
 
 class Decoder(Generic[M]):
-    """Turns frames into messages of the given kinds, checking types and bounds."""
+    """Turns frames into messages of the given kinds, checking types and bounds.
+
+    Attributes:
+        stored: the stored payloads of the message that was decoded last, so that nobody looks for them where there are none.
+    """
 
     def __init__(self, kinds: Any) -> None:
+        self.stored: list[Stored] = []
         self._frames: Frames = ()
         self._next = 1  # frame that no payload has yet
         self._decoder = msgspec.msgpack.Decoder(kinds, ext_hook=self._decode_payload)
@@ -74,6 +79,8 @@ class Decoder(Generic[M]):
         """
         self._frames = frames
         self._next = 1
+        if self.stored:
+            self.stored = []
         try:
             message = self._decoder.decode(frames[0])
             if self._next != len(frames):
@@ -89,7 +96,9 @@ class Decoder(Generic[M]):
 
     def _decode_payload(self, code: int, data: memoryview) -> Large | Stored:
         if code == _STORED:
-            return _unpack_stored(data)
+            stored = _unpack_stored(data)
+            self.stored.append(stored)
+            return stored
         if code != _LARGE or len(data) != 8:
             raise ProtocolError(f"unknown extension {code} of {len(data)} bytes")
         first = int.from_bytes(data[:4], "little")

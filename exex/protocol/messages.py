@@ -300,16 +300,21 @@ class Brought(Message, frozen=True, tag=24):
 
 
 class Fetch(Message, frozen=True, tag=70):
-    """Rank -> rank: send these stored payloads, as soon as all of each is there."""
+    """Rank -> rank: send these stored payloads, as far as each is there.
+
+    So that a slow rank is not flooded, no more than a window beyond `at` is sent before the next Fetch says how far it is.
+    """
 
     names: list[str]
+    at: int = 0  # so many bytes of each file have arrived; 0: begin
+    store: str = ""  # of who asks, as in Hello: if it is one with the asked one's, the answer is Here
 
 
 class Chunk(Message, frozen=True, tag=71):
     """Rank -> rank: a part of a stored payload, in answer to Fetch; in order, without gaps."""
 
     name: str
-    at: int  # first byte, among those of all frames together
+    at: int  # first byte in the file of the payload; see store/node_store
     data: Payload  # Large, of one frame
 
 
@@ -320,7 +325,10 @@ class Here(Message, frozen=True, tag=72):
 
 
 class Absent(Message, frozen=True, tag=73):
-    """Rank -> rank: answer to Fetch: they are not here and will not be. Worker -> manager: likewise to Copy."""
+    """Rank -> rank: answer to Fetch: they are not here and will not be.
+
+    Worker -> manager: likewise to Copy, and when another rank has asked in vain. Manager -> worker: these will not come.
+    """
 
     names: list[str]
 
