@@ -289,6 +289,7 @@ class RankProcess:
         from exex.manager.settings import Settings
 
         progress = Progress() if self._config.progress else None
+        exchange = self._data.exchange if self._data is not None else None
         settings = Settings(
             version=__version__,
             python=platform.python_version(),
@@ -303,6 +304,9 @@ class RankProcess:
             memory_bytes=self._config.cache_bytes,
             detach=self._config.detach_on_client_exit,
             grace_s=self._config.grace_s,
+            store=exchange.store_dir if exchange else "",
+            store_key=exchange.key if exchange else "",
+            keep_bytes=self._config.keep_bytes if exchange else 0,
         )
         record = self._recorder
         if record is not None:
@@ -311,7 +315,7 @@ class RankProcess:
             record.begin(self._record_path, attributes(self._config, self._script, self._versions(), self._began_s))
         ready = lambda: self._control.send("ready")  # noqa: E731
         reach = GuardedRanks(self._control)
-        loop = ManagerLoop(settings, workers, progress, ready, journal=journal, record=record, reach=reach)
+        loop = ManagerLoop(settings, workers, progress, ready, journal=journal, record=record, reach=reach, exchange=exchange)
         if self._ends_in_s is not None:
             loop.set_end(self._ends_in_s - (time.monotonic() - self._asked_s))
         if journal is not None:

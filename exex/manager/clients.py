@@ -128,6 +128,8 @@ class Clients:
         elif type(message) is Checkpoint:
             self._on_checkpoint(number, message)
         elif not client.finished:
+            if self._decoder.stored and type(message) in (Submit, Fulfil):
+                transitions.adopt(self._state, client, message)
             _HANDLERS[type(message)](self._state, client, message)
             if self._record is not None:
                 self._record.client_said(client.number, message, client.apps)

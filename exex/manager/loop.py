@@ -221,6 +221,8 @@ class ManagerLoop:
             try:
                 message = self._from_worker.decode(frames)
                 if type(message) is Done:
+                    if self._from_worker.stored:
+                        transitions.take_stored(self.state, rank, message)
                     transitions.on_done(self.state, rank, message)
                 elif type(message) is Part:
                     transitions.on_part(self.state, rank, message)

@@ -40,6 +40,9 @@ class Exchange(Protocol):
     def payload(self, stored: Stored) -> Payload:
         """The payload, mapped. Raises OSError if it is not here."""
 
+    def adopt(self, stored: Stored) -> None:
+        """Rank 0 answers for a file that a client has put here."""
+
     def free(self, names: list[str]) -> None:
         """Nobody needs these any more."""
 
@@ -48,6 +51,12 @@ class Exchange(Protocol):
 
     def tick(self, now_s: float) -> None:
         """Time passes."""
+
+    def is_busy(self) -> bool:
+        """Whether `work` has something to do."""
+
+    def work(self) -> bool:
+        """Do a piece of what can be done at any time."""
 
 
 class Mover:
@@ -71,6 +80,7 @@ class Mover:
         self._to_client = to_client
         if exchange is not None:
             state.data.is_at_home = exchange.has
+            state.data.adopt = exchange.adopt
             state.memo.open = exchange.payload
 
     def on_message(self, rank: Rank, message: object) -> None:
@@ -95,7 +105,7 @@ class Mover:
         if exchange is None:
             return False
         exchange.tick(now_s)
-        found = False
+        found = exchange.is_busy() and exchange.work()
         for name, is_here in exchange.events():
             data.on_event(state, name, is_here)
             found = True
@@ -122,7 +132,7 @@ class Mover:
     def flush(self) -> bool:
         """Tell workers and clients. True if there was anything."""
         found = self._state.data
-        if not found.in_use or not (found.brought or found.copies or found.frees):
+        if not found.in_use or not (found.brought or found.copies or found.frees or found.absents):
             return False
         for client, name, record, maps in found.brought:
             self._bring(client, name, record, maps)
@@ -134,6 +144,9 @@ class Mover:
         for (rank, source), several in copies.items():
             self._to_worker(rank, Copy(payloads=several, source=source))
         copies.clear()
+        for rank, names in found.absents.items():
+            self._to_worker(rank, Absent(names=names))
+        found.absents.clear()
         frees, found.frees = found.frees, {}
         for rank, names in frees.items():
             if rank != HOME:

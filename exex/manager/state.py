@@ -208,6 +208,9 @@ class ManagerState:
     memo: Memo = field(default_factory=Memo)
     data: Data = field(default_factory=Data)
 
+    def __post_init__(self) -> None:
+        self.data.workers = self.workers
+
     def tell(self, rank: Rank, msg: Done) -> None:
         """Ends of attempts have been handled."""
         if self.told is not None:

@@ -98,7 +98,7 @@ class Kept(Stored):
         client: number of the client to whose tasks it belongs.
         holders: stores that have it, and the rank that answers for it there; `others`: ranks that have it as well.
         doubted: those of the holders that were asked whether they really have it.
-        coming: stores that will have it, and the rank that gets it.
+        coming: stores that will have it, the rank that gets it for all there, and from which one.
         origin: None if a client has made it.
         names: under which it was known before it was lost and made again.
         again: the task that makes it again is under way.
@@ -120,7 +120,7 @@ class Kept(Stored):
         self.holders: dict[StoreRecord, Rank] = {}
         self.others: list[Rank] = []
         self.doubted: set[StoreRecord] = set()
-        self.coming: dict[StoreRecord, Rank] = {}
+        self.coming: dict[StoreRecord, tuple[Rank, Rank]] = {}
         self.names: list[str] = []
         self.again = False
         self.value: Payload = None
@@ -184,8 +184,9 @@ class Data:
         in_use: there was one.
         records: by name. Those that are gone take themselves out.
         stores: by key; `home`: that of rank 0's node, None if there is none.
-        is_at_home: whether a file is in it. Asked of what clients say that they have put there.
-        frees: per rank, names for its next Free; `copies`: (rank, payload, source) of Copy messages; `fetches`: for rank 0.
+        is_at_home: whether a file is in it. Asked of what clients say that they have put there; `adopt`: rank 0 answers for it.
+        workers: the manager's.
+        frees: per rank, names for its next Free; `absents`: names of what will not come; `copies`: (rank, payload, source) of Copy messages; `fetches`: for rank 0.
         brought: (client, name as asked, the record, whether it maps the file) of values to be sent to clients; without
             a record it is not known.
         changed: records about which `data.settle` has to do something.
@@ -200,7 +201,10 @@ class Data:
         self.stores: dict[str, StoreRecord] = {}
         self.home: StoreRecord | None = None
         self.is_at_home: Callable[[str], bool] = lambda name: True
+        self.adopt: Callable[[Stored], object] = lambda stored: None
+        self.workers: dict[Rank, WorkerRecord] = {}
         self.frees: dict[Rank, list[str]] = {}
+        self.absents: dict[Rank, list[str]] = {}
         self.copies: list[tuple[Rank, Stored, Rank]] = []
         self.fetches: list[tuple[Kept, Rank]] = []
         self.brought: list[tuple[int, str, Kept | None, bool]] = []
@@ -235,7 +239,7 @@ class Data:
 
     def has_work(self) -> bool:
         """Whether a turn must follow."""
-        return bool(self.changed or self.is_lost or self.unwanted or self.frees or self.copies or self.fetches or self.brought)
+        return bool(self.changed or self.is_lost or self.unwanted or self.frees or self.absents or self.copies or self.fetches or self.brought)
 
     # ---- from clients and workers ----
 
@@ -253,6 +257,7 @@ class Data:
             raise ProtocolError(f"client {client}: names a stored payload {stored.name}, which is unknown")
         record = Kept(self, stored, client, None)
         record.hold(self.home, HOME)
+        self.adopt(stored)
         return record
 
     def of_task(self, stored: Stored, worker: WorkerRecord, task_id: TaskId, task: Task | None) -> Kept:
@@ -294,7 +299,7 @@ class Data:
             record = self.get(name)
             if record is None or record.name != name or store is None:
                 continue
-            if record.coming.get(store) == rank:
+            if record.coming.get(store, (None,))[0] == rank:
                 del record.coming[store]
             if record.holders.get(store) == rank:
                 record.drop(store)
@@ -304,19 +309,19 @@ class Data:
     def on_rank_lost(self, store: StoreRecord | None, rank: Rank) -> None:
         """A rank is gone. Others that use its store take over what it had; else that is lost with it. O(records)."""
         self.frees.pop(rank, None)
+        self.absents.pop(rank, None)
         self.copies = [copy for copy in self.copies if rank not in (copy[0], copy[2])]
         if store is None:
             return
         store.ranks.pop(rank, None)
-        heir = next(iter(store.ranks), HOME if store is self.home else None)
+        heir = self._listener(store)
         for found in list(self.records.values()):
             record = found()
             if record is None:
                 continue
             if rank in record.others:
                 record.others.remove(rank)
-            if record.coming.get(store) == rank:
-                del record.coming[store]
+            self._stop_waiting(record, store, rank)
             if record.holders.get(store) == rank:
                 if heir is None:
                     record.drop(store)
@@ -327,10 +332,29 @@ class Data:
                 self.is_lost = True
                 self.note(record)
 
+    def _stop_waiting(self, record: Kept, store: StoreRecord, lost: Rank) -> None:
+        """Tell ranks that a payload will not come from one that is lost; MPI may not."""
+        if record.coming.get(store, (None,))[0] == lost:
+            del record.coming[store]
+            for rank in store.ranks:
+                self.absents.setdefault(rank, []).append(record.name)
+        for other, (rank, source) in list(record.coming.items()):
+            if source == lost:
+                del record.coming[other]
+                self.absents.setdefault(rank, []).append(record.name)
+
+    def _listener(self, store: StoreRecord) -> Rank | None:
+        """A rank that uses a store, rather one that is not in a function on a communicator; None if there is none."""
+        free = (rank for rank in store.ranks if rank in self.workers and not self.workers[rank].in_team)
+        return next(free, next(iter(store.ranks), HOME if store is self.home else None))
+
     def check(self, record: Kept, store: StoreRecord) -> None:
         """Ask whether a store still has a payload."""
         if store in record.holders and store not in record.doubted:
             rank = record.holders[store]
+            if rank in self.workers and self.workers[rank].in_team:
+                listener = self._listener(store)
+                rank = rank if listener is None else listener
             record.doubted.add(store)
             self.copies.append((rank, record, rank))
             self.is_lost = True
@@ -376,16 +400,18 @@ class Data:
         if store in record.holders and store not in record.doubted:
             return record.holders[store]
         coming = record.coming.get(store)
-        if coming is not None and coming != worker.rank:
-            return coming
-        record.coming[store] = worker.rank
-        return self.any_holder(record, worker.rank)
+        if coming is not None and coming[0] != worker.rank:
+            return coming[0]
+        source = self.any_holder(record, worker.rank)
+        record.coming[store] = (worker.rank, source)
+        return source
 
     def any_holder(self, record: Kept, rank: Rank) -> Rank:
         """A rank that has a payload: one of those that have it, not the same for all who ask; the manager only if there is no other."""
         holders = [r for store, r in islice(record.holders.items(), _LOOKED_AT) if store not in record.doubted]
         holders = holders or [r for store, r in record.holders.items() if store not in record.doubted]
-        others = [holder for holder in holders if holder != HOME] or holders
+        others = [holder for holder in holders if holder in self.workers and not self.workers[holder].in_team] or holders
+        others = [holder for holder in others if holder != HOME] or others
         return others[rank % len(others)]
 
     def on_starved(self, worker: WorkerRecord, task: Task) -> int:
@@ -395,11 +421,10 @@ class Data:
             if store is None or store in record.holders:
                 asked = store
             else:
-                coming = record.coming.pop(store, worker.rank)
-                if coming != worker.rank:
+                rank, source = record.coming.pop(store, (worker.rank, -1))
+                if rank != worker.rank:
                     continue  # it was asked, and should have got it for all there
-                rank = self.any_holder(record, coming) if record.is_there() else -1
-                asked = next((other for other, holder in record.holders.items() if holder == rank), None)
+                asked = next((other for other, holder in record.holders.items() if holder == source), None)
             if asked is not None:
                 self.check(record, asked)
         count = self.starved[task.id] = self.starved.get(task.id, 0) + 1
@@ -408,12 +433,13 @@ class Data:
     def spread(self, record: Kept) -> None:
         """Let every store have a payload that is in that of rank 0's node, passed on along a tree."""
         stores = [store for store in self.stores.values() if store is not self.home and store.ranks]
-        leaders = [next(iter(store.ranks)) for store in stores]
+        leaders = [self._listener(store) or HOME for store in stores]
         for i, (store, leader) in enumerate(zip(stores, leaders)):
             if store in record.holders or store in record.coming:
                 continue
-            record.coming[store] = leader
-            self.copies.append((leader, record, HOME if i < FANOUT else leaders[i // FANOUT - 1]))
+            source = HOME if i < FANOUT else leaders[i // FANOUT - 1]
+            record.coming[store] = (leader, source)
+            self.copies.append((leader, record, source))
 
 
 def records_of(task: Task) -> Iterator[Kept]:

@@ -65,10 +65,6 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
         if number not in client.apps and number not in named:
             raise ProtocolError(f"client {client.number}: calls an app {number} that it never named")
     _check_needs(state, client, msg)
-    if Stored in map(type, msg.payloads):
-        _adopt(state, client, msg.payloads)
-    for given in msg.given.values():
-        _adopt(state, client, given)
     client.applied(msg.answered)
     state.functions.update(msg.functions)
     client.functions.update(msg.functions)
@@ -151,15 +147,20 @@ def requeue(state: ManagerState, task: Task) -> None:
         state.ready.push(task)
 
 
-def _adopt(state: ManagerState, client: ClientRecord, payloads: Any) -> None:
-    """Put records in the places of the stored payloads that a client names, in a list or a dict.
+def adopt(state: ManagerState, client: ClientRecord, msg: Submit | Fulfil) -> None:
+    """Put records in the places of the stored payloads that a client names, before anything else is done with the message.
 
     Raises:
         ProtocolError: one is unknown, or not this client's.
     """
-    for place, value in enumerate(payloads) if type(payloads) is list else payloads.items():
-        if type(value) is Stored:
-            payloads[place] = state.data.of_client(client.number, value)
+    columns: list[Any] = [dict(enumerate(msg.payloads))]
+    if type(msg) is Submit:
+        columns += msg.given.values()
+    for i, column in enumerate(columns):
+        for place, value in column.items():
+            if type(value) is Stored:
+                record = state.data.of_client(client.number, value)
+                (column if i else msg.payloads)[place] = record
 
 
 def on_promise(state: ManagerState, client: ClientRecord, msg: Promise) -> None:
@@ -187,7 +188,6 @@ def on_fulfil(state: ManagerState, client: ClientRecord, msg: Fulfil) -> None:
     for local, task in zip(msg.tasks, promises):
         if task is None or task.app is not None:
             raise ProtocolError(f"client {client.number}: task {local} is not an open promise")
-    _adopt(state, client, msg.payloads)
     for task, outcome, value in zip(promises, msg.outcomes, msg.payloads):
         assert task is not None
         if outcome == Outcome.DONE:
@@ -304,8 +304,6 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
     worker = state.workers.get(rank)
     if worker is None:
         raise ProtocolError("it reports before its Hello")
-    if Stored in map(type, msg.payloads):
-        _take_stored(state, worker, msg)
     if state.teams:
         msg, parts = teams.split_off(state, msg)
         for part in parts:
@@ -314,18 +312,21 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
     state.tell(rank, msg)
 
 
-def _take_stored(state: ManagerState, worker: WorkerRecord, msg: Done) -> None:
-    """Put records in the places of stored values. What nobody wants is freed with its record.
+def take_stored(state: ManagerState, rank: Rank, msg: Done) -> None:
+    """Put records in the places of stored values, before `on_done`. What nobody wants is freed with its record.
 
     Raises:
         ProtocolError: it may not be stored, or not under this name.
     """
+    worker = state.workers.get(rank)
+    if worker is None:
+        return  # `on_done` says so
     for i, (task_id, value) in enumerate(zip(msg.tasks, msg.payloads)):
         if type(value) is Stored:
             task = (worker.tasks or {}).get(task_id)
             is_in_band = task is not None and task.app is not None and task.app.spec.sends_value
             if is_in_band or task_id in state.teams or msg.outcomes[i] != Outcome.DONE:
-                raise ProtocolError(f"rank {worker.rank} has stored what belongs into its message about task {task_id}")
+                raise ProtocolError(f"rank {rank} has stored what belongs into its message about task {task_id}")
             msg.payloads[i] = state.data.of_task(value, worker, task_id, task)
 
 
@@ -427,10 +428,11 @@ def _attempt_failed(state: ManagerState, task: Task, app: App, outcome: int, err
 def _attempt_starved(state: ManagerState, task: Task) -> None:
     """Try again where what the task needs is said to be once that is known, unless it was never to be had."""
     if state.data.on_starved(state.workers[task.rank], task) > STARVED_TOLERATED:
-        title = f"task {_local([task.id])[0]}" + (f" ({task.app.spec.name})" if task.app else "")
+        assert task.app is not None
         error = WorkerLost(
-            f"{title} was sent to {STARVED_TOLERATED + 1} workers that could not get what it needs from other nodes; the last was "
-            f"rank {task.rank} on {state.workers[task.rank].node}: see what the ranks say about their stores, or set --keep-bytes 0",
+            f"task {_local([task.id])[0]} ({task.app.spec.name}) was sent to workers {STARVED_TOLERATED + 1} times that could not get "
+            f"what it needs from other nodes; the last was rank {task.rank} on {state.workers[task.rank].node}: "
+            "see what the ranks say about their stores, or set --keep-bytes 0",
             task.rank,
             state.workers[task.rank].node,
         )
