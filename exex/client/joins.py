@@ -12,7 +12,7 @@ from exex.client.promises import PromisedFuture, break_promise, dump_call, keep
 from exex.client.retries import TaskRecord
 from exex.errors import DependencyError, JoinError, SerializationError
 from exex.protocol import payload as payloads
-from exex.protocol.payload import Payload
+from exex.protocol.payload import Payload, Stored
 
 _CONTAINERS = (list, tuple, set, frozenset)
 
@@ -61,7 +61,7 @@ class Arguments:
     def values(self) -> Any:
         """`(args, kwargs)`. All needs must have succeeded."""
         if self._payload is not None:
-            return payloads.load_call(self._payload, [_payload_of(need) for need in self._needs])
+            return payloads.load_call(self._payload, [_bytes_of(need) for need in self._needs])
         return _fill(self._both) if self._needs else self._both
 
 
@@ -150,7 +150,11 @@ class Join:
             break_promise(self._future, TypeError(text))
             return
         self._future._phase = "joining"
-        when_all(futures, lambda: self._surely(lambda: self._collect(futures, is_list)))
+
+        def collect() -> None:
+            self._surely(lambda: self._collect(futures, is_list))
+
+        when_all(futures, lambda: self._run_in_thread(collect) if _must_wait(futures, is_list) else collect())
 
     def _collect(self, futures: list[Future[Any]], is_list: bool) -> None:
         """All that the body has returned is done."""
@@ -160,8 +164,7 @@ class Join:
             break_promise(future, JoinError(failures, future.tid))
             return
         try:
-            values = [_payload_of(inner) for inner in futures]
-            keep(future, payloads.bundle(values) if is_list else values[0])
+            keep(future, payloads.bundle([_bytes_of(inner) for inner in futures]) if is_list else _payload_of(futures[0]))
         except SerializationError as error:
             break_promise(future, SerializationError(f"what {future._title()} joined cannot be pickled ({error})"))
 
@@ -184,3 +187,16 @@ def _payload_of(future: Future[Any]) -> Payload:
 def _title(future: Future[Any]) -> str:
     owner = future.app_future if isinstance(future, DataFuture) else future
     return owner._title() if isinstance(owner, AppFuture) else repr(future)
+
+
+def _bytes_of(future: Future[Any]) -> Payload:
+    """As `_payload_of`, fetched if it is stored somewhere."""
+    found = _payload_of(future)
+    if isinstance(found, Stored) and isinstance(future, AppFuture):
+        return future._call.proxy.bring(found)
+    return found
+
+
+def _must_wait(futures: Sequence[Future[Any]], is_list: bool) -> bool:
+    """Whether values must be fetched, which no thread that receives answers should wait for."""
+    return is_list and any(isinstance(future, AppFuture) and isinstance(future._raw, Stored) for future in futures)
