@@ -12,7 +12,7 @@ from exex.protocol import codec
 from exex.protocol.messages import Absent, Chunk, Here
 from exex.protocol.payload import Stored
 from exex.store import exchange, node_store
-from exex.store.exchange import SILENT_S, Exchange
+from exex.store.exchange import EARLY_S, SILENT_S, Exchange
 from exex.store.holdings import Holdings
 from exex.store.node_store import NodeStore
 
@@ -193,8 +193,28 @@ def test_who_has_not_got_it_says_so_and_the_manager_hears(tmp_path):
     world = World(tmp_path, "ab")
     world.ranks[1].fetch(Stored("t1.1", [10]), 0)
     world.settle()
+    world.later(EARLY_S)
+    assert not world.absent
+    world.later(0.1)
+    world.settle()
     assert world.ranks[1].events() == [("t1.1", False)] and world.ranks[1].why("t1.1") == ""
     assert world.absent == [(0, ["t1.1"])]
+
+
+def test_who_is_asked_before_it_hears_that_it_is_to_get_it_does_not_say_no(tmp_path):
+    world = World(tmp_path, "abc")
+    stored = world.put(0, "t1.1", 5000)
+    world.ranks[2].fetch(stored, 1)
+    later = Stored("t2.1", [3])
+    world.ranks[2].fetch(later, 1)
+    world.settle()
+    world.later(EARLY_S)
+    world.ranks[1].fetch(stored, 0)
+    world.ranks[1].adopt(world.ranks[1].store.write("t2.1", [b"abc"]))
+    world.settle()
+    assert sorted(world.ranks[2].events()) == [("t1.1", True), ("t2.1", True)]
+    world.later(2 * EARLY_S)
+    assert not world.absent and not world.ranks[1]._early
 
 
 def test_a_rank_does_not_ask_itself(tmp_path):
@@ -350,7 +370,7 @@ def test_everybody_gets_it_or_is_told(tmp_path, seed):
                 assert told[rank, name] == [True] and not world.absent
     for rank in set(world.ranks) - world.dead:
         each = world.ranks[rank]
-        assert not each._arrivals and not each._servings
+        assert not each._arrivals and not each._servings and not each._early
     for rank in world.ranks:
         left = [name for name in os.listdir(world.ranks[rank].store_dir) if name.startswith(".")]
         assert all(any(name.endswith(f".{dead}") for dead in world.dead) for name in left)

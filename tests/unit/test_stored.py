@@ -297,6 +297,9 @@ def test_only_the_manager_gives_orders(desk):
     with pytest.raises(errors.ProtocolError, match="rank 2 sends a Free"):
         desk.needs.on_message(2, Free(names=["t1.1"]))
     desk.needs.on_message(2, Fetch(names=["t1.1"]))
+    desk.needs.tick(100.0)
+    assert not desk.sent
+    desk.needs.tick(102.0)
     assert desk.sent == [(2, Absent(names=["t1.1"]))]
 
 
