@@ -25,7 +25,7 @@ SILENT_S = 30.0
 """Patience with a source, or with one that has asked and takes nothing. A rank in a function on a communicator says nothing."""
 
 EARLY_S = 1.0
-"""Who is asked for what it has not got, and is not getting, may be about to hear that it is to get it: it answers after this time."""
+"""Who is asked for what it has not got may be about to hear that it is to get it: it says no only after this time."""
 
 _FIRST = 0
 
