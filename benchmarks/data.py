@@ -48,7 +48,7 @@ def pids() -> list[int]:
 
 def held_bytes(numbers: list[int], store: str) -> int:
     """Memory of the processes' own, and files of the store."""
-    total = sum(entry.stat().st_blocks * 512 for entry in os.scandir(store)) if store else 0
+    total = sum(path.stat().st_blocks * 512 for path in Path(store).glob("**/*") if path.is_file() and "spill" not in path.parts)
     for number in numbers:
         try:
             lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()

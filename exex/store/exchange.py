@@ -174,11 +174,11 @@ class Exchange:
 
     def is_busy(self) -> bool:
         """Whether `work` has something to do."""
-        return self.holdings.is_above()
+        return self.holdings.is_busy()
 
     def work(self) -> bool:
-        """Do a piece of what can be done at any time: moving to disk. True if there is more."""
-        return self.holdings.spill()
+        """Do a piece of what can be done at any time: moving to disk, giving memory back. True if there is more."""
+        return self.holdings.work()
 
     def tick(self, now_s: float) -> None:
         """Give up what takes too long. Call it now and then: what is silent is found out that much later."""
@@ -189,6 +189,7 @@ class Exchange:
                 serving.heard_s = now_s
             self._early = {key: (msg, now_s) for key, (msg, _) in self._early.items()}
         self._now_s = now_s
+        self.holdings.tick(now_s)
         for arrival in list(self._arrivals.values()):
             if not arrival.at and self.has(arrival.stored.name):
                 self._succeed(arrival)  # another rank of this node was faster
