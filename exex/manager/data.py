@@ -94,8 +94,8 @@ def _serve(state: ManagerState, record: Kept) -> None:
     data = state.data
     if not record.wants and not record.at_home:
         return
-    if record.value is None and not record.is_at_home():
-        if not record.fetching:
+    if record.value is None and not data.has_at_home(record):
+        if not record.fetching and record.is_there():
             record.fetching = True
             data.fetches.append((record, data.any_holder(record, HOME)))
         return

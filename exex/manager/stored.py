@@ -244,7 +244,7 @@ class Data:
     # ---- from clients and workers ----
 
     def of_client(self, client: int, stored: Stored) -> Kept:
-        """The record of what a client names: a new one, if the client has put it into the store of rank 0's node.
+        """The record of what a client names: a new one, if that is what the client puts into the store of rank 0's node.
 
         Raises:
             ProtocolError: there is no such payload, or it is not this client's.
@@ -252,12 +252,14 @@ class Data:
         record = self.get(stored.name)
         if record is not None and record.client == client:
             return record
-        is_new = record is None and stored.name.startswith(f"c{client}.")
-        if not is_new or self.home is None or not self.is_at_home(stored.name):
+        if record is not None or self.home is None or not stored.name.startswith(f"c{client}."):
             raise ProtocolError(f"client {client}: names a stored payload {stored.name}, which is unknown")
         record = Kept(self, stored, client, None)
-        record.hold(self.home, HOME)
-        self.adopt(stored)
+        if self.is_at_home(stored.name):
+            record.hold(self.home, HOME)
+            self.adopt(stored)
+        else:
+            self.note(record)  # it has vanished, and who needs it fails
         return record
 
     def of_task(self, stored: Stored, worker: WorkerRecord, task_id: TaskId, task: Task | None) -> Kept:
@@ -378,11 +380,23 @@ class Data:
                 _replace(task, record)
         return True
 
+    def has_at_home(self, record: Kept) -> bool:
+        """Whether rank 0 can open a payload now. If it has vanished from where it should be, that is known from now on."""
+        if not record.is_at_home():
+            return False
+        if self.is_at_home(record.name):
+            return True
+        assert self.home is not None
+        record.drop(self.home)
+        self.is_lost = True
+        self.note(record)
+        return False
+
     def _can_be_had(self, record: Kept, task: Task) -> bool:
         """Whether a task need not wait for a payload. For its key, a cached call must have the values of its needs on rank 0."""
         if not record.is_there():
             return False
-        if not isinstance(task, CachedTask) or task.key or record.is_at_home():
+        if not isinstance(task, CachedTask) or task.key or self.has_at_home(record):
             return True
         counts = any(value is record and place not in task.cache.ignored for place, value in enumerate(task.values or ()))
         record.at_home = record.at_home or counts

@@ -81,9 +81,9 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
     client.unfinished += count
     if msg.affinity:
         state.ready.affinity.update((first + i, client.base + other) for i, other in msg.affinity.items())
-    if len(apps) == 1 and not msg.needs and not msg.keys and not msg.affinity:
+    if len(apps) == 1 and not msg.needs and not msg.keys and not msg.affinity and not state.data.changed:
         state.ready.push_all(new)
-        return  # their arguments are in the store of this node, if in any
+        return
     for i, task in enumerate(new):
         needs = msg.needs.get(i)
         if needs is None:
@@ -305,6 +305,9 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
     if worker is None:
         raise ProtocolError("it reports before its Hello")
     if state.teams:
+        for task_id in [task for task, outcome in zip(msg.tasks, msg.outcomes) if outcome == Outcome.STARVED and task in state.teams]:
+            if worker.tasks and task_id in worker.tasks:
+                state.data.on_starved(worker, worker.tasks[task_id])
         msg, parts = teams.split_off(state, msg)
         for part in parts:
             on_part(state, rank, part)
