@@ -343,7 +343,7 @@ class ManagerState:
                 del functions[digest]
             worker.apps = self.nodes.more(worker.apps, new)
             worker.functions = self.nodes.more(worker.functions, functions.keys())
-        return Assign(
+        assign = Assign(
             apps=[self.apps[number].spec for number in sorted(new)],
             functions=functions,
             tasks=[task.id for task in tasks],
@@ -352,8 +352,28 @@ class ManagerState:
             values={i: task.values for i, task in enumerate(tasks) if task.values is not None},
             attempts={i: task.attempt for i, task in enumerate(tasks) if task.attempt > 1},
             grants=grants,
-            sources=self.data.sources(worker, tasks) if self.data.in_use else {},
         )
+        if self.data.in_use:
+            self._open_for_teams(assign)
+            assign.sources.update(self.data.sources(worker, assign))
+        return assign
+
+    def _open_for_teams(self, assign: Assign) -> None:
+        """What calls on communicators need goes with them: see `stored.Data.admit`."""
+        for i, task in enumerate(assign.tasks) if self.teams else ():
+            if task in self.teams:
+                assign.payloads[i] = self._opened(assign.payloads[i])
+                if i in assign.values:
+                    assign.values[i] = [self._opened(value) for value in assign.values[i]]
+
+    def _opened(self, payload: Payload) -> Payload:
+        """A payload as it is on rank 0; if it has vanished there, who needs it has to look for it."""
+        if type(payload) is not Kept:
+            return payload
+        try:
+            return self.memo.open(payload)
+        except (OSError, LookupError):
+            return payload
 
     def check(self) -> None:
         """Assert every invariant. O(everything): for tests and the simulation."""

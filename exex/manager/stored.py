@@ -9,13 +9,13 @@ waits for a record is known by number.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 from weakref import ref
 
 from exex.errors import ProtocolError
 from exex.manager.task import CachedTask, Status, Task
-from exex.protocol.messages import CLIENT_SHIFT, Rank, TaskId
+from exex.protocol.messages import CLIENT_SHIFT, Assign, Rank, TaskId
 from exex.protocol.payload import Payload, Stored
 
 if TYPE_CHECKING:
@@ -393,18 +393,20 @@ class Data:
         return False
 
     def _can_be_had(self, record: Kept, task: Task) -> bool:
-        """Whether a task need not wait for a payload. For its key, a cached call must have the values of its needs on rank 0."""
+        """Whether a task need not wait for a payload."""
         if not record.is_there():
             return False
-        if not isinstance(task, CachedTask) or task.key or self.has_at_home(record):
+        if not _is_read_at_home(record, task) or self.has_at_home(record):
             return True
-        counts = any(value is record and place not in task.cache.ignored for place, value in enumerate(task.values or ()))
-        record.at_home = record.at_home or counts
-        return not counts
+        if not record.at_home:
+            record.at_home = True
+            self.note(record)
+        return False
 
-    def sources(self, worker: WorkerRecord, tasks: list[Task]) -> dict[str, Rank]:
-        """For each stored payload that tasks need, a rank from which a worker can have it."""
-        return {record.name: self.source(record, worker) for task in tasks for record in records_of(task)}
+    def sources(self, worker: WorkerRecord, assign: Assign) -> dict[str, Rank]:
+        """For each stored payload in an Assign a rank from which its worker can have it."""
+        found = chain(assign.payloads, *assign.values.values())
+        return {record.name: self.source(record, worker) for record in found if type(record) is Kept}
 
     def source(self, record: Kept, worker: WorkerRecord) -> Rank:
         """Where a worker gets a payload: at a rank that uses the same store, or else at any that has it."""
@@ -463,6 +465,20 @@ def records_of(task: Task) -> Iterator[Kept]:
     for value in task.values or ():
         if type(value) is Kept:
             yield value
+
+
+def _is_read_at_home(record: Kept, task: Task) -> bool:
+    """Whether rank 0 must have a payload before a task can run.
+
+    The key of a cached call is made of the values of its needs. A call on a communicator gets them with its Assign: its ranks may be
+    in MPI already, where they give nobody what they have, while its lead would ask them for it.
+    """
+    assert task.app is not None
+    if task.app.spec.ranks and not task.app.spec.own_world:
+        return True
+    if not isinstance(task, CachedTask) or task.key:
+        return False
+    return any(value is record and place not in task.cache.ignored for place, value in enumerate(task.values or ()))
 
 
 def _replace(task: Task, record: Kept) -> None:

@@ -12,7 +12,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from exex.errors import AppException, AppTimeout, ProtocolError
-from exex.manager.stored import records_of
 from exex.manager.task import Loss, Status
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, Done, Grant, Join, Kind, Outcome, Part, Rank, TaskId
@@ -241,9 +240,6 @@ def condemn(state: ManagerState, task_id: TaskId, reason: Reason, in_s: float = 
         team.stop_s = team.again_s = stop_s
         state.look_at_teams_s = 0.0
     team.hard_s = min(team.hard_s, stop_s + state.grace_s)  # the job may have less patience than the call
-    task = state.tasks.get(task_id)
-    if team.lead in team.missing and task is not None and any(records_of(task)):
-        state.drops.setdefault(team.lead, []).append(task_id)  # it may still wait for what the call needs, and hears us then
 
 
 def look(state: ManagerState, reach: Reach) -> list[Unreached]:
