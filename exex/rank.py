@@ -198,14 +198,14 @@ class RankProcess:
         config = self._config
         if not config.keep_bytes:
             return
-        from exex.launch.store_place import open_store
+        from exex.launch.store_place import find_place
 
-        place = self._store_place = open_store(job_key, config.store_dir, config.store_bytes, os.environ)
+        place = self._store_place = find_place(job_key, config.store_dir, config.store_bytes, os.environ)
         if place is None:
             return
-        self._control.send("store", directories=place.directories)
+        self._control.send("store", directories=place.directories())
         limit_bytes = place.limit_bytes // max(1, len(self._masks))
-        holdings = Holdings(NodeStore(place.directory, limit_bytes), limit_bytes)
+        holdings = Holdings(NodeStore.begin(place.directory, place.spill, limit_bytes), limit_bytes)
         encoder = codec.Encoder()
 
         def send(peer: int, message: object) -> None:

@@ -6,10 +6,8 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import socket
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -119,6 +117,8 @@ class Place:
         )
 
     def _make(self) -> None:
+        import tempfile
+
         parent = own_parent(self.base)
         with locked(parent):
             self.path = tempfile.mkdtemp(prefix=f"{node_name()}-{os.getpid()}-", dir=parent)
@@ -152,6 +152,8 @@ def sweep(base: str, kind: str = STAGE) -> None:
             if os.path.exists(os.path.join(path, LOCK)):
                 remove_if_left(path)
             else:  # killed while it was made, or while it was removed
+                import shutil
+
                 shutil.rmtree(path, ignore_errors=True)
 
 

@@ -15,24 +15,13 @@ from typing import NamedTuple
 
 from exex.errors import StartError
 from exex.launch.stage_hold import LOCK, STORE, hold
-from exex.launch.stage_place import (
-    AUTO,
-    available_memory,
-    bases,
-    file_system,
-    judge,
-    locked,
-    make_lock,
-    node_name,
-    own_parent,
-    sweep,
-)
-from exex.store.node_store import KEY, SPILL, free_bytes
+from exex.launch.stage_place import AUTO, available_memory, bases, file_system, judge, locked, make_lock, node_name, sweep
+from exex.launch.stage_place import own_parent as parent_of
 
 MEMORY = "/dev/shm"
 
 MEMORY_SHARE = 4
-"""The part of a node's memory that values may take, unless the user says so: what tasks use themselves is the larger part."""
+"""The part of a node's free memory that values may take, unless the user says so: most of it is for what tasks use themselves."""
 
 LEAST_BYTES = 1024**2
 """A file system with less room than that is of no use."""
@@ -43,19 +32,23 @@ class StorePlace(NamedTuple):
 
     Attributes:
         directory: names the store.
-        directories: all that guards hold and remove.
+        spill: the directory for what finds no room there; "" if there is none.
         limit_bytes: of the node's memory, for all ranks on it together.
-        held: descriptors that hold it as long as this process lives.
+        held: descriptors that hold both as long as this process lives.
     """
 
     directory: str
-    directories: list[str]
+    spill: str
     limit_bytes: int
     held: list[int]
 
+    def directories(self) -> list[str]:
+        """All that guards hold and remove."""
+        return [path for path in (self.directory, self.spill) if path]
 
-def open_store(job_key: bytes, setting: str, limit: int | str, env: Mapping[str, str], memory: str = MEMORY) -> StorePlace | None:
-    """Make the store of this node, or find it; None if no directory can be used.
+
+def find_place(job_key: bytes, setting: str, limit: int | str, env: Mapping[str, str], memory: str = MEMORY) -> StorePlace | None:
+    """Make the directories of this node's store, or find them; None if none can be used.
 
     Args:
         job_key: a secret of this job.
@@ -69,22 +62,23 @@ def open_store(job_key: bytes, setting: str, limit: int | str, env: Mapping[str,
     """
     disk = _disk(setting, env)
     name = f"{node_name()}-{hashlib.blake2b(job_key + disk.encode(), digest_size=10).hexdigest()}"
-    in_memory = memory if _is_usable(memory) else ""
-    made: list[tuple[str, int]] = []
-    for base in (disk, in_memory):  # memory last: when its directory is there, the other is, too
-        if base:
-            with contextlib.suppress(OSError) if setting == AUTO or base is in_memory else contextlib.nullcontext():
-                made.append(_make(base, name, made[0][0] if made else ""))
+    made: list[str] = []
+    held: list[int] = []
+    for base in (memory, disk):
+        try:
+            if base and (base == disk or not judge(base, LEAST_BYTES, is_asked_for=True, runs_programs=False).why_not):
+                path, fd = _make(base, name)
+                made.append(path)
+                held.append(fd)
+        except (OSError, StartError) as error:
+            if base == disk and setting != AUTO:
+                raise StartError(f"--store-dir {disk} cannot be used: {error}") from None
     if not made:
         return None
-    directory = made[-1][0]
-    is_memory = len(made) > 1 or not disk
-    most_bytes = free_bytes(directory) if is_memory else 1 << 62
-    if limit == AUTO or not isinstance(limit, int):
-        limit_bytes = min(available_memory() // MEMORY_SHARE, most_bytes)
-    else:
-        limit_bytes = min(limit, most_bytes)
-    return StorePlace(directory, [path for path, _ in made], limit_bytes, [held for _, held in made])
+    limit_bytes = limit if isinstance(limit, int) else available_memory() // MEMORY_SHARE
+    if made[0].startswith(memory + "/"):
+        limit_bytes = min(limit_bytes, judge(memory, 0, is_asked_for=True, runs_programs=False).free_bytes)
+    return StorePlace(made[0], made[1] if len(made) > 1 else "", limit_bytes, held)
 
 
 def _disk(setting: str, env: Mapping[str, str]) -> str:
@@ -100,25 +94,14 @@ def _disk(setting: str, env: Mapping[str, str]) -> str:
     return ""
 
 
-def _is_usable(memory: str) -> bool:
-    try:
-        return os.access(memory, os.W_OK | os.X_OK) and free_bytes(memory) >= LEAST_BYTES
-    except OSError:
-        return False
-
-
-def _make(base: str, name: str, spill: str) -> tuple[str, int]:
+def _make(base: str, name: str) -> tuple[str, int]:
     """Make a directory of the store, or find it; returns its path, and the descriptor that holds it."""
     sweep(base, STORE)
-    parent = own_parent(base, STORE)
+    parent = parent_of(base, STORE)
     path = os.path.join(parent, name)
     with locked(parent):
-        if os.path.exists(os.path.join(path, LOCK)) and (held := hold(path)) >= 0:
-            return path, held
-        os.makedirs(path, 0o700, exist_ok=True)
-        held = make_lock(path)
-        if spill and not os.path.islink(os.path.join(path, SPILL)):
-            os.symlink(spill, os.path.join(path, SPILL))
-        with open(os.open(os.path.join(path, KEY), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(f"{name}-{os.urandom(8).hex()}")
-        return path, held
+        if os.path.exists(os.path.join(path, LOCK)) and (fd := hold(path)) >= 0:
+            return path, fd
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        return path, make_lock(path)

@@ -24,6 +24,9 @@ WINDOW_BYTES = 4 * CHUNK_BYTES
 SILENT_S = 30.0
 """Patience with a source, or with one that has asked and takes nothing. A rank in a function on a communicator says nothing."""
 
+EARLY_S = 1.0
+"""Who is asked for what it has not got may be about to hear that it is to get it: it says no only after this time."""
+
 _FIRST = 0
 
 
@@ -100,6 +103,7 @@ class Exchange:
         self._now_s = 0.0
         self._arrivals: dict[str, _Arrival] = {}
         self._servings: dict[tuple[Rank, str], _Serving] = {}
+        self._early: dict[tuple[Rank, str], tuple[Fetch, float]] = {}  # not answered yet, and since when
         self._events: dict[int, list[tuple[str, bool]]] = {}
         self._why: dict[str, str] = {}
 
@@ -117,6 +121,8 @@ class Exchange:
     def adopt(self, stored: Stored) -> None:
         """Something was written into the store for which this rank answers from now on."""
         self.holdings.adopt(stored)
+        if self._early:
+            self._answer_early(stored.name)
 
     def payload(self, stored: Stored) -> Large:
         """The payload, mapped.
@@ -144,6 +150,8 @@ class Exchange:
             self._why.pop(name, None)
             if not self._say(source, Fetch(names=[name], store=self.key)):
                 self._fail(arrival)
+            elif self._early:
+                self._answer_early(name)
 
     def events(self, asker: int = _FIRST) -> list[tuple[str, bool]]:
         """What has ended since the last call: names, and whether they are here now."""
@@ -179,6 +187,7 @@ class Exchange:
                 arrival.heard_s = now_s
             for serving in self._servings.values():
                 serving.heard_s = now_s
+            self._early = {key: (msg, now_s) for key, (msg, _) in self._early.items()}
         self._now_s = now_s
         for arrival in list(self._arrivals.values()):
             if not arrival.at and self.has(arrival.stored.name):
@@ -188,6 +197,13 @@ class Exchange:
         for key, serving in list(self._servings.items()):
             if now_s - serving.heard_s > SILENT_S:
                 self._forget(key)
+        for (peer, name), (msg, since_s) in list(self._early.items()):
+            if now_s - since_s > EARLY_S:
+                del self._early[peer, name]
+                if not self._serve(peer, name, msg):
+                    self._say(peer, Absent(names=[name]))
+                    if self._on_absent is not None:
+                        self._on_absent([name])
 
     # ---- from other ranks ----
 
@@ -196,11 +212,9 @@ class Exchange:
         if type(msg) is Chunk:
             self._on_chunk(rank, msg)
         elif type(msg) is Fetch:
-            lacks = [name for name in msg.names if not self._serve(rank, name, msg)]
-            if lacks:
-                self._say(rank, Absent(names=lacks))
-                if self._on_absent is not None:
-                    self._on_absent(lacks)
+            for name in msg.names:
+                if not self._serve(rank, name, msg):
+                    self._early[rank, name] = msg, self._now_s
         elif type(msg) is Here:
             for arrival in self._from(rank, msg.names):
                 (self._succeed if self.has(arrival.stored.name) else self._fail)(arrival)
@@ -221,6 +235,8 @@ class Exchange:
             self._fail(arrival)
         for key in [key for key in self._servings if key[0] == rank]:
             self._forget(key)
+        for key in [key for key in self._early if key[0] == rank]:
+            del self._early[key]
 
     def _from(self, rank: Rank, names: Iterable[str]) -> list[_Arrival]:
         found = [self._arrivals.get(name) for name in names]
@@ -330,6 +346,11 @@ class Exchange:
         serving.view, serving.there = view, len(view)
         self._pump(serving)
         return True
+
+    def _answer_early(self, name: str) -> None:
+        """It is here now, or on its way."""
+        for key in [key for key in self._early if key[1] == name]:
+            self._serve(*key, self._early.pop(key)[0])
 
     def _pass_on(self, arrival: _Arrival, serving: _Serving) -> None:
         """Give on what has arrived."""

@@ -7,6 +7,7 @@ have mapped stays theirs, also when the file is gone. Every process of the job o
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -64,6 +65,22 @@ class NodeStore:
     def at(directory: str) -> NodeStore | None:
         """The store of this name, if it is this node's."""
         return NodeStore(directory) if directory and os.path.exists(os.path.join(directory, KEY)) else None
+
+    @staticmethod
+    def begin(directory: str, spill: str, limit_bytes: int) -> NodeStore:
+        """The store in these directories, which exist. Whoever comes first makes it one."""
+        if spill:
+            with contextlib.suppress(FileExistsError):
+                os.symlink(spill, os.path.join(directory, SPILL))
+        path = os.path.join(directory, KEY)
+        if not os.path.exists(path):
+            own = f"{path}.{os.getpid()}"
+            with open(own, "w", encoding="ascii") as file:
+                file.write(f"{socket.gethostname().encode('ascii', 'replace').decode()}-{os.urandom(16).hex()}")
+            with contextlib.suppress(FileExistsError):
+                os.link(own, path)
+            os.unlink(own)
+        return NodeStore(directory, limit_bytes)
 
     def key(self) -> str:
         """Equal for all who have this store, and nobody else."""
