@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from exex.manager.stored import HOME, Again, Kept, Origin, records_of
+from exex.manager.records import Again, Kept, Origin, records_of
+from exex.manager.stored import HOME
 from exex.manager.task import CachedTask, Status, Task
 from exex.protocol.request import SINGLE
 
@@ -66,15 +67,15 @@ def _check_data(state: ManagerState) -> None:
         alive = {id(record()) for record in data.records.values()}
         assert alive == needed, f"{len(alive)} records, {len(needed)} are needed"
     for name, found in data.records.items():
-        record = found()
-        assert record is not None and name in (record.name, *record.names)
-        assert record.doubted <= record.holders.keys()
-        for store, rank in record.holders.items():
-            assert rank in store.ranks or (rank == HOME and store is data.home), (record, store, rank)
-        for store, (rank, _) in record.coming.items():
-            assert rank in store.ranks, (record, store, rank)
-        if record.again:
-            assert record.origin is not None and isinstance(state.tasks.get(record.origin.task), Again), record
+        kept = found()
+        assert kept is not None and name in (kept.name, *kept.names)
+        assert kept.doubted <= kept.holders.keys()
+        for store, rank in kept.holders.items():
+            assert rank in store.ranks or (rank == HOME and store is data.home), (kept, store, rank)
+        for store, (rank, _) in kept.coming.items():
+            assert rank in store.ranks, (kept, store, rank)
+        if kept.again:
+            assert kept.origin is not None and isinstance(state.tasks.get(kept.origin.task), Again), kept
     assert data.starved.keys() <= state.tasks.keys()
     for store in data.stores.values():
         assert all(state.workers[rank].store is store for rank in store.ranks), store

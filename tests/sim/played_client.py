@@ -377,7 +377,7 @@ class SimClient:
             number = self.known_as << CLIENT_SHIFT | task
             tried = self.sim.excuses[number]
             shared = is_cached(self.payloads[task]) and self.identity(task) in self.sim.failed_calls
-            lost = self.sim.data.vanished or self.sim.data_rate and self.sim.could_lose_value()
+            lost = self.sim.could_lose_value()
             assert tried > spec.retries or shared or lost or number in self.sim.impossible, f"task {task} failed after {tried} attempts of {1 + spec.retries}"
 
     def vanish(self) -> None:

@@ -164,7 +164,7 @@ class Data:
 
     def left(self) -> list[str]:
         """Files that nobody has freed, though nobody needs them: not of ranks that were lost, whose last words nobody heard."""
-        lost = set(self.sim.manager_loop.lost) | {one.rank for one in self.sim.workers.values() if one.dead}
+        lost = set(self.sim.manager_loop.lost) | {one.rank for one in self.sim.workers.values() if not one.is_up()}
         kept = {record().name for record in self.sim.manager.data.records.values() if record() is not None}
         nodes = {one.node for one in self.sim.workers.values()} | {self.home}
         return [

@@ -30,15 +30,15 @@ from exex.manager import transitions
 from exex.manager.liveness import LOOKS, PAUSE
 from exex.manager.loop import QUIET_S, ManagerLoop, Settings
 from exex.manager.nodes import WorkerRecord
-from exex.manager.stored import Again, records_of
+from exex.manager.records import Again, records_of
 from exex.manager.task import TRANSITIONS, CachedTask, Status, Task
 from exex.protocol import codec
 from exex.protocol.messages import Absent, AppSpec, Assign, Beat, Bye, Done, Drop, Grant, Hello, Join, Outcome, Part, Share, Stop
+from exex.protocol.payload import Stored
 from exex.record.recorder import Recorder
+from exex.store import exchange as exchanges
 from exex.transport.base import Link
 from exex.transport.memory import Network
-from exex.protocol.payload import Stored
-from exex.store import exchange as exchanges
 from exex.worker import filling
 from exex.worker import state as worker
 from exex.worker.needs import Needs
