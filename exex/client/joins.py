@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from exex.client.futures import AppFuture, DataFuture
+from exex.client.outbox import Given
 from exex.client.promises import PromisedFuture, break_promise, dump_call, keep
 from exex.client.retries import TaskRecord
 from exex.errors import DependencyError, JoinError, SerializationError
@@ -46,13 +47,15 @@ class Arguments:
         self._both: Any = (args, kwargs)
         self._payload: Payload = None
         self._needs: list[Any] = []
+        self._places: list[Any] = []
         try:
             payload, needs = dump_call(args, kwargs, None)
         except SerializationError:
             payload, needs = None, []
         _find(self._both, self._needs)
-        if len(set(map(id, needs))) > len(set(map(id, self._needs))):
-            self._payload, self._needs = payloads.writable(payload), needs
+        futures = [need for need in needs if type(need) is not Given]
+        if len(set(map(id, futures))) > len(set(map(id, self._needs))):
+            self._payload, self._places, self._needs = payloads.writable(payload), needs, futures
 
     def needs(self) -> list[Any]:
         """All futures in the arguments."""
@@ -61,7 +64,10 @@ class Arguments:
     def values(self) -> Any:
         """`(args, kwargs)`. All needs must have succeeded."""
         if self._payload is not None:
-            return payloads.load_call(self._payload, [_bytes_of(need) for need in self._needs])
+            try:
+                return payloads.load_call(self._payload, [_bytes_of(place) for place in self._places])
+            finally:
+                payloads.forget_shared(lambda name: False)
         return _fill(self._both) if self._needs else self._both
 
 
@@ -189,8 +195,10 @@ def _title(future: Future[Any]) -> str:
     return owner._title() if isinstance(owner, AppFuture) else repr(future)
 
 
-def _bytes_of(future: Future[Any]) -> Payload:
+def _bytes_of(future: Future[Any] | Given) -> Payload:
     """As `_payload_of`, fetched if it is stored somewhere."""
+    if isinstance(future, Given):
+        return future.proxy.bring(future.payload) if isinstance(future.payload, Stored) else future.payload
     found = _payload_of(future)
     if isinstance(found, Stored) and isinstance(future, AppFuture):
         return future._call.proxy.bring(found)

@@ -74,8 +74,8 @@ class LazyFuture(Future[Any]):
     """A `concurrent.futures.Future` whose value is unpickled when it is first asked for.
 
     `_raw` is the payload of the call until it is sent, then its size in bytes; with an outcome, the payload of the
-    value, which may be stored somewhere, or a `Failed` until somebody asks; then None, and `_value` has what was in it. `_needs` holds the futures that
-    the call needs until it is sent, then their task numbers.
+    value, which may be stored somewhere, or a `Failed` until somebody asks; then None, and `_value` has what was in it.
+    `_needs` holds the futures that the call needs until it is sent, then their task numbers.
     """
 
     __slots__ = ("_call", "_needs", "_rare", "_raw", "_state", "_tid", "_value")

@@ -52,9 +52,14 @@ _T = TypeVar("_T")
 
 
 class Given(NamedTuple):
-    """The value of a need that is done, in its place among the needs of a call."""
+    """The value of a need that is done, in its place among the needs of a call.
+
+    Attributes:
+        proxy: of a value that was broadcast, and that the client may have to open; else None.
+    """
 
     payload: Payload
+    proxy: Any = None
 
 
 class Fulfilled(NamedTuple):

@@ -1,4 +1,4 @@
-"""Stored payloads as the client knows them: arguments that it has put into the store of rank 0's node, values that lie in some store.
+"""Stored payloads as the client knows them: arguments that it has put into the store of rank 0's node, values in any.
 
 The manager keeps a stored value for as long as the client may name it. The client has one object for each, and when the last
 reference to that is gone, the next turn says Release. If the client is not on rank 0's node, nothing is put there or mapped.

@@ -1,11 +1,12 @@
-"""What becomes of tasks and clients when stored payloads arrive, are lost, or are made again. Once per turn, before placement. Pure."""
+"""What becomes of tasks and clients when stored payloads arrive, are lost, or are made again. Once per turn. Pure."""
 
 from __future__ import annotations
 
 from exex.errors import WorkerLost
 from exex.manager import transitions
+from exex.manager.records import Again, Kept, Origin, records_of
 from exex.manager.state import ManagerState
-from exex.manager.stored import HOME, Again, Kept, Origin, records_of
+from exex.manager.stored import HOME
 from exex.manager.task import Status
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, Outcome, TaskId
@@ -94,8 +95,8 @@ def _serve(state: ManagerState, record: Kept) -> None:
     data = state.data
     if not record.wants and not record.at_home:
         return
-    if record.value is None and not record.is_at_home():
-        if not record.fetching:
+    if record.value is None and not data.has_at_home(record):
+        if not record.fetching and record.is_there():
             record.fetching = True
             data.fetches.append((record, data.any_holder(record, HOME)))
         return

@@ -98,7 +98,7 @@ class ManagerLoop:
         self._settings = settings
         self._workers = workers
         self._clients = Clients(settings, self.state, journal, record)
-        self._mover = Mover(self.state, exchange, lambda *word: self._to_worker(*word), self._clients.send_to_client)
+        self._mover = Mover(self.state, exchange, self._say, self._clients.send_to_client)
         if settings.store_key:
             self.state.data.set_home(settings.store_key)
         self._progress = progress
@@ -226,17 +226,22 @@ class ManagerLoop:
                     transitions.on_done(self.state, rank, message)
                 elif type(message) is Part:
                     transitions.on_part(self.state, rank, message)
-                elif type(message) is Hello:
-                    self._on_hello(rank, message)
-                elif type(message) is Beat:
-                    self._to_worker(rank, Beat())
-                elif type(message) is Bye:
-                    self._on_bye(rank)
                 elif type(message) is Holds or type(message) in EXCHANGED:
                     self._mover.on_message(rank, message)
+                else:
+                    self._on_other(rank, message)
             except ProtocolError as error:
                 self._on_broken_worker(rank, f"rank {rank} broke the protocol: {error}")
         return True
+
+    def _on_other(self, rank: Rank, message: object) -> None:
+        """What a worker says now and then."""
+        if type(message) is Hello:
+            self._on_hello(rank, message)
+        elif type(message) is Beat:
+            self._to_worker(rank, Beat())
+        elif type(message) is Bye:
+            self._on_bye(rank)
 
     def _drain_journal(self, journal: Journal) -> bool:
         fetched, checkpoints = journal.take()
@@ -374,6 +379,9 @@ class ManagerLoop:
             self._workers.send(rank, self._encoder.encode(message))
         except ConnectionError:
             pass  # its GONE arrives
+
+    def _say(self, rank: Rank, message: object) -> None:
+        self._to_worker(rank, message)
 
     def eager(self) -> bool:
         """Whether what comes next is waited for: no worker has more than it can run."""

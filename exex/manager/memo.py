@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from exex.manager.stored import records_of
+from exex.manager.records import records_of
 from exex.manager.task import CachedTask, Status, Task
 from exex.protocol.messages import TaskId
 from exex.protocol.payload import Large, Payload, Stored

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from exex.errors import WorkerLost
 from exex.manager import data
-from exex.manager.stored import HOME, Kept
+from exex.manager.records import Kept
+from exex.manager.stored import HOME
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Absent, Brought, Chunk, Copy, Fetch, Free, Here, Holds, Outcome, Rank
 from exex.protocol.payload import Payload, Stored

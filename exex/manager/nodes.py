@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from exex.protocol.messages import Grant, NodeShape, Rank, TaskId
 
 if TYPE_CHECKING:
-    from exex.manager.stored import StoreRecord
     from exex.manager.line import Shape
+    from exex.manager.records import StoreRecord
     from exex.manager.task import App, Task
     from exex.protocol.request import Request
 

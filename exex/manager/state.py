@@ -16,7 +16,8 @@ from exex.manager.nodes import NodeRecord, Nodes, WorkerRecord
 from exex.manager.places import Places
 from exex.manager.ranges import Ranges
 from exex.manager.ready import ReadyQueue
-from exex.manager.stored import Again, Data, Kept
+from exex.manager.records import Again, Kept
+from exex.manager.stored import Data
 from exex.manager.task import App, Loss, Status, Task
 from exex.manager.teams import Team
 from exex.protocol import payload as payloads
@@ -288,12 +289,8 @@ class ManagerState:
             self.ready.affinity.pop(task.id, None)
         client = self.clients[task.id >> CLIENT_SHIFT]
         client.unfinished -= 1
-        if self.data.in_use:
-            task.payload, task.values = b"", None  # who still refers to the task does not need the data
-            self.data.starved.pop(task.id, None)
-            if isinstance(task, Again):
-                self._finish_again(client, task, outcome, payload)
-                return
+        if self.data.in_use and self._is_only_made_again(client, task, outcome, payload):
+            return
         if outcome == Outcome.DONE:
             self.counts.done += 1
         elif outcome == Outcome.CANCELLED:
@@ -317,8 +314,12 @@ class ManagerState:
         client.outcomes.append(outcome)
         client.payloads.append(payload)
 
-    def _finish_again(self, client: ClientRecord, task: Again, outcome: int, payload: Payload) -> None:
-        """What was lost is made again, or cannot be."""
+    def _is_only_made_again(self, client: ClientRecord, task: Task, outcome: int, payload: Payload) -> bool:
+        """Let go of what a task needed. True if it has only made again what was lost: then that is there now, or cannot be."""
+        task.payload, task.values = b"", None  # who still refers to the task does not need the data
+        self.data.starved.pop(task.id, None)
+        if not isinstance(task, Again):
+            return False
         record = task.origin.get()
         if record is not None:
             record.again = False
@@ -329,6 +330,7 @@ class ManagerState:
             self.data.note(record)
         if client.finished and not client.unfinished:
             self.forget_client(client)
+        return True
 
     def take_assign(self, worker: WorkerRecord) -> Assign:
         """The next Assign of a worker, with the apps and functions that are new to it."""
@@ -343,7 +345,7 @@ class ManagerState:
                 del functions[digest]
             worker.apps = self.nodes.more(worker.apps, new)
             worker.functions = self.nodes.more(worker.functions, functions.keys())
-        return Assign(
+        assign = Assign(
             apps=[self.apps[number].spec for number in sorted(new)],
             functions=functions,
             tasks=[task.id for task in tasks],
@@ -352,8 +354,28 @@ class ManagerState:
             values={i: task.values for i, task in enumerate(tasks) if task.values is not None},
             attempts={i: task.attempt for i, task in enumerate(tasks) if task.attempt > 1},
             grants=grants,
-            sources=self.data.sources(worker, tasks) if self.data.in_use else {},
         )
+        if self.data.in_use:
+            self._open_for_teams(assign)
+            assign.sources.update(self.data.sources(worker, assign))
+        return assign
+
+    def _open_for_teams(self, assign: Assign) -> None:
+        """What calls on communicators need goes with them: see `stored.Data.admit`."""
+        for i, task in enumerate(assign.tasks) if self.teams else ():
+            if task in self.teams:
+                assign.payloads[i] = self._opened(assign.payloads[i])
+                if i in assign.values:
+                    assign.values[i] = [self._opened(value) for value in assign.values[i]]
+
+    def _opened(self, payload: Payload) -> Payload:
+        """A payload as it is on rank 0; if it has vanished there, who needs it has to look for it."""
+        if type(payload) is not Kept:
+            return payload
+        try:
+            return self.memo.open(payload)
+        except (OSError, LookupError):
+            return payload
 
     def check(self) -> None:
         """Assert every invariant. O(everything): for tests and the simulation."""

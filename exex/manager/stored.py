@@ -1,22 +1,17 @@
-"""What the manager knows of stored payloads: where they lie, who needs them, how they can be made again. Pure.
-
-A record lives as long as somebody refers to it: an unfinished task (arguments, values of needs), an answer that is not applied, a
-client that has not released it, the origin of another one. Nobody counts: the interpreter does, and when the last reference is
-gone the record tells `Data`, which has the payload freed. So nothing in here may refer to a task, and no cycle may arise: who
-waits for a record is known by number.
-"""
+"""What the manager knows of stored payloads: where they lie, who waits for them, what is to be told about them. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 from weakref import ref
 
 from exex.errors import ProtocolError
+from exex.manager.records import Again, Kept, Origin, StoreRecord, records_of, replace
 from exex.manager.task import CachedTask, Status, Task
-from exex.protocol.messages import CLIENT_SHIFT, Rank, TaskId
-from exex.protocol.payload import Payload, Stored
+from exex.protocol.messages import CLIENT_SHIFT, Assign, Rank, TaskId
+from exex.protocol.payload import Stored
 
 if TYPE_CHECKING:
     from exex.manager.nodes import WorkerRecord
@@ -31,152 +26,6 @@ _LOOKED_AT = 16
 """Holders among which the source of a copy is chosen."""
 
 
-class StoreRecord:
-    """The store of one node, and the ranks that use it."""
-
-    __slots__ = ("key", "ranks")
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.ranks: dict[Rank, None] = {}
-
-    def __repr__(self) -> str:
-        return f"<Store {self.key}>"
-
-
-class Origin:
-    """How a stored value was made, and could be made again.
-
-    Attributes:
-        task: number of the task that made it.
-        values: of its needs; an `Origin` stands for a stored value, whose data is not kept for this.
-        attempt: number of the last one.
-        losses: how often the value was lost.
-        record: of the value, if somebody still needs it.
-    """
-
-    __slots__ = ("app", "attempt", "depth", "losses", "payload", "record", "task", "values")
-
-    def __init__(self, task: Task) -> None:
-        assert task.app is not None
-        self.task = task.id
-        self.app = task.app
-        self.payload = task.payload
-        self.values = None if task.values is None else [_origin_or_value(value) for value in task.values]
-        self.depth = task.depth
-        self.attempt = task.attempt
-        self.losses = 0
-        self.record: ref[Kept] | None = None
-
-    def get(self) -> Kept | None:
-        """The record, if there is one."""
-        return None if self.record is None else self.record()
-
-
-def _origin_or_value(value: Payload) -> Payload:
-    if type(value) is Kept and value.origin is not None:
-        return value.origin
-    return value
-
-
-class Again(Task):
-    """An ended task that runs once more, because its value is lost. Its client hears nothing of it."""
-
-    __slots__ = ("origin",)
-
-    def __init__(self, origin: Origin) -> None:
-        super().__init__(origin.task, origin.app, origin.payload)
-        self.origin = origin
-        self.depth = origin.depth
-        self.attempt = origin.attempt = origin.attempt + 1
-
-
-class Kept(Stored):
-    """The record of a stored payload.
-
-    Attributes:
-        client: number of the client to whose tasks it belongs.
-        holders: stores that have it, and the rank that answers for it there; `others`: ranks that have it as well.
-        doubted: those of the holders that were asked whether they really have it.
-        coming: stores that will have it, the rank that gets it for all there, and from which one.
-        origin: None if a client has made it.
-        names: under which it was known before it was lost and made again.
-        again: the task that makes it again is under way.
-        value: the payload itself, if it came in band when it was made again; `error`: why it is lost for good.
-        waiters: tasks that wait for it; `wants`: (client, name as asked, whether it maps the file) that want it.
-        at_home: rank 0 must have it; `fetching`: it is on its way there; `failures`: how often that failed.
-    """
-
-    __slots__ = (
-        "__weakref__", "again", "at_home", "client", "coming", "data", "doubted", "error", "failures", "fetching", "holders",
-        "names", "origin", "others", "value", "waiters", "wants",
-    )  # fmt: skip
-
-    def __init__(self, data: Data, stored: Stored, client: int, origin: Origin | None) -> None:
-        super().__init__(stored.name, stored.sizes)
-        self.data = data
-        self.client = client
-        self.origin = origin
-        self.holders: dict[StoreRecord, Rank] = {}
-        self.others: list[Rank] = []
-        self.doubted: set[StoreRecord] = set()
-        self.coming: dict[StoreRecord, tuple[Rank, Rank]] = {}
-        self.names: list[str] = []
-        self.again = False
-        self.value: Payload = None
-        self.error: Payload = None
-        self.waiters: dict[TaskId, None] = {}
-        self.wants: list[tuple[int, str, bool]] = []
-        self.at_home = self.fetching = False
-        self.failures = 0
-        data.in_use = True
-        data.records[self.name] = ref(self)
-        if origin is not None:
-            origin.record = ref(self)
-
-    def is_there(self) -> bool:
-        """Whether a store has it for sure."""
-        return len(self.holders) > len(self.doubted)
-
-    def is_at_home(self) -> bool:
-        """Whether the store of rank 0's node has it for sure."""
-        home = self.data.home
-        return home in self.holders and home not in self.doubted
-
-    def hold(self, store: StoreRecord, rank: Rank) -> None:
-        """It is in a store, where this rank answers for it."""
-        self.coming.pop(store, None)
-        before = self.holders.get(store)
-        if before is None or store in self.doubted:
-            self.holders[store] = rank
-            self.doubted.discard(store)
-        elif before != rank and rank not in self.others:
-            self.others.append(rank)
-
-    def drop(self, store: StoreRecord) -> None:
-        """It is not in a store any more."""
-        self.holders.pop(store, None)
-        self.doubted.discard(store)
-
-    def was_made_again(self, stored: Stored, store: StoreRecord, rank: Rank) -> None:
-        """It has another name from now on."""
-        self.names.append(self.name)
-        self.name, self.sizes = stored.name, stored.sizes
-        self.data.records[self.name] = ref(self)
-        self.coming.clear()
-        self.others.clear()
-        self.hold(store, rank)
-
-    def __del__(self) -> None:
-        data = self.data
-        for name in (*self.names, self.name):
-            data.records.pop(name, None)
-        for rank in (*self.holders.values(), *self.others):
-            data.free(rank, self.name)
-        if self.again and self.origin is not None:
-            data.unwanted.append(self.origin.task)
-
-
 class Data:
     """All stored payloads, and what is to be told about them in this turn.
 
@@ -186,7 +35,8 @@ class Data:
         stores: by key; `home`: that of rank 0's node, None if there is none.
         is_at_home: whether a file is in it. Asked of what clients say that they have put there; `adopt`: rank 0 answers for it.
         workers: the manager's.
-        frees: per rank, names for its next Free; `absents`: names of what will not come; `copies`: (rank, payload, source) of Copy messages; `fetches`: for rank 0.
+        frees: per rank, names for its next Free; `absents`: names of what will not come.
+        copies: (rank, payload, source) of Copy messages; `fetches`: for rank 0.
         brought: (client, name as asked, the record, whether it maps the file) of values to be sent to clients; without
             a record it is not known.
         changed: records about which `data.settle` has to do something.
@@ -239,12 +89,13 @@ class Data:
 
     def has_work(self) -> bool:
         """Whether a turn must follow."""
-        return bool(self.changed or self.is_lost or self.unwanted or self.frees or self.absents or self.copies or self.fetches or self.brought)
+        is_changed = self.changed or self.is_lost or self.unwanted
+        return bool(is_changed or self.frees or self.absents or self.copies or self.fetches or self.brought)
 
     # ---- from clients and workers ----
 
     def of_client(self, client: int, stored: Stored) -> Kept:
-        """The record of what a client names: a new one, if the client has put it into the store of rank 0's node.
+        """The record of what a client names: a new one, if that is what the client puts into the store of rank 0's node.
 
         Raises:
             ProtocolError: there is no such payload, or it is not this client's.
@@ -252,12 +103,14 @@ class Data:
         record = self.get(stored.name)
         if record is not None and record.client == client:
             return record
-        is_new = record is None and stored.name.startswith(f"c{client}.")
-        if not is_new or self.home is None or not self.is_at_home(stored.name):
+        if record is not None or self.home is None or not stored.name.startswith(f"c{client}."):
             raise ProtocolError(f"client {client}: names a stored payload {stored.name}, which is unknown")
         record = Kept(self, stored, client, None)
-        record.hold(self.home, HOME)
-        self.adopt(stored)
+        if self.is_at_home(stored.name):
+            record.hold(self.home, HOME)
+            self.adopt(stored)
+        else:
+            self.note(record)  # it has vanished, and who needs it fails
         return record
 
     def of_task(self, stored: Stored, worker: WorkerRecord, task_id: TaskId, task: Task | None) -> Kept:
@@ -363,7 +216,7 @@ class Data:
     # ---- tasks ----
 
     def admit(self, task: Task) -> bool:
-        """Whether all stored payloads that a task needs are there. If not, it waits for them, and `settle` takes it from there."""
+        """Whether all stored payloads that a task needs are there. If not, it waits until `settle` sees that they are."""
         missing = [record for record in records_of(task) if record.value is None and not self._can_be_had(record, task)]
         for record in missing:
             task.status = Status.WAITING
@@ -375,22 +228,36 @@ class Data:
         for record in list(records_of(task)):
             record.waiters.pop(task.id, None)
             if record.value is not None:
-                _replace(task, record)
+                replace(task, record)
         return True
 
+    def has_at_home(self, record: Kept) -> bool:
+        """Whether rank 0 can open a payload now. If it has vanished from where it should be, that is known from now on."""
+        if not record.is_at_home():
+            return False
+        if self.is_at_home(record.name):
+            return True
+        assert self.home is not None
+        record.drop(self.home)
+        self.is_lost = True
+        self.note(record)
+        return False
+
     def _can_be_had(self, record: Kept, task: Task) -> bool:
-        """Whether a task need not wait for a payload. For its key, a cached call must have the values of its needs on rank 0."""
+        """Whether a task need not wait for a payload."""
         if not record.is_there():
             return False
-        if not isinstance(task, CachedTask) or task.key or record.is_at_home():
+        if not _is_read_at_home(record, task) or self.has_at_home(record):
             return True
-        counts = any(value is record and place not in task.cache.ignored for place, value in enumerate(task.values or ()))
-        record.at_home = record.at_home or counts
-        return not counts
+        if not record.at_home:
+            record.at_home = True
+            self.note(record)
+        return False
 
-    def sources(self, worker: WorkerRecord, tasks: list[Task]) -> dict[str, Rank]:
-        """For each stored payload that tasks need, a rank from which a worker can have it."""
-        return {record.name: self.source(record, worker) for task in tasks for record in records_of(task)}
+    def sources(self, worker: WorkerRecord, assign: Assign) -> dict[str, Rank]:
+        """For each stored payload in an Assign a rank from which its worker can have it."""
+        found = chain(assign.payloads, *assign.values.values())
+        return {record.name: self.source(record, worker) for record in found if type(record) is Kept}
 
     def source(self, record: Kept, worker: WorkerRecord) -> Rank:
         """Where a worker gets a payload: at a rank that uses the same store, or else at any that has it."""
@@ -407,7 +274,7 @@ class Data:
         return source
 
     def any_holder(self, record: Kept, rank: Rank) -> Rank:
-        """A rank that has a payload: one of those that have it, not the same for all who ask; the manager only if there is no other."""
+        """A rank that has a payload, not the same for all who ask; the manager only if there is no other."""
         holders = [r for store, r in islice(record.holders.items(), _LOOKED_AT) if store not in record.doubted]
         holders = holders or [r for store, r in record.holders.items() if store not in record.doubted]
         others = [holder for holder in holders if holder in self.workers and not self.workers[holder].in_team] or holders
@@ -442,18 +309,15 @@ class Data:
             self.copies.append((leader, record, source))
 
 
-def records_of(task: Task) -> Iterator[Kept]:
-    """Records of the stored payloads that a task needs."""
-    if type(task.payload) is Kept:
-        yield task.payload
-    for value in task.values or ():
-        if type(value) is Kept:
-            yield value
+def _is_read_at_home(record: Kept, task: Task) -> bool:
+    """Whether rank 0 must have a payload before a task can run.
 
-
-def _replace(task: Task, record: Kept) -> None:
-    """Give a task the payload itself."""
-    if task.payload is record:
-        task.payload = record.value
-    if task.values is not None:
-        task.values = [record.value if value is record else value for value in task.values]
+    The key of a cached call is made of the values of its needs. A call on a communicator gets them with its Assign: its ranks may
+    be in MPI already, where they give nobody what they have, while its lead would ask them for it.
+    """
+    assert task.app is not None
+    if task.app.spec.ranks and not task.app.spec.own_world:
+        return True
+    if not isinstance(task, CachedTask) or task.key:
+        return False
+    return any(value is record and place not in task.cache.ignored for place, value in enumerate(task.values or ()))

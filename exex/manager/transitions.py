@@ -12,8 +12,8 @@ from typing import Any
 from exex.errors import ProtocolError, WorkerLost
 from exex.manager import grants, keeping, teams
 from exex.manager.nodes import WorkerRecord
+from exex.manager.records import Again
 from exex.manager.state import ClientRecord, ManagerState
-from exex.manager.stored import Again
 from exex.manager.task import SHORT_S, App, CachedTask, Loss, Status, Task
 from exex.protocol import payload as payloads
 from exex.protocol.messages import (
@@ -81,9 +81,9 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
     client.unfinished += count
     if msg.affinity:
         state.ready.affinity.update((first + i, client.base + other) for i, other in msg.affinity.items())
-    if len(apps) == 1 and not msg.needs and not msg.keys and not msg.affinity:
+    if len(apps) == 1 and not msg.needs and not msg.keys and not msg.affinity and not state.data.changed:
         state.ready.push_all(new)
-        return  # their arguments are in the store of this node, if in any
+        return
     for i, task in enumerate(new):
         needs = msg.needs.get(i)
         if needs is None:
@@ -305,6 +305,9 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
     if worker is None:
         raise ProtocolError("it reports before its Hello")
     if state.teams:
+        for task_id, outcome in zip(msg.tasks, msg.outcomes):
+            if outcome == Outcome.STARVED and task_id in state.teams and worker.tasks and task_id in worker.tasks:
+                state.data.on_starved(worker, worker.tasks[task_id])
         msg, parts = teams.split_off(state, msg)
         for part in parts:
             on_part(state, rank, part)
@@ -430,8 +433,8 @@ def _attempt_starved(state: ManagerState, task: Task) -> None:
     if state.data.on_starved(state.workers[task.rank], task) > STARVED_TOLERATED:
         assert task.app is not None
         error = WorkerLost(
-            f"task {_local([task.id])[0]} ({task.app.spec.name}) was sent to workers {STARVED_TOLERATED + 1} times that could not get "
-            f"what it needs from other nodes; the last was rank {task.rank} on {state.workers[task.rank].node}: "
+            f"task {_local([task.id])[0]} ({task.app.spec.name}) was sent to workers {STARVED_TOLERATED + 1} times that could "
+            f"not get what it needs from other nodes; the last was rank {task.rank} on {state.workers[task.rank].node}: "
             "see what the ranks say about their stores, or set --keep-bytes 0",
             task.rank,
             state.workers[task.rank].node,

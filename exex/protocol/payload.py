@@ -190,6 +190,38 @@ def place_after(future: object, stand_in: object) -> tuple[Callable[..., Any], t
     return _fill_after, (place, stand_in)
 
 
+def place_for_shared(given: object, name: str) -> tuple[Callable[..., Any], tuple[int, str]]:
+    """As `place_for`, for a value that many calls get: where they run, it is opened once and then remembered by its name.
+
+    Args:
+        given: stands in the list of needs for it.
+        name: of the stored payload; "" to open it each time.
+    """
+    _, (place,) = place_for(given)
+    return _fill_shared, (place, name)
+
+
+_shared: dict[str, Any] = {}
+
+
+def forget_shared(is_there: Callable[[str], bool]) -> None:
+    """Let go of the values that were opened by `place_for_shared` and whose payloads are not there any more."""
+    for name in [name for name in _shared if not is_there(name)]:
+        del _shared[name]
+
+
+def _fill_shared(place: int, name: str) -> Any:
+    if name in _shared:
+        return _shared[name]
+    payload = _thread.values[place]
+    if type(payload) is Large:
+        payload = Large([payload.frames[0], *(memoryview(frame).toreadonly() for frame in payload.frames[1:])])
+    value = load(payload)
+    if name:
+        _shared[name] = value
+    return value
+
+
 def _fill_place(place: int) -> Any:
     return load(_thread.values[place])
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from exex.errors import StoreFull
+from exex.protocol import payload as payloads
 from exex.protocol.messages import AppSpec, Outcome, TaskId
 from exex.protocol.payload import LARGE_BYTES, Large, Payload, Stored
 from exex.store.node_store import NodeStore
@@ -67,6 +68,8 @@ class StoredValues:
         Raises:
             FileNotFoundError: one of them is not in the store of this node.
         """
+        if self._store is not None:
+            payloads.forget_shared(self._store.has)
         return self._open(payload), None if values is None else [self._open(value) for value in values]
 
     def _open(self, payload: Payload) -> Payload:
