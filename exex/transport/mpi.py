@@ -290,6 +290,16 @@ class MpiLink:
         self._owing.discard(peer)
         self._to_ring.discard(peer)
 
+    def let_go(self, peer: int) -> None:
+        """Wait no longer for what is under way to this peer, or from it: it is silent, and may be dead. What is lost is lost.
+
+        A peer that lives after all can be talked with as before.
+        """
+        self._kept += [sending for sending in self._unsent if sending.peer == peer]
+        self._unsent = deque(sending for sending in self._unsent if sending.peer != peer)
+        self._kept += self._arriving.pop(peer, ())
+        self._owing.discard(peer)
+
     def _on_error(self, error: MPI.Exception) -> None:
         """Note which ranks the library reports dead; anything else is an error of ours."""
         if error.Get_error_class() not in _DEAD:
