@@ -94,7 +94,7 @@ def check_silence(rank: Rank) -> None:
     """Who is not waited for any more holds nobody up, and is heard again."""
     one, two = 1, 2
     if rank.rank == one:
-        rank.link.send(two, [b"head", bytes(20_000_000)])
+        rank.link.send(two, [b"head", bytes(1_000_000)])
         rank.until(lambda: rank.link.progress() and rank.link.transferring())
         rank.link.let_go(two)
         assert not rank.link.progress() and not rank.link.transferring()
