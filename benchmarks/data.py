@@ -1,11 +1,11 @@
-"""Large values and arguments: how fast they get where they are needed, how often they are in memory, what rank 0 moves of them.
+"""Large values and arguments: how fast they get where they are needed, how often they are in memory, what rank 0 moves.
 
-`python -m benchmarks.data` runs jobs on this machine. Argument and result of 64 MiB are timed beside `memcpy` of as much into fresh
-memory, in one run, turn by turn; copies are counted from `smaps_rollup` of all processes of the job and from the files of the
-store. Then 8 dependents use a result of 8 MiB on ranks that play nodes of their own, and all bytes are counted that rank 0 sends
-and receives; once more with a result of 8 bytes, for what the tasks themselves cost. Last, tasks that take an array and return
-another, all submitted at once, with values that stay where they are and with values that travel (`--keep-bytes 0`). Prints
-Markdown tables.
+`python -m benchmarks.data` runs jobs on this machine. Argument and result of 64 MiB are timed beside `memcpy` of as much into
+fresh memory, in one run, turn by turn; copies are counted from `smaps_rollup` of all processes of the job and from the files of
+the store. Then 8 dependents use a result of 8 MiB on ranks that play nodes of their own, and all bytes are counted that rank 0
+sends and receives; once more with a result of 8 bytes, for what the tasks themselves cost. Last, tasks that take an array and
+return another, all submitted at once, with values that stay where they are and with values that travel (`--keep-bytes 0`).
+Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,9 @@ def one_node(size: int, rounds: int) -> dict[str, Any]:
     def make(count: int) -> Any:
         return np.ones(count)
 
+    def ask(array: Any) -> None:
+        look(array).result()
+
     store = current("benchmark").proxy.welcome.store
     count = size // 8
     spent: dict[str, list[float]] = {"memcpy, huge pages": [], "memcpy": [], "argument": [], "result": [], "no-op": []}
@@ -118,14 +122,14 @@ def one_node(size: int, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         source = np.ones(count)
         spent["memcpy, huge pages"].append(timed(source.copy))
-        spent["memcpy"].append(timed(lambda: bytearray(memoryview(source).cast("B"))))  # noqa: B023
-        spent["no-op"].append(timed(lambda: look(1.0 * np.ones(1)).result()))
-        spent["argument"].append(timed(lambda: look(source).result()))  # noqa: B023
+        spent["memcpy"].append(timed(partial(bytearray, memoryview(source).cast("B"))))
+        spent["no-op"].append(timed(partial(ask, np.ones(1))))
+        spent["argument"].append(timed(partial(ask, source)))
         future = make(count)
         while not future.done():
             time.sleep(0.001)
-        spent["result"].append(timed(lambda: future.result()[-1]))  # noqa: B023
-        future = source = None
+        spent["result"].append(timed(future.result))
+        del future, source
     time.sleep(0.2)
     copies = {}
     with Watch(store) as watch:
