@@ -1,9 +1,9 @@
 """The task graphs of Task Bench, and METG(50 %) of a started system at each of them.
 
-Slaughter et al., "Task Bench: a parameterized benchmark for evaluating parallel runtime performance", SC20. A graph has `width` points
-at each of its steps; a point needs some points of the step before. Efficiency is the rate of the compute kernel, as a share of what
-all cores reach with nothing beside it. A task's granularity is wall time x cores / tasks, and METG(50 %) is the granularity at which
-half of that rate is left: the smallest that a user can afford.
+Slaughter et al., "Task Bench: a parameterized benchmark for evaluating parallel runtime performance", SC20. A graph has
+`width` points at each of its steps; a point needs some points of the step before. Efficiency is the rate of the compute
+kernel, as a share of what all cores reach with nothing beside it. A task's granularity is wall time x cores / tasks, and
+METG(50 %) is the granularity at which half of that rate is left: the smallest that a user can afford.
 """
 
 from __future__ import annotations

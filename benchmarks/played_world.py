@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from exex.config import most_waiting
 from exex.manager.loop import ManagerLoop
 from exex.manager.settings import Settings
 from exex.protocol import codec
@@ -26,8 +27,8 @@ RESULT = pickle.dumps(None, 5)
 SHORT_S = 1e-3
 """Results of calls that end within so much time are told in one Done."""
 
-CLIENT_WAITING = 250_000
-"""Unfinished tasks that a client may have: the default of `--max-waiting`."""
+CLIENT_WAITING = most_waiting(1)
+"""Unfinished tasks that the client may have: the default of `--max-waiting` for few slots, so that all shapes have the same."""
 
 SUBMIT_TASKS = 1024
 """Calls in one Submit."""
