@@ -20,7 +20,7 @@ from exex.manager.settings import Settings
 from exex.protocol import codec
 from exex.protocol.messages import Applied, AppSpec, Assign, Attach, Beat, Bye, Done, Drop, Hello, Leave, Outcome, Stop, Submit
 from exex.protocol.payload import Buffer
-from exex.transport.memory import Network
+from exex.transport.memory import InProcess, Network
 
 NODE_BYTES = 256 << 30
 RESULT = pickle.dumps(None, 5)
@@ -56,7 +56,7 @@ class Shape(NamedTuple):
         return f"{self.ranks:,} ranks x {self.slots}"
 
 
-class Crowd:
+class Crowd(InProcess):
     """The manager's link to ranks that are not there (`transport.base.Ranks`)."""
 
     def __init__(self) -> None:
@@ -72,28 +72,9 @@ class Crowd:
         """See `Link.receive`."""
         return self.inbox.popleft() if self.inbox else None
 
-    def progress(self) -> bool:
-        """See `Link.progress`."""
-        return False
-
     def forget(self, peer: int) -> None:
         """See `Ranks.forget`."""
         self.forgotten.add(peer)
-
-    def fileno(self) -> int:
-        """See `Link.fileno`."""
-        return -1
-
-    def polled(self) -> bool:
-        """See `Link.polled`."""
-        return True
-
-    def transferring(self) -> bool:
-        """See `Link.transferring`."""
-        return False
-
-    def woken(self) -> None:
-        """See `Link.woken`."""
 
     def close(self) -> None:
         """See `Link.close`."""
