@@ -14,20 +14,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from exex.config import most_waiting
 from exex.manager.loop import ManagerLoop
 from exex.manager.settings import Settings
 from exex.protocol import codec
 from exex.protocol.messages import Applied, AppSpec, Assign, Attach, Beat, Bye, Done, Drop, Hello, Leave, Outcome, Stop, Submit
 from exex.protocol.payload import Buffer
-from exex.transport.memory import Network
+from exex.transport.memory import InProcess, Network
 
 NODE_BYTES = 256 << 30
 RESULT = pickle.dumps(None, 5)
 SHORT_S = 1e-3
 """Results of calls that end within so much time are told in one Done."""
 
-CLIENT_WAITING = 250_000
-"""Unfinished tasks that a client may have: the default of `--max-waiting`."""
+CLIENT_WAITING = most_waiting(1)
+"""Unfinished tasks that the client may have: the default of `--max-waiting` for few slots, so that all shapes have the same."""
 
 SUBMIT_TASKS = 1024
 """Calls in one Submit."""
@@ -55,7 +56,7 @@ class Shape(NamedTuple):
         return f"{self.ranks:,} ranks x {self.slots}"
 
 
-class Crowd:
+class Crowd(InProcess):
     """The manager's link to ranks that are not there (`transport.base.Ranks`)."""
 
     def __init__(self) -> None:
@@ -71,28 +72,9 @@ class Crowd:
         """See `Link.receive`."""
         return self.inbox.popleft() if self.inbox else None
 
-    def progress(self) -> bool:
-        """See `Link.progress`."""
-        return False
-
     def forget(self, peer: int) -> None:
         """See `Ranks.forget`."""
         self.forgotten.add(peer)
-
-    def fileno(self) -> int:
-        """See `Link.fileno`."""
-        return -1
-
-    def polled(self) -> bool:
-        """See `Link.polled`."""
-        return True
-
-    def transferring(self) -> bool:
-        """See `Link.transferring`."""
-        return False
-
-    def woken(self) -> None:
-        """See `Link.woken`."""
 
     def close(self) -> None:
         """See `Link.close`."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from exex.campaign.model import Design, waiting_for
-from exex.config import Config
+from exex.campaign.model import Design
+from exex.config import Config, most_waiting
 from exex.errors import ConfigError
 from exex.launch import keys
 from exex.launch.job import Job, plan_job
@@ -240,8 +240,6 @@ def make_job(campaign: Campaign, point: Point, env: Mapping[str, str]) -> Job:
 
     first = job_of(words, [str(WORKLOAD)])
     slots = (first.slots or 1) * first.ranks_per_node * point.nodes
-    if waiting_for(slots) > config.max_waiting and "--max-waiting" not in words:
-        words += ["--max-waiting", str(waiting_for(slots))]
     return job_of(words, [str(WORKLOAD), "--out", out, "--point", point.name, *_words(campaign, point, first, slots)])
 
 
@@ -257,4 +255,4 @@ def _words(campaign: Campaign, point: Point, job: Job, slots: int) -> list[str]:
 def design_of(campaign: Campaign, load: Load, ranks: int, slots: int) -> Design:
     """What the model is to play for a size: `slots` of all ranks together."""
     tasks = campaign.tasks if campaign.scaling == "strong" else campaign.tasks * slots
-    return Design(ranks, slots, tasks, load.length_s, waiting_for(slots))
+    return Design(ranks, slots, tasks, load.length_s, most_waiting(slots))

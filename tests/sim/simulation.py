@@ -35,7 +35,7 @@ from exex.protocol import codec
 from exex.protocol.messages import AppSpec, Assign, Beat, Bye, Done, Drop, Grant, Hello, Join, Outcome, Part, Share, Stop
 from exex.record.recorder import Recorder
 from exex.transport.base import Link
-from exex.transport.memory import Network
+from exex.transport.memory import InProcess, Network
 from exex.worker import filling
 from exex.worker import state as worker
 from tests.sim.played_client import (
@@ -968,7 +968,7 @@ class Simulation:
         raise AssertionError(f"not idle: {list(self.manager.tasks.values())[:5]} {self.manager.dropped}")
 
 
-class _Part:
+class _Part(InProcess):
     """The manager's end of the network, seen as a link to workers only or to clients only."""
 
     def __init__(self, end: Link, workers: bool, queues: dict[bool, list], on_heard: Callable[[int], None]) -> None:
@@ -989,23 +989,8 @@ class _Part:
     def drop(self, peer: int) -> None:
         self.end.drop(peer)  # type: ignore[attr-defined]
 
-    def progress(self) -> bool:
-        return False
-
     def forget(self, peer: int) -> None:
         """Nothing: late messages of a lost rank must do no harm."""
-
-    def fileno(self) -> int:
-        return -1
-
-    def polled(self) -> bool:
-        return True
-
-    def transferring(self) -> bool:
-        return False
-
-    def woken(self) -> None:
-        pass
 
     def close(self) -> None:
         self.end.close()
