@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from exex.client.apps import bash_app, join_app, python_app
+    from exex.client.broadcast import Broadcast, broadcast
     from exex.client.digests import id_for_memo
     from exex.client.executor import Executor, map
     from exex.client.files import File
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "exex.client.apps": ("bash_app", "join_app", "python_app"),
+    "exex.client.broadcast": ("Broadcast", "broadcast"),
     "exex.client.digests": ("id_for_memo",),
     "exex.client.executor": ("Executor", "map"),
     "exex.client.files": ("File",),
@@ -105,6 +107,7 @@ __all__ = [
     "BadStdStreamFile",
     "BashAppNoReturn",
     "BashExitFailure",
+    "Broadcast",
     "CacheKeyError",
     "Config",
     "ConfigError",
@@ -132,6 +135,7 @@ __all__ = [
     "WorkerLost",
     "__version__",
     "bash_app",
+    "broadcast",
     "checkpoint",
     "id_for_memo",
     "join_app",

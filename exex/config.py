@@ -144,6 +144,26 @@ class Config:
     stage_dir: str = _setting(
         "auto", "text", "Directory of each node for what is staged; auto: its scratch directory, TMPDIR, /dev/shm or /tmp."
     )
+    keep_bytes: int = _setting(
+        64 * 1024,
+        "int",
+        "Values and arguments of at least so many bytes stay in the memory of the node where they were made, until somebody "
+        "needs them; 0: none. Those below 32 KiB never do.",
+        0,
+    )
+    store_bytes: int | Literal["auto"] = _setting(
+        "auto",
+        "int",
+        "Bytes of a node's memory for such values, what is beyond goes to its disk; auto: a quarter of what is free, and no more "
+        "than /dev/shm has.",
+        0,
+        ("auto",),
+    )
+    store_dir: str = _setting(
+        "auto",
+        "text",
+        "Directory of each node for such values that find no room in memory; auto: its scratch directory, TMPDIR or /tmp.",
+    )
     retries: int = _setting(0, "int", "Further attempts of a failed task.", 0)
     start_timeout_s: float = _setting(
         60.0, "float", "Seconds until every rank must be up; unset, longer on nodes with many more ranks than cores.", 0.1

@@ -6,6 +6,7 @@ ExexError
 ├── JournalError                the journal cannot be used, or something could not be recorded in it
 ├── RecordError                 a run record cannot be made or read
 ├── OutputError                 what tasks printed is not kept, or not where it is looked for
+├── StoreFull                   neither memory nor disk of a node has room for a value
 ├── CacheKeyError               an argument of a cached app of which no key can be made
 ├── StartError                  the world did not come up
 │   └── StagingError            a node could not be given what was to be staged
@@ -69,6 +70,10 @@ class RecordError(ExexError):
 
 class JournalError(ExexError):
     """The journal cannot be used, or something could not be recorded in it; the message names the file and the ways out."""
+
+
+class StoreFull(ExexError):
+    """Neither memory nor disk of a node has room for a value; the message names the node, its directories and the bytes."""
 
 
 class CacheKeyError(ExexError, TypeError):

@@ -9,9 +9,10 @@ tells all others to end.
 Between guard and rank goes a socket of JSON messages, `{"op": ...}`:
 
 rank -> guard: `initialising` (about to call MPI_Init), `staging` (that gets on), `staged` (what this node has; the template can
-be started), `watch` (MPI is up: its number, how long it may hang, where the guards
-meet, its shared memory), `ready` (handshake passed), `alive` (it turns), `client` (start the workflow's process), `status` (end
-with this status; `orderly`: everybody was told), `stop` and `probe` (at rank 0: for the guards of others, see alarm).
+be started), `store` (directories that this node's ranks have, to be held and removed), `watch` (MPI is up: its number, how long
+it may hang, where the guards meet, its shared memory), `ready` (handshake passed), `alive` (it turns), `client` (start the
+workflow's process), `status` (end with this status; `orderly`: everybody was told), `stop` and `probe` (at rank 0: for the guards
+of others, see alarm).
 guard -> rank: `client-exited` (status), `notice` (a signal that announces the end of the job), `template` (a new one; its
 socket comes along as a descriptor), `died` (another rank has, and how), `here` (ranks whose guards are there).
 """
@@ -32,7 +33,7 @@ from typing import Any
 
 from exex.launch.heap import keep_heap
 from exex.launch.job_dir import is_held_in_foreground
-from exex.launch.leftovers import note_shared_memory, note_staged, remove_shared_memory
+from exex.launch.leftovers import note_directory, note_shared_memory, remove_shared_memory
 from exex.launch.steps import end_launchers
 from exex.reaper import Reaper
 from exex.transport.alarm import Alarm, Host, Kind, Meeting, Note
@@ -156,7 +157,7 @@ class Guard:
         self._is_staged = is_staged
         self._staged: dict[str, str] | None = None
         self._waiting: socket.socket | None = None  # for its template, until something is staged
-        self._stage_held = -1
+        self._held: list[tuple[int, str]] = []  # directories of this node
         self._start_s = start_timeout_s
         self._stop_s = stop_timeout_s
         self._deadline: float | None = None
@@ -340,6 +341,9 @@ class Guard:
             self._expect_start(f"has got no further with what is staged for {self._start_s:g} s. {START_HINT}")
         elif message["op"] == "staged":
             self._on_staged(message["staged"])
+        elif message["op"] == "store":
+            for directory in message["directories"]:
+                self._hold(directory)
         elif message["op"] == "watch":
             self._limit_s = float(message["limit_s"])
             self._shared = message["shared"]
@@ -368,16 +372,20 @@ class Guard:
 
     def _on_staged(self, staged: dict[str, str]) -> None:
         """Start the template from what this node has, and hold that as long as this process lives."""
-        from exex.launch.stage_hold import hold
-
         self._staged = staged
-        self._stage_held = hold(staged["directory"])
-        note_staged(os.environ, staged["directory"])
-        self._reaper.note_staged(staged["directory"])
+        self._hold(staged["directory"])
         self._expect_start(f"did not come up within {self._start_s:g} s after staging. {START_HINT}")
         if self._waiting is not None:
             self._fork_template(self._waiting, None)
             self._waiting = None
+
+    def _hold(self, directory: str) -> None:
+        """Keep a directory of this node as long as this process lives; the last one that does removes it."""
+        from exex.launch.stage_hold import hold
+
+        self._held.append((hold(directory), directory))
+        note_directory(os.environ, directory)
+        self._reaper.note_directory(directory)
 
     def _on_note(self, note: Note, sender: Host) -> None:
         if note.kind == Kind.STOP:
@@ -480,10 +488,11 @@ class Guard:
         elif self._alarm.rank == 0 and not self._orderly:
             self._alarm.tell_end(status)
         remove_shared_memory(self._shared)
-        if self._staged is not None:
+        if self._held:
             from exex.launch.stage_hold import release
 
-            release(self._stage_held, self._staged["directory"])
+            for held, directory in self._held:
+                release(held, directory)
         self._reaper.dismiss()
         return status
 

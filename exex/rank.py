@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import platform
@@ -23,7 +24,12 @@ from exex.launch.job_dir import clear_status, write_status
 from exex.launch.leftovers import shared_memory
 from exex.launch.together import wait_for_node
 from exex.launch.world import ExpectedWorld, settling_s, singletons_message, task_environment
+from exex.protocol import codec
+from exex.protocol.messages import Absent
 from exex.reach import GuardedRanks
+from exex.store.exchange import Exchange
+from exex.store.holdings import Holdings
+from exex.store.node_store import NodeStore
 from exex.transport.alarm import Meeting, new_meeting
 from exex.transport.base import Link, Ranks
 from exex.transport.joined import OWN, JoinedRanks
@@ -78,6 +84,8 @@ class RankProcess:
         self._waiter = Waiter()
         _raise_descriptor_limit()
         self._stage_place: object = None  # held as long as this process lives
+        self._store_place: object = None  # likewise
+        self._data: worker_loop.DataPlane | None = None
         self._masks: list[set[int]] = []  # affinity of each rank on this node
         self._neighbours: dict[int, set[int]] = {}  # the same of those that have slots, by rank
         self._broken = False
@@ -127,7 +135,8 @@ class RankProcess:
             raise SingletonsError(message)
         time.sleep(settling_s(self._expected, mpi.library()))
         self._stage(world)
-        if "auto" in (self._config.slots, self._config.manager_slots) or self._config.bind != "none":
+        needs_masks = "auto" in (self._config.slots, self._config.manager_slots) or self._config.bind != "none"
+        if needs_masks or self._config.keep_bytes:
             shared = mpi.share_on_node(world, (world.rank, os.sched_getaffinity(0)))
             self._masks = [mask for _, mask in shared]
             self._neighbours = {rank: mask for rank, mask in shared if rank or self._first_has_slots(world.rank, world.size)}
@@ -138,11 +147,16 @@ class RankProcess:
             meeting = new_meeting(self._alarm_port, world.size)
             self._watch_me(0, meeting)  # first: its guard must know before others sign on
             mpi.tell_all(world, (meeting, self._run_dir))
-            status = self._lead(mpi.MpiLink(world, world.size - 1), range(1, world.size), self._manager_slots())
+            others = mpi.MpiLink(world, world.size - 1)
+            self._open_store(meeting.key, 0, others)
+            status = self._lead(others, range(1, world.size), self._manager_slots())
         else:
             meeting, self._run_dir = mpi.tell_all(world, None)
             self._watch_me(world.rank, meeting)
-            status = self._work(world.rank, mpi.MpiLink(world, 1))
+            is_far = bool(self._config.keep_bytes) and len(self._masks) < world.size
+            link = mpi.MpiLink(world, 1, is_far)
+            self._open_store(meeting.key, world.rank, link)
+            status = self._work(world.rank, link)
         self._control.send("status", status=status, orderly=True)
         if not self._broken:
             mpi.finish()
@@ -175,6 +189,38 @@ class RankProcess:
             os.environ["EXEX_STAGED"] = found.files
         self._control.send("staged", staged=asdict(found))
 
+    def _open_store(self, job_key: bytes, rank: int, link: Link | None) -> None:
+        """Find, or make, the store of this node.
+
+        Raises:
+            StartError: the directory that is set cannot be used.
+        """
+        config = self._config
+        if not config.keep_bytes:
+            return
+        from exex.launch.store_place import find_place
+
+        place = self._store_place = find_place(job_key, config.store_dir, config.store_bytes, os.environ)
+        if place is None:
+            return
+        self._control.send("store", directories=place.directories())
+        limit_bytes = place.limit_bytes // max(1, len(self._masks))
+        holdings = Holdings(NodeStore.begin(place.directory, place.spill, limit_bytes), limit_bytes)
+        encoder = codec.Encoder()
+
+        def send(peer: int, message: object) -> None:
+            if link is None:
+                raise ConnectionError(f"there is no rank {peer}")
+            link.send(peer, encoder.encode(message))
+
+        def say_absent(names: list[str]) -> None:
+            if rank:
+                with contextlib.suppress(ConnectionError):  # its end is told otherwise
+                    send(0, Absent(names=names))
+
+        exchange = Exchange(rank, holdings, send, say_absent)
+        self._data = worker_loop.DataPlane(exchange, config.keep_bytes, limit_bytes, is_shared=not rank)
+
     def _watch_me(self, rank: int, meeting: Meeting) -> None:
         """Tell the guard how long this rank may hang, where the guards meet, and which shared memory is its."""
         self._control.send(
@@ -206,6 +252,7 @@ class RankProcess:
 
     def _alone(self) -> int:
         """Be manager and only worker."""
+        self._open_store(os.urandom(16), 0, None)
         status = self._lead(None, (), self._worker_slots())
         self._control.send("status", status=status)
         return status
@@ -242,6 +289,7 @@ class RankProcess:
         from exex.manager.settings import Settings
 
         progress = Progress() if self._config.progress else None
+        exchange = self._data.exchange if self._data is not None else None
         settings = Settings(
             version=__version__,
             python=platform.python_version(),
@@ -256,6 +304,9 @@ class RankProcess:
             memory_bytes=self._config.cache_bytes,
             detach=self._config.detach_on_client_exit,
             grace_s=self._config.grace_s,
+            store=exchange.store_dir if exchange else "",
+            store_key=exchange.key if exchange else "",
+            keep_bytes=self._config.keep_bytes if exchange else 0,
         )
         record = self._recorder
         if record is not None:
@@ -264,7 +315,7 @@ class RankProcess:
             record.begin(self._record_path, attributes(self._config, self._script, self._versions(), self._began_s))
         ready = lambda: self._control.send("ready")  # noqa: E731
         reach = GuardedRanks(self._control)
-        loop = ManagerLoop(settings, workers, progress, ready, journal=journal, record=record, reach=reach)
+        loop = ManagerLoop(settings, workers, progress, ready, journal=journal, record=record, reach=reach, exchange=exchange)
         if self._ends_in_s is not None:
             loop.set_end(self._ends_in_s - (time.monotonic() - self._asked_s))
         if journal is not None:
@@ -514,6 +565,7 @@ class RankProcess:
             beat_s=beat_s,
             limit_s=limit_s,
             output=self._task_output(),
+            data=self._data,
         )
 
     def _new_together(self) -> Together:
@@ -553,6 +605,7 @@ class RankProcess:
             script=self._script,
             gpu_variable=equipment.find_gpu_variable(self._config.gpu_variable, os.environ),
             marks=self._config.output == "files",
+            store=self._data.for_template() if self._data is not None else ("", 0, 0),
         )
         return template
 

@@ -56,9 +56,9 @@ class Reaper:
         """Files in /dev/shm to remove, too."""
         self._write(json.dumps({"shared": list(paths)}).encode() + b"\n")
 
-    def note_staged(self, directory: str) -> None:
-        """A staged directory to remove, too, if nobody else holds it."""
-        self._write(json.dumps({"staged": directory}).encode() + b"\n")
+    def note_directory(self, directory: str) -> None:
+        """A directory of this node to remove, too, if nobody else holds it."""
+        self._write(json.dumps({"directory": directory}).encode() + b"\n")
 
     def dismiss(self) -> None:
         """The guard has left nothing behind."""
@@ -93,10 +93,10 @@ def _wait_and_reap(read_end: int, guard: int, tag: str) -> None:
     for line in told.splitlines():
         note = json.loads(line)
         remove_shared_memory(note.get("shared", ()))
-        if note.get("staged"):
+        if note.get("directory"):
             from exex.launch.stage_hold import remove_if_left
 
-            remove_if_left(note["staged"])
+            remove_if_left(note["directory"])
 
 
 def _open_death(guard: int) -> int:

@@ -154,6 +154,7 @@ class App:
             priority=priority,
             retries=retries,
             asks=(self._options.retry_handler or current.settings.retry_handler) is not None,
+            sends_value=self._options.cache,
             walltime_s=walltime_s,
             memory_bytes=memory_bytes,
             **resources._asdict(),

@@ -8,11 +8,12 @@ from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from exex.client.futures import AppFuture, DataFuture
+from exex.client.outbox import Given
 from exex.client.promises import PromisedFuture, break_promise, dump_call, keep
 from exex.client.retries import TaskRecord
 from exex.errors import DependencyError, JoinError, SerializationError
 from exex.protocol import payload as payloads
-from exex.protocol.payload import Payload
+from exex.protocol.payload import Payload, Stored
 
 _CONTAINERS = (list, tuple, set, frozenset)
 
@@ -46,13 +47,15 @@ class Arguments:
         self._both: Any = (args, kwargs)
         self._payload: Payload = None
         self._needs: list[Any] = []
+        self._places: list[Any] = []
         try:
             payload, needs = dump_call(args, kwargs, None)
         except SerializationError:
             payload, needs = None, []
         _find(self._both, self._needs)
-        if len(set(map(id, needs))) > len(set(map(id, self._needs))):
-            self._payload, self._needs = payloads.writable(payload), needs
+        futures = [need for need in needs if type(need) is not Given]
+        if len(set(map(id, futures))) > len(set(map(id, self._needs))):
+            self._payload, self._places, self._needs = payloads.writable(payload), needs, futures
 
     def needs(self) -> list[Any]:
         """All futures in the arguments."""
@@ -61,7 +64,10 @@ class Arguments:
     def values(self) -> Any:
         """`(args, kwargs)`. All needs must have succeeded."""
         if self._payload is not None:
-            return payloads.load_call(self._payload, [_payload_of(need) for need in self._needs])
+            try:
+                return payloads.load_call(self._payload, [_bytes_of(place) for place in self._places])
+            finally:
+                payloads.forget_shared(lambda name: False)
         return _fill(self._both) if self._needs else self._both
 
 
@@ -150,7 +156,11 @@ class Join:
             break_promise(self._future, TypeError(text))
             return
         self._future._phase = "joining"
-        when_all(futures, lambda: self._surely(lambda: self._collect(futures, is_list)))
+
+        def collect() -> None:
+            self._surely(lambda: self._collect(futures, is_list))
+
+        when_all(futures, lambda: self._run_in_thread(collect) if _must_wait(futures, is_list) else collect())
 
     def _collect(self, futures: list[Future[Any]], is_list: bool) -> None:
         """All that the body has returned is done."""
@@ -160,8 +170,7 @@ class Join:
             break_promise(future, JoinError(failures, future.tid))
             return
         try:
-            values = [_payload_of(inner) for inner in futures]
-            keep(future, payloads.bundle(values) if is_list else values[0])
+            keep(future, payloads.bundle([_bytes_of(inner) for inner in futures]) if is_list else _payload_of(futures[0]))
         except SerializationError as error:
             break_promise(future, SerializationError(f"what {future._title()} joined cannot be pickled ({error})"))
 
@@ -184,3 +193,18 @@ def _payload_of(future: Future[Any]) -> Payload:
 def _title(future: Future[Any]) -> str:
     owner = future.app_future if isinstance(future, DataFuture) else future
     return owner._title() if isinstance(owner, AppFuture) else repr(future)
+
+
+def _bytes_of(future: Future[Any] | Given) -> Payload:
+    """As `_payload_of`, fetched if it is stored somewhere."""
+    if isinstance(future, Given):
+        return future.proxy.bring(future.payload) if isinstance(future.payload, Stored) else future.payload
+    found = _payload_of(future)
+    if isinstance(found, Stored) and isinstance(future, AppFuture):
+        return future._call.proxy.bring(found)
+    return found
+
+
+def _must_wait(futures: Sequence[Future[Any]], is_list: bool) -> bool:
+    """Whether values must be fetched, which no thread that receives answers should wait for."""
+    return is_list and any(isinstance(future, AppFuture) and isinstance(future._raw, Stored) for future in futures)

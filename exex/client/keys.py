@@ -17,6 +17,7 @@ from exex.client.digests import Undigestible
 from exex.client.files import File
 from exex.client.futures import DataFuture
 from exex.client.options import Team
+from exex.client.outbox import Given
 from exex.client.promises import dump_call, promised_for
 from exex.errors import CacheKeyError, ConfigError
 from exex.protocol.messages import CacheKey
@@ -129,6 +130,7 @@ class KeyMaker:
             files = [os.path.join(base, file.filepath) for file in outputs]
             parts += [b"around it", digests.canonical([surroundings, files])]
         ignored = self._ignored_places(named, needs) if needs and self._ignored else []
+        ignored += [place for place, need in enumerate(needs) if type(need) is Given]  # what was broadcast is in the key already
         return CacheKey(digests.hash_of(*parts), ignored, files)
 
     def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -19,12 +19,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from mmap import mmap
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from exex.client.outcomes import Call, Failed, NeedFailed, Raised
-from exex.errors import DeserializationError
+from exex.errors import DeserializationError, ManagerLost, WorkerLost
 from exex.protocol import payload as payloads
-from exex.protocol.payload import Large, Payload
+from exex.protocol.payload import Buffer, Large, Payload, Stored
 
 if TYPE_CHECKING:
     from exex.client.futures import DataFuture
@@ -73,8 +74,8 @@ class LazyFuture(Future[Any]):
     """A `concurrent.futures.Future` whose value is unpickled when it is first asked for.
 
     `_raw` is the payload of the call until it is sent, then its size in bytes; with an outcome, the payload of the
-    value or a `Failed` until somebody asks; then None, and `_value` has what was in it. `_needs` holds the futures that
-    the call needs until it is sent, then their task numbers.
+    value, which may be stored somewhere, or a `Failed` until somebody asks; then None, and `_value` has what was in it.
+    `_needs` holds the futures that the call needs until it is sent, then their task numbers.
     """
 
     __slots__ = ("_call", "_needs", "_rare", "_raw", "_state", "_tid", "_value")
@@ -286,7 +287,12 @@ class LazyFuture(Future[Any]):
                 self._raw = None
 
     def _load(self, payload: Payload, what: str) -> Any:
-        """What is in the payload, or `Raised` if it cannot be unpickled here."""
+        """What is in the payload, or `Raised` if it cannot be unpickled here, or cannot be had any more."""
+        if isinstance(payload, Stored):
+            try:
+                payload = self._call.proxy.bring(payload)
+            except (ManagerLost, WorkerLost) as error:
+                return Raised(error)
         try:
             return payloads.load(_own(payload))
         except Exception as error:
@@ -320,6 +326,8 @@ class LazyFuture(Future[Any]):
             if original is not None and payload != original and payload == payloads.dump(payloads.load(original)):
                 return original  # nobody has changed the value
             return payload
+        if isinstance(raw, Stored):
+            return raw
         return payloads.writable(raw)  # the user's arrays may soon lie in the original
 
     # ---- what the standard library touches -----------------------------------------------------------------
@@ -363,9 +371,10 @@ class LazyFuture(Future[Any]):
 
     @property
     def _exception(self) -> BaseException | None:  # type: ignore[override]
-        if self._state != FINISHED:
+        raw = self._raw
+        if self._state != FINISHED or isinstance(raw, Stored):  # a value, which nobody has asked for
             return None
-        if self._raw is not None:
+        if raw is not None:
             self._open()
         return self._value.error if type(self._value) is Raised else None
 
@@ -384,6 +393,11 @@ class LazyFuture(Future[Any]):
 
 def _own(payload: Payload) -> Payload:
     """The payload over out-of-band buffers that can be written to, and that nobody else has."""
-    if type(payload) is not Large or all(type(frame) is bytearray for frame in payload.frames[1:]):
+    if type(payload) is not Large or all(_is_own(frame) for frame in payload.frames[1:]):
         return payload
     return payloads.writable(payload)
+
+
+def _is_own(frame: Buffer) -> bool:
+    """Whether it can be written to: what arrives is in memory of its own, what is mapped is copied on write."""
+    return type(frame) is bytearray or (type(frame) is memoryview and not frame.readonly and type(frame.obj) is mmap)

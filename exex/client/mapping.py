@@ -14,7 +14,7 @@ from exex.client.futures import AppFuture
 from exex.client.outcomes import Call
 from exex.client.retries import TaskRecord
 from exex.protocol import payload as payloads
-from exex.protocol.payload import Large
+from exex.protocol.payload import Large, Stored
 
 if TYPE_CHECKING:
     from exex.client.session import Session
@@ -177,7 +177,7 @@ class Mapping:
         chunk = _Chunk(columns if self._keeps_columns else None, length, record)
         chunk.future = self._send(columns if self._call is not None else tuple(column[0] for column in columns))
         raw = chunk.future._raw
-        chunk.size_bytes = raw if type(raw) is int else len(raw) if isinstance(raw, (bytes, Large)) else 0
+        chunk.size_bytes = raw if type(raw) is int else len(raw) if isinstance(raw, (bytes, Large, Stored)) else 0
         with self._counting:
             self._open += 1
             self._buffered += length

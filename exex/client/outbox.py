@@ -19,6 +19,7 @@ from exex.client.futures import AppFuture, DataFuture
 from exex.client.lazy import LazyFuture
 from exex.client.outcomes import Failed, FailedHere, NeedFailed
 from exex.client.settling import settle
+from exex.client.values import Values
 from exex.errors import SerializationError
 from exex.protocol import payload as payloads
 from exex.protocol.messages import (
@@ -30,11 +31,14 @@ from exex.protocol.messages import (
     Message,
     Outcome,
     Promise,
+    Release,
+    Spread,
     Submit,
     TaskId,
     Verdict,
+    Want,
 )
-from exex.protocol.payload import Large, Payload
+from exex.protocol.payload import Payload, Stored
 
 _MOST_CALLS = 8192
 """Calls in one Submit."""
@@ -43,13 +47,19 @@ _HELD_FAILURES = 1000
 """Failed futures that are held, though the script may have dropped them, for the messages of their dependents."""
 
 _NOTHING = payloads.dump(None)
+_ONLY_BYTES = {bytes}
 _T = TypeVar("_T")
 
 
 class Given(NamedTuple):
-    """The value of a need that is done, in its place among the needs of a call."""
+    """The value of a need that is done, in its place among the needs of a call.
+
+    Attributes:
+        proxy: of a value that was broadcast, and that the client may have to open; else None.
+    """
 
     payload: Payload
+    proxy: Any = None
 
 
 class Fulfilled(NamedTuple):
@@ -79,10 +89,13 @@ class Outbox:
         unfinished_bytes: of the payloads of all calls that were sent and not answered.
         keys: of calls of cached apps that are not sent yet, by task number.
         affinity: of calls that are not sent yet, the task near which they would like to run.
-        unsent_large_bytes: of `Large` payloads not sent yet, which are counted at once; the others are small.
+        unsent_large_bytes: of large payloads not sent yet, which are counted at once; the others are small.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, values: Values) -> None:
+        self._values = values
+        self._wants: list[str] = []
+        self._spreads: list[Stored] = []
         self.calls: list[AppFuture] = []
         self.unfinished: dict[TaskId, AppFuture] = {}
         self.failed: WeakValueDictionary[TaskId, AppFuture] = WeakValueDictionary()
@@ -120,7 +133,7 @@ class Outbox:
             return number
 
     def count_large(self, size_bytes: int) -> None:
-        """A `Large` payload of this size is being submitted."""
+        """A large payload of this size, stored or not, is being submitted."""
         with self._lock:
             self.unsent_large_bytes += size_bytes
 
@@ -140,6 +153,14 @@ class Outbox:
         """What has been answered so far is to be on disk."""
         self._checkpoints.append(number)
 
+    def want(self, name: str) -> None:
+        """Somebody waits for a stored value."""
+        self._wants.append(name)
+
+    def spread(self, stored: Stored) -> None:
+        """Every node will need this."""
+        self._spreads.append(stored)
+
     def open_futures(self) -> list[AppFuture]:
         """Futures of all tasks that have no outcome yet, oldest first."""
         unsent = self.calls[:]  # first: what leaves this list meanwhile is in `unfinished` then
@@ -153,7 +174,8 @@ class Outbox:
 
     def is_empty(self) -> bool:
         """Whether nothing waits to be sent."""
-        return not (self.calls or self._cancelled or self._fulfilled or self._verdicts or self._checkpoints)
+        calls_or_ends = self.calls or self._cancelled or self._fulfilled or self._verdicts or self._checkpoints
+        return not (calls_or_ends or self._values.released or self._wants or self._spreads)
 
     # ---- who has the turn --------------------------------------------------------------------------------
 
@@ -173,7 +195,9 @@ class Outbox:
         cancelled = _take(self._cancelled) if self._cancelled else []
         fulfilled = _take(self._fulfilled) if self._fulfilled else []
         verdicts = _take(self._verdicts) if self._verdicts else []
-        messages: list[Message] = []
+        messages: list[Message] = [Spread(payload=stored) for stored in _take(self._spreads)] if self._spreads else []
+        wants = _take(self._wants) if self._wants else []
+        released = _take(self._values.released) if self._values.released else []
         if self.calls:
             for promised, futures in self._take_runs(fulfilled):
                 messages.append(_promise(futures) if promised else self._submit(futures, answered))
@@ -185,6 +209,10 @@ class Outbox:
                 if not verdict.retry:
                     del self.unfinished[verdict.task]
                     self.unfinished_bytes -= size_bytes
+        if wants:
+            messages.append(Want(names=wants, here=self._values.maps))
+        if released:  # last: who named them is on its way
+            messages.append(Release(names=released))
         if self._checkpoints:
             messages += [Checkpoint(number=number) for number in _take(self._checkpoints)]
         if not cancelled:
@@ -215,8 +243,9 @@ class Outbox:
                 promised = True
                 self.keys.pop(future._tid, None)
                 self.affinity.pop(future._tid, None)
-                if type(raw) is Large:
+                if type(raw) is not bytes:
                     self.count_large(-len(raw))
+                    self._values.remove(raw)
                 fulfilled.append(Fulfilled(future, Outcome.FAILED, b""))  # b"": its dependents are failed here as well
             if (future._tid, promised) != following or len(runs[-1].futures) == _MOST_CALLS:
                 runs.append(Run(promised, []))
@@ -243,6 +272,8 @@ class Outbox:
             else:  # open; a promise that was kept since then is no harm: the manager is told of both, in this order
                 ids.append(owner._tid)
         if failed:
+            for payload in given.values():
+                self._values.remove(payload)
             for owner in failed:
                 owner._call.proxy.seen(owner)
             return self._fail(future, NeedFailed(failed), "a need of it failed")
@@ -267,8 +298,8 @@ class Outbox:
         for future, size in zip(run, sizes):
             future._raw = size
         self.unfinished_bytes += sum(sizes)
-        if Large in set(map(type, raws)):
-            self.count_large(-sum(size for raw, size in zip(raws, sizes) if type(raw) is Large))
+        if set(map(type, raws)) != _ONLY_BYTES:
+            self.count_large(-sum(size for raw, size in zip(raws, sizes) if type(raw) is not bytes))
         first = run[0]._tid
         needs = {i: future._needs for i, future in enumerate(run) if future._needs}
         keys: dict[int, CacheKey] = {}
@@ -314,7 +345,7 @@ def take_values(needs: Sequence[Any]) -> list[Any]:
         owner = need.app_future if isinstance(need, DataFuture) else need
         if type(need) is not Given and owner._state == FINISHED and not owner._has_failed():
             try:
-                need = Given(owner._payload() if owner is need else _NOTHING)  # noqa: PLW2901
+                need = Given(owner._call.proxy.values.put(owner._payload()) if owner is need else _NOTHING)  # noqa: PLW2901
             except SerializationError as error:
                 raise SerializationError(f"the value of {owner._title()} cannot be pickled again ({error})") from error
         taken.append(need)

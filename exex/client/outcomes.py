@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from exex.errors import DependencyError, DeserializationError
-from exex.protocol.payload import Payload
+from exex.protocol.payload import Payload, Stored
 
 if TYPE_CHECKING:
     from exex.client.lazy import LazyFuture
@@ -29,6 +29,9 @@ class Outlet(Protocol):
 
     def note_failure(self, future: LazyFuture, payload: Payload | str) -> None:
         """`future` is about to fail."""
+
+    def bring(self, stored: Stored) -> Payload:
+        """The payload that is stored somewhere."""
 
     def lead(self, future: LazyFuture, timeout: float | None) -> bool:
         """Wait for `future` by listening to the manager, if nobody else does. False if somebody does."""

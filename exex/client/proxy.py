@@ -27,10 +27,11 @@ from exex.client.pressure import Pressure
 from exex.client.promises import dump_call
 from exex.client.settling import finish_all, settle
 from exex.client.talk import LinkLost, Talk
+from exex.client.values import Values
 from exex.config import most_waiting
-from exex.errors import ManagerLost, NoManagerError, ProtocolError
+from exex.errors import ManagerLost, NoManagerError, ProtocolError, WorkerLost
 from exex.protocol.messages import CacheKey, Finish, Outcome, TaskId, Verdict, Welcome
-from exex.protocol.payload import Large, Payload
+from exex.protocol.payload import Large, Payload, Stored
 from exex.transport.base import Link
 
 _IDLE_S = 1.0
@@ -38,6 +39,7 @@ _APPLIED_AFTER_S = 0.002
 _PAUSE_S = 0.0001  # while the link cannot send
 _POLLING_S = 0.001  # of a link without a descriptor
 _STOP_TIMEOUT_S = 30.0
+_TRIES = 5  # to map what was brought to this node, and may be lost again meanwhile
 
 
 class Proxy:
@@ -58,7 +60,8 @@ class Proxy:
         self.asleep = False
         self.welcome: Welcome
         self.journal = ""
-        self.outbox = Outbox()
+        self.values = Values()
+        self.outbox = Outbox(self.values)
         self.inbox = Inbox(self.outbox, ask)
         self._has_auto_limit = most_tasks == "auto"
         self.pressure = Pressure(0 if most_tasks == "auto" else most_tasks, most_bytes, self._count_unfinished)
@@ -68,7 +71,7 @@ class Proxy:
         self._calls = self.outbox.calls
         self._tids = numbers()
         self._checkpoint_numbers = itertools.count()
-        self._talk = Talk(link, self.outbox, self.inbox)
+        self._talk = Talk(link, self.outbox, self.inbox, self.values)
         self._talker = 0  # the thread that has the turn
         self._thread = threading.Thread(target=self._run, name="exex-proxy", daemon=True)
         self._thread_id = 0  # -1 in a forked child
@@ -159,6 +162,16 @@ class Proxy:
 
     def fulfil(self, future: AppFuture, outcome: Outcome, raw: Any, payload: Payload) -> bool:
         """Give a promised future its outcome, `raw` here and `payload` at the manager. False if it has one already."""
+        if outcome == Outcome.DONE:
+            stored = self.values.put(payload)
+            if stored is not payload:
+                raw = payload = self.values.named(stored)
+                if not settle(future, FINISHED, raw, self.outbox.ended):
+                    self.values.remove(stored)
+                    return False
+                self.outbox.fulfil(future, outcome, payload)
+                self.wake()
+                return True
         if not settle(future, FINISHED, raw, self.outbox.ended):
             return False
         self.outbox.fulfil(future, outcome, payload)
@@ -210,10 +223,12 @@ class Proxy:
         if not self.open:
             raise (ManagerLost if self._is_lost else NoManagerError)(f"{what} was called, but {self._closed_because}")
 
-    def _admit(self, payload: Large) -> Large:
-        """Count a large payload, and copy what the script could change before it is sent."""
-        first, *rest = payload.frames
-        kept = Large([first, *(frame if memoryview(frame).readonly else bytes(frame) for frame in rest)])
+    def _admit(self, payload: Large) -> Payload:
+        """Count a large payload, and copy what the script could change before it is sent: into the store, or here."""
+        kept = self.values.put(payload)
+        if kept is payload:
+            first, *rest = payload.frames
+            kept = Large([first, *(frame if memoryview(frame).readonly else bytes(frame) for frame in rest)])
         self.outbox.count_large(len(kept))
         self.pressure.look_at_bytes()
         return kept
@@ -283,6 +298,7 @@ class Proxy:
         self.open = False
         self.pressure.close()
         self.inbox.lose_checkpoints(reason)
+        self.values.lose(reason)
         finish_all(self.outbox.open_futures(), itertools.repeat(Lost(reason)), self.outbox.ended)
         self.wake()
 
@@ -302,6 +318,45 @@ class Proxy:
             )
         if self._thread_id < 0:
             raise NoManagerError(f"{future._title()} belongs to the process from which this one was forked; wait for it there")
+
+    def bring(self, stored: Stored) -> Payload:
+        """The payload that is stored somewhere: mapped if it is on this node, or else fetched.
+
+        Raises:
+            WorkerLost: it is lost, and could not be made again.
+            ManagerLost: the job has ended.
+            RuntimeError: in the middle of a turn, where nobody could end the wait.
+            NoManagerError: in a process forked from the client.
+        """
+        found: Payload = self.values.map(stored)
+        for _ in range(_TRIES):
+            if found is not None:
+                return found
+            found = self._fetch(stored.name)
+            if isinstance(found, Stored):  # it is on this node now
+                found = self.values.map(found)
+        raise WorkerLost(f"the value {stored.name} was brought to this node {_TRIES} times, and was gone each time", -1, "")
+
+    def _fetch(self, name: str) -> Payload:
+        """Ask the manager for a value, and wait for it."""
+        me = threading.get_ident()
+        if me == self._talker:
+            raise RuntimeError("a stored value cannot be fetched while answers are handled; ask for it in a thread of your own")
+        if self._thread_id < 0:
+            raise NoManagerError(f"the value {name} belongs to the process from which this one was forked; ask for it there")
+        wanted, is_new = self.values.want(name)
+        if is_new:
+            self.outbox.want(name)
+            self.wake()
+        if self._is_lost or self._finish is not None:
+            self.values.lose(self._closed_because)
+        while me == self._thread_id and not wanted.done.is_set():  # in a callback: nobody else would listen
+            with self._talk.turn:
+                busy = self._take_turn(self._talk.take_turn)
+            if not busy:
+                self._ears.poll(_POLLING_S)
+        wanted.done.wait()
+        return wanted.get()
 
     def lead(self, future: LazyFuture, timeout: float | None) -> bool:
         """Wait for `future` by listening to the manager here, so that no thread has to wake another.
@@ -366,6 +421,7 @@ class Proxy:
         self.welcome = self._talk.attach(title, timeout_s)
         if self._has_auto_limit:
             self.pressure.allow(most_waiting(self.welcome.slots))
+        self.values.attach(self.welcome)
         if self._talk.fileno() >= 0:
             self._ears.register(self._talk.fileno(), select.EPOLLIN)
             self._leader_ears.register(self._talk.fileno(), select.POLLIN)

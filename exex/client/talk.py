@@ -15,9 +15,10 @@ import time
 
 from exex.client.inbox import Inbox
 from exex.client.outbox import Outbox
+from exex.client.values import Values
 from exex.errors import ManagerLost, ProtocolError, StartError
 from exex.protocol import codec
-from exex.protocol.messages import Answer, Applied, Attach, Checkpointed, Finish, JobEnds, Message, Submit, Welcome
+from exex.protocol.messages import Answer, Applied, Attach, Brought, Checkpointed, Finish, JobEnds, Message, Submit, Welcome
 from exex.transport.base import GONE, Link
 from exex.version import __version__
 
@@ -40,7 +41,8 @@ class Talk:
         turn: to be held by whoever calls a method.
     """
 
-    def __init__(self, link: Link, outbox: Outbox, inbox: Inbox) -> None:
+    def __init__(self, link: Link, outbox: Outbox, inbox: Inbox, values: Values) -> None:
+        self._values = values
         self.turn = threading.Lock()
         self._link = link
         self._outbox = outbox
@@ -115,10 +117,14 @@ class Talk:
                 raise LinkLost("the manager has ended")
             message = self._decoder.decode(received[1])
             if isinstance(message, Answer):
+                if self._decoder.stored:
+                    self._values.name_all(message.payloads)
                 self._inbox.apply(message)
                 self._owed_tasks += len(message.tasks) if len(received[1]) == 1 else _APPLIED_AFTER_TASKS
             elif isinstance(message, Checkpointed):
                 self._inbox.checkpointed(message)
+            elif isinstance(message, Brought):
+                self._values.brought(message)
             elif isinstance(message, JobEnds):
                 raise LinkLost(message.reason or "the job ends")
             else:

@@ -76,8 +76,9 @@ def run_world(argv: Sequence[str], env: Mapping[str, str], stop_timeout_s: float
     finally:
         for note in Path(directory).glob("shared.*"):
             remove_shared_memory(note.read_text().splitlines())
-        for note in Path(directory).glob("staged.*"):
-            remove_if_left(note.read_text())
+        for note in Path(directory).glob("held.*"):
+            for held in note.read_text().splitlines():
+                remove_if_left(held)
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -26,13 +26,13 @@ def note_shared_memory(environment: Mapping[str, str], paths: Sequence[str]) -> 
             pass  # it is on another node
 
 
-def note_staged(environment: Mapping[str, str], path: str) -> None:
-    """Tell `exex run` where something is staged, likewise."""
+def note_directory(environment: Mapping[str, str], path: str) -> None:
+    """Tell `exex run` of a directory that the guards of this node hold, likewise."""
     directory = environment.get("EXEX_JOB_DIR")
     if directory and os.path.exists(os.path.join(directory, "job.sock")):
         try:
-            with open(os.path.join(directory, f"staged.{os.getpid()}"), "w") as file:
-                file.write(path)
+            with open(os.path.join(directory, f"held.{os.getpid()}"), "a") as file:
+                file.write(path + "\n")
         except OSError:
             pass  # it is on another node
 

@@ -1,8 +1,8 @@
-"""Who holds a staged directory, and how it goes.
+"""Who holds a directory that a job has on a node, and how it goes: what is staged there, or the store of the node.
 
 Every guard of a node holds a shared lock on the directory's file `lock`, which the kernel releases however the guard ends.
 Who can lock it alone is the last one, and removes the directory: a guard at its end, the reaper of one that was killed,
-`exex run`, or the next job that stages on this node.
+`exex run`, or the next job that makes one on this node.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ import os
 LOCK = "lock"
 
 
-def parent_name() -> str:
-    """Of the directory, below any base, in which this user's staged directories stand."""
-    return f"exex-stage-{os.getuid()}"
+STAGE, STORE = "stage", "store"
+"""What such a directory is for."""
+
+
+def parent_name(kind: str = STAGE) -> str:
+    """Of the directory, below any base, in which this user's directories of a kind stand."""
+    return f"exex-{kind}-{os.getuid()}"
 
 
 def hold(path: str) -> int:
-    """Hold a staged directory; returns the descriptor that does so, or -1 if it is gone."""
+    """Hold a directory; returns the descriptor that does so, or -1 if it is gone."""
     try:
         held = os.open(os.path.join(path, LOCK), os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -45,7 +49,7 @@ def release(held: int, path: str) -> None:
 
 
 def remove_if_left(path: str) -> None:
-    """Remove a staged directory that nobody holds."""
-    if os.path.basename(os.path.dirname(path)) == parent_name():
+    """Remove a directory that nobody holds."""
+    if os.path.basename(os.path.dirname(path)) in (parent_name(STAGE), parent_name(STORE)):
         with contextlib.suppress(OSError):
             release(hold(path), path)

@@ -6,15 +6,13 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import socket
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from exex.errors import StartError
-from exex.launch.stage_hold import LOCK, parent_name, release, remove_if_left
+from exex.launch.stage_hold import LOCK, STAGE, parent_name, release, remove_if_left
 
 AUTO = "auto"
 
@@ -44,7 +42,7 @@ def bases(setting: str, env: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys(path for path in paths if path))
 
 
-def judge(path: str, needs_bytes: int, is_asked_for: bool) -> Candidate:
+def judge(path: str, needs_bytes: int, is_asked_for: bool, runs_programs: bool = True) -> Candidate:
     """Whether a directory of this node can hold so much; one that the user has named may also be memory, or shared."""
     try:
         found = os.statvfs(path)
@@ -53,7 +51,7 @@ def judge(path: str, needs_bytes: int, is_asked_for: bool) -> Candidate:
     free_bytes = found.f_bavail * found.f_frsize
     if not os.access(path, os.W_OK | os.X_OK):
         return Candidate(path, free_bytes, "may not be written to")
-    if found.f_flag & os.ST_NOEXEC:
+    if runs_programs and found.f_flag & os.ST_NOEXEC:
         return Candidate(path, free_bytes, "is mounted noexec: no program could be run there")
     kind = file_system(path)
     if not is_asked_for and (kind in _REMOTE or kind.startswith("fuse.")):
@@ -119,53 +117,69 @@ class Place:
         )
 
     def _make(self) -> None:
-        parent = _own_parent(self.base)
-        with _locked(parent):
-            self.path = tempfile.mkdtemp(prefix=f"{_node()}-{os.getpid()}-", dir=parent)
-            self._held = os.open(os.path.join(self.path, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._held, fcntl.LOCK_SH)
+        import tempfile
+
+        parent = own_parent(self.base)
+        with locked(parent):
+            self.path = tempfile.mkdtemp(prefix=f"{node_name()}-{os.getpid()}-", dir=parent)
+            self._held = make_lock(self.path)
 
     def give_up(self) -> None:
         """Remove it."""
         release(self._held, self.path)
 
 
-def sweep(base: str) -> None:
+def make_lock(path: str) -> int:
+    """Begin to hold a new directory; returns the descriptor that does so."""
+    held = os.open(os.path.join(path, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    return held
+
+
+def sweep(base: str, kind: str = STAGE) -> None:
     """Remove what killed jobs of this user have left on this node below a directory.
 
     If that is shared after all, locks of other nodes may not be seen here, so that theirs are left alone.
     """
-    parent = os.path.join(base, parent_name())
+    parent = os.path.join(base, parent_name(kind))
     if not os.path.isdir(parent):
         return
-    with contextlib.suppress(OSError, StartError), _locked(_own_parent(base)):
+    with contextlib.suppress(OSError, StartError), locked(own_parent(base, kind)):
         for name in os.listdir(parent):
             path = os.path.join(parent, name)
-            if not name.startswith(f"{_node()}-") or not os.path.isdir(path) or os.path.islink(path):
+            if not name.startswith(f"{node_name()}-") or not os.path.isdir(path) or os.path.islink(path):
                 continue
             if os.path.exists(os.path.join(path, LOCK)):
                 remove_if_left(path)
             else:  # killed while it was made, or while it was removed
+                import shutil
+
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _node() -> str:
+def node_name() -> str:
+    """What begins the names of this node's directories."""
     return socket.gethostname().partition(".")[0]
 
 
-def _own_parent(base: str) -> str:
-    """The directory of this user below `base`, in which nobody else may write."""
-    parent = os.path.join(base, parent_name())
+def own_parent(base: str, kind: str = STAGE) -> str:
+    """The directory of this user below `base`, in which nobody else may write.
+
+    Raises:
+        StartError: somebody else may.
+    """
+    parent = os.path.join(base, parent_name(kind))
     with contextlib.suppress(FileExistsError):
         os.mkdir(parent, 0o700)
     found = os.lstat(parent)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise StartError(f"{parent} belongs to somebody else, or others may write to it: name another directory, --stage-dir DIR")
+        whose = "belongs to somebody else, or others may write to it"
+        raise StartError(f"{parent} {whose}: name another directory, --{kind}-dir DIR")
     return parent
 
 
 @contextlib.contextmanager
-def _locked(parent: str) -> Iterator[None]:
+def locked(parent: str) -> Iterator[None]:
     """Nobody else makes or sweeps directories here meanwhile."""
     fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

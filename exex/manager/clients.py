@@ -22,8 +22,11 @@ from exex.protocol.messages import (
     Fulfil,
     JobEnds,
     Promise,
+    Release,
+    Spread,
     Submit,
     Verdict,
+    Want,
     Welcome,
 )
 from exex.record.recorder import Recorder
@@ -44,6 +47,9 @@ _HANDLERS: dict[type, Callable[[ManagerState, ClientRecord, Any], None]] = {
     Verdict: transitions.on_verdict,
     Applied: transitions.on_applied,
     Finish: transitions.on_finish,
+    Want: transitions.on_want,
+    Release: transitions.on_release,
+    Spread: transitions.on_spread,
 }
 
 
@@ -122,6 +128,8 @@ class Clients:
         elif type(message) is Checkpoint:
             self._on_checkpoint(number, message)
         elif not client.finished:
+            if self._decoder.stored and type(message) in (Submit, Fulfil):
+                transitions.adopt(self._state, client, message)
             _HANDLERS[type(message)](self._state, client, message)
             if self._record is not None:
                 self._record.client_said(client.number, message, client.apps)
@@ -150,6 +158,8 @@ class Clients:
             slots=self._state.slots(),
             run_dir=self._settings.run_dir,
             nodes=self._state.nodes.shapes(),
+            store=self._settings.store,
+            keep_bytes=self._settings.keep_bytes,
         )
         self.send(number, welcome)
 
@@ -176,6 +186,12 @@ class Clients:
             self.link.send(number, self._encoder.encode(message))
         except ConnectionError:
             pass  # its GONE arrives, or its guard reports it
+
+    def send_to_client(self, client: int, message: object) -> None:
+        """Queue a message for the client with this number of the manager's, if it is still there."""
+        for number, record in self.records.items():
+            if record.number == client:
+                self.send(number, message)
 
     def answer(self) -> bool:
         """Tell them of what has ended. True if there was anything."""

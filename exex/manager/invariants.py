@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from exex.manager.records import Again, Kept, Origin, records_of
+from exex.manager.stored import HOME
 from exex.manager.task import CachedTask, Status, Task
 from exex.protocol.request import SINGLE
 
@@ -20,6 +22,7 @@ def check(state: ManagerState) -> None:
     if state.nodes.watched:
         _check_nodes(state)
     _check_line(state)
+    _check_data(state)
     state.memo.check(state.tasks)
 
 
@@ -32,7 +35,9 @@ def _check_tasks(state: ManagerState) -> None:
         if task.values is not None:
             assert task.open_needs == sum(value is None for value in task.values), task
         assert task.open_needs == 0 or task.status == Status.WAITING, task
-        assert task.status != Status.WAITING or task.open_needs or task.app is None or isinstance(task, CachedTask), task
+        waits_for_data = any(task.id in record.waiters for record in records_of(task))
+        is_cached = isinstance(task, CachedTask)
+        assert task.status != Status.WAITING or task.open_needs or task.app is None or is_cached or waits_for_data, task
         for dependent, place in task.dependents or ():
             if state.tasks.get(dependent.id) is dependent:
                 assert dependent.values is not None and dependent.values[place] is None, (task, dependent)
@@ -41,6 +46,53 @@ def _check_tasks(state: ManagerState) -> None:
     assert ready == state.ready.count + state.ready.line.count, (ready, state.ready.count, state.ready.line.count)
     assert shelved == state.shelved, (shelved, state.shelved)
     assert len(state.tasks) == sum(client.unfinished for client in state.clients.values())
+
+
+def _check_data(state: ManagerState) -> None:
+    """Records are those that somebody refers to; who is ready has all that it needs; who waits is known to what it waits for."""
+    data = state.data
+    needed: set[int] = set()
+    for task in state.tasks.values():
+        for record in records_of(task):
+            needed |= _with_origin(record)
+            if task.status == Status.READY and not data.has_work():
+                assert record.value is not None or record.is_there(), (task, record)
+    for client in state.clients.values():
+        named = [*client.owned.values(), *client.payloads, *(value for _, value in client.kept.values())]
+        for value in named:
+            if type(value) is Kept:
+                assert value.client == client.number
+                needed |= _with_origin(value)
+    if not data.has_work():
+        alive = {id(record()) for record in data.records.values()}
+        assert alive == needed, f"{len(alive)} records, {len(needed)} are needed"
+    for name, found in data.records.items():
+        kept = found()
+        assert kept is not None and name in (kept.name, *kept.names)
+        assert kept.doubted <= kept.holders.keys()
+        for store, rank in kept.holders.items():
+            assert rank in store.ranks or (rank == HOME and store is data.home), (kept, store, rank)
+        for store, (rank, _) in kept.coming.items():
+            assert rank in store.ranks, (kept, store, rank)
+        if kept.again:
+            assert kept.origin is not None and isinstance(state.tasks.get(kept.origin.task), Again), kept
+    assert data.starved.keys() <= state.tasks.keys()
+    for store in data.stores.values():
+        assert all(state.workers[rank].store is store for rank in store.ranks), store
+
+
+def _with_origin(record: Kept) -> set[int]:
+    """A record, and those that are kept because it may have to be made again."""
+    found = {id(record)}
+    todo = [record.origin]
+    while todo:
+        origin = todo.pop()
+        if origin is not None:
+            values = [origin.payload, *(origin.values or ())]
+            found |= {id(value) for value in values if type(value) is Kept}
+            todo += [value.origin for value in values if type(value) is Kept]
+            todo += [value for value in values if type(value) is Origin]
+    return found
 
 
 def _check_workers(state: ManagerState) -> None:

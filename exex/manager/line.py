@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from exex.manager.nodes import NodeRecord, Nodes
 from exex.manager.task import Status, Task
+from exex.protocol.messages import TaskId
 from exex.protocol.request import SINGLE, Request
 
 Key = tuple[int, int]
@@ -154,6 +155,11 @@ class Shape:
         queue = self._queues[priority]
         return [task for _, task in (queue[i] for i in range(min(most, len(queue)))) if task.status == Status.READY]
 
+    def withdraw(self, gone: set[TaskId]) -> None:
+        """Take tasks out that do not wait any more. O(all)."""
+        for priority, queue in self._queues.items():
+            self._queues[priority] = deque((number, task) for number, task in queue if task.id not in gone)
+
     def clear(self) -> None:
         """Forget all tasks, none of which waits any more."""
         self._queues.clear()
@@ -248,6 +254,13 @@ class Line:
         """Count one READY task less: its caller gives it another status, which takes it out of the line."""
         assert task.app is not None
         self._count_one_less(self.shapes[task.app.request or SINGLE])
+
+    def withdraw(self, gone: set[TaskId]) -> None:
+        """Take tasks out that do not wait any more. O(all)."""
+        for shape in self.shapes.values():
+            shape.withdraw(gone)
+            if shape.waiting:
+                self._note_head(shape)
 
     def take(self, shape: Shape, task: Task) -> None:
         """Remove one of the first tasks."""

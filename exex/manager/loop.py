@@ -13,6 +13,7 @@ from exex.manager import teams, transitions
 from exex.manager.clients import ANSWER_S, MESSAGES_A_TURN, Clients
 from exex.manager.liveness import Liveness
 from exex.manager.memo import Journal, Memo
+from exex.manager.moving import EXCHANGED, Exchange, Mover
 from exex.manager.placement import place
 from exex.manager.progress import Progress
 from exex.manager.sampling import sampler
@@ -26,6 +27,7 @@ from exex.protocol.messages import (
     Done,
     Drop,
     Hello,
+    Holds,
     Leave,
     Outcome,
     Part,
@@ -52,6 +54,7 @@ class ManagerLoop:
         journal: where results of cached calls are recorded; None for nowhere.
         reach: the way to ranks that run a function themselves; None if no rank can.
         record: what is told of all that happens; None for nothing.
+        exchange: the store of this node; None if there are none.
 
     Attributes:
         error: why the job cannot go on; "" while it can.
@@ -72,6 +75,7 @@ class ManagerLoop:
         journal: Journal | None = None,
         reach: teams.Reach | None = None,
         record: Recorder | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         memo = Memo(journal, settings.memory_bytes, lambda paths: all(map(os.path.exists, paths)))
         self.state = ManagerState(prefetch_s=settings.prefetch_s, memo=memo, own=settings.own, grace_s=settings.grace_s)
@@ -94,6 +98,9 @@ class ManagerLoop:
         self._settings = settings
         self._workers = workers
         self._clients = Clients(settings, self.state, journal, record)
+        self._mover = Mover(self.state, exchange, self._say, self._clients.send_to_client)
+        if settings.store_key:
+            self.state.data.set_home(settings.store_key)
         self._progress = progress
         self._on_ready = on_ready
         self._encoder = codec.Encoder()
@@ -125,6 +132,7 @@ class ManagerLoop:
             traffic |= self._clients.drain()
         if self._journal is not None:
             traffic |= self._drain_journal(self._journal)
+        traffic |= self._mover.settle(now_s)
         self.state.must_place = False
         if not self._missing and self._stop_by_s is None and not (self._journal and self._journal.is_behind()):
             place(self.state)
@@ -213,18 +221,27 @@ class ManagerLoop:
             try:
                 message = self._from_worker.decode(frames)
                 if type(message) is Done:
+                    if self._from_worker.stored:
+                        transitions.take_stored(self.state, rank, message)
                     transitions.on_done(self.state, rank, message)
                 elif type(message) is Part:
                     transitions.on_part(self.state, rank, message)
-                elif type(message) is Hello:
-                    self._on_hello(rank, message)
-                elif type(message) is Beat:
-                    self._to_worker(rank, Beat())
-                elif type(message) is Bye:
-                    self._on_bye(rank)
+                elif type(message) is Holds or type(message) in EXCHANGED:
+                    self._mover.on_message(rank, message)
+                else:
+                    self._on_other(rank, message)
             except ProtocolError as error:
                 self._on_broken_worker(rank, f"rank {rank} broke the protocol: {error}")
         return True
+
+    def _on_other(self, rank: Rank, message: object) -> None:
+        """What a worker says now and then."""
+        if type(message) is Hello:
+            self._on_hello(rank, message)
+        elif type(message) is Beat:
+            self._to_worker(rank, Beat())
+        elif type(message) is Bye:
+            self._on_bye(rank)
 
     def _drain_journal(self, journal: Journal) -> bool:
         fetched, checkpoints = journal.take()
@@ -299,6 +316,7 @@ class ManagerLoop:
             self.fail(f"rank {rank} {how} before it was up")
             return
         attempts = transitions.on_worker_lost(self.state, rank, how)
+        self._mover.lost(rank)
         if self._record is not None:
             self._record.lost(rank, attempts, how)
         others = len(self.state.workers)
@@ -341,6 +359,7 @@ class ManagerLoop:
             self._to_worker(worker.rank, assign)
             traffic = True
         state.refilled.clear()
+        traffic |= self._mover.flush()
         self._workers.progress()  # first: workers are woken here
         traffic |= self._clients.answer()
         if self._clients.link is not None and not self.finished:
@@ -349,7 +368,7 @@ class ManagerLoop:
 
     def next_s(self) -> float:
         """Seconds until a turn must follow even if nothing arrives."""
-        if self.state.must_place:
+        if self.state.must_place or self.state.data.has_work():
             return 0.0
         if self._clients.hold_answers():
             return ANSWER_S
@@ -360,6 +379,9 @@ class ManagerLoop:
             self._workers.send(rank, self._encoder.encode(message))
         except ConnectionError:
             pass  # its GONE arrives
+
+    def _say(self, rank: Rank, message: object) -> None:
+        self._to_worker(rank, message)
 
     def eager(self) -> bool:
         """Whether what comes next is waited for: no worker has more than it can run."""

@@ -12,9 +12,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+from exex.manager.records import records_of
 from exex.manager.task import CachedTask, Status, Task
 from exex.protocol.messages import TaskId
-from exex.protocol.payload import Large, Payload
+from exex.protocol.payload import Large, Payload, Stored
 
 MEMORY_BYTES = 256 * 1024**2
 """Of results that are kept in memory, so that equal calls are answered at once; those used longest ago leave first."""
@@ -52,6 +53,10 @@ class Journal(Store, Protocol):
         """Whether more waits to be written than memory should hold: then nothing new should run."""
 
 
+def _open_nothing(stored: Stored) -> Payload:
+    raise LookupError(f"there is no store for {stored.name}")
+
+
 class Memo:
     """Results and lines of equal calls.
 
@@ -62,6 +67,7 @@ class Memo:
 
     Attributes:
         found: tasks whose value is known and that have not ended yet: whoever handles a message ends them afterwards.
+        open: gives the bytes of a payload that is stored on rank 0's node.
         answered: tasks that a recorded or remembered result has ended, those that waited for an equal one not included.
     """
 
@@ -73,6 +79,7 @@ class Memo:
     ) -> None:
         self.found: deque[tuple[CachedTask, Payload]] = deque()
         self.answered = 0
+        self.open: Callable[[Stored], Payload] = _open_nothing
         self._store = store
         self._exist = exist
         self._most_bytes = memory_bytes
@@ -83,7 +90,7 @@ class Memo:
 
     def enter(self, task: CachedTask) -> bool:
         """Take a task whose needs are all there. True if it has to run."""
-        task.key = key = complete_key(task)
+        task.key = key = complete_key(task, self.open)
         line = self._lines.get(key)
         if line is not None:
             line.append(task)
@@ -175,7 +182,8 @@ class Memo:
         for key, line in self._lines.items():
             first = line[0]
             assert first.key == key and tasks.get(first.id) is first, first
-            assert (first.status == Status.WAITING) == (key in self._fetching), first
+            waits_for_data = first.open_needs == 0 and any(first.id in record.waiters for record in records_of(first))
+            assert (first.status == Status.WAITING and not waits_for_data) == (key in self._fetching), first
             for task in line:
                 if not task.key:
                     continue
@@ -187,8 +195,8 @@ class Memo:
         assert self._bytes == sum(len(value) + _ENTRY_BYTES for value in self._values.values()) <= self._most_bytes
 
 
-def complete_key(task: CachedTask) -> bytes:
-    """The client's part of the key together with the values of the needs."""
+def complete_key(task: CachedTask, open: Callable[[Stored], Payload] = _open_nothing) -> bytes:
+    """The client's part of the key together with the values of the needs, wherever they lie."""
     cache = task.cache
     if not task.values:
         return cache.partial
@@ -196,6 +204,8 @@ def complete_key(task: CachedTask) -> bytes:
     for place, value in enumerate(task.values):
         if place in cache.ignored:
             continue
+        if isinstance(value, Stored):
+            value = open(value)  # noqa: PLW2901
         frames = value.frames if type(value) is Large else (value,)
         digest.update(b"%d:%d:" % (place, len(frames)))
         for frame in frames:

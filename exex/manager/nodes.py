@@ -15,6 +15,7 @@ from exex.protocol.messages import Grant, NodeShape, Rank, TaskId
 
 if TYPE_CHECKING:
     from exex.manager.line import Shape
+    from exex.manager.records import StoreRecord
     from exex.manager.task import App, Task
     from exex.protocol.request import Request
 
@@ -54,13 +55,14 @@ class WorkerRecord:
         in_team: it takes part, or is held for taking part, in a call on a communicator.
         in_free: it stands in the placement's list of workers that may have a free slot; so for `in_busy`.
         leaving: Stop was sent.
+        store: where its task processes put large values; None: nowhere.
 
     There may be very many, and most of them idle, so what a worker has none of takes no memory.
     """
 
     __slots__ = (
         "apps", "cores", "free", "functions", "gpus", "grants", "held", "held_s", "home", "in_busy", "in_free", "in_team",
-        "leaving", "lent", "open", "outgoing", "rank", "room", "slots", "tasks",
+        "leaving", "lent", "open", "outgoing", "rank", "room", "slots", "store", "tasks",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +86,7 @@ class WorkerRecord:
         self.in_free = False
         self.in_busy = False
         self.leaving = False
+        self.store: StoreRecord | None = None
 
     @property
     def node(self) -> str:

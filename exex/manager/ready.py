@@ -80,6 +80,15 @@ class ReadyQueue:
             self._buckets.clear()
             self._keys.clear()
 
+    def withdraw(self, tasks: list[Task]) -> None:
+        """Take READY tasks out, of whatever kind. They may be added again. O(all)."""
+        gone = {task.id for task in tasks}
+        for task in tasks:
+            self.forget(task)
+        for key, bucket in self._buckets.items():
+            self._buckets[key] = deque(task for task in bucket if task.id not in gone)
+        self.line.withdraw(gone)
+
     def first(self) -> Task | None:
         """The next task, left in place; None if there is none."""
         while self._keys:

@@ -20,6 +20,9 @@ class Settings:
         own: the worker that this process turns itself, and that is never given up for its silence; None if there is none.
         detach: tasks of a client that is gone are finished, not cancelled.
         memory_bytes: for results of cached calls.
+        store: directory of the store of this node, for clients; "" if there is none.
+        store_key: rank 0's `Hello.store`; "" if it has no store.
+        keep_bytes: arguments of at least so many bytes are to be put there by clients; 0 for none.
         grace_s: between telling a function on a communicator to stop and killing its ranks.
     """
 
@@ -36,3 +39,6 @@ class Settings:
     detach: bool = False
     memory_bytes: int = MEMORY_BYTES
     grace_s: float = 2.0
+    store: str = ""
+    store_key: str = ""
+    keep_bytes: int = 0

@@ -16,6 +16,8 @@ from exex.manager.nodes import NodeRecord, Nodes, WorkerRecord
 from exex.manager.places import Places
 from exex.manager.ranges import Ranges
 from exex.manager.ready import ReadyQueue
+from exex.manager.records import Again, Kept
+from exex.manager.stored import Data
 from exex.manager.task import App, Loss, Status, Task
 from exex.manager.teams import Team
 from exex.protocol import payload as payloads
@@ -36,6 +38,7 @@ class ClientRecord:
         finished: it has sent Finish, or it is gone.
         used: every task number it has ever used.
         functions: digests of those that it has sent.
+        owned: stored payloads for which it may still ask, or which it may give to a call, by the names that it knows.
         hurry: its next Answer holds more than values that other tasks have waited for.
         held_since_s: when the oldest outcome in its next Answer was held back; negative if none is.
     """
@@ -50,6 +53,7 @@ class ClientRecord:
         self.finished = False
         self.used = Ranges()
         self.functions: set[bytes] = set()
+        self.owned: dict[str, Kept] = {}
         self.sequence = 0
         self.clear_answer()
 
@@ -164,6 +168,7 @@ class ManagerState:
         own: the worker that is rank 0 itself, and cannot take part in one; None if there is none.
         grace_s: between telling a function to stop and killing it.
         told: is called with ends of attempts when they have been handled; those of calls on communicators are of the whole call.
+        data: stored payloads.
         must_place: more could have been placed in this turn; the next one must follow at once.
     """
 
@@ -202,6 +207,10 @@ class ManagerState:
     next_client: int = 0
     next_app: int = 0
     memo: Memo = field(default_factory=Memo)
+    data: Data = field(default_factory=Data)
+
+    def __post_init__(self) -> None:
+        self.data.workers = self.workers
 
     def tell(self, rank: Rank, msg: Done) -> None:
         """Ends of attempts have been handled."""
@@ -280,6 +289,8 @@ class ManagerState:
             self.ready.affinity.pop(task.id, None)
         client = self.clients[task.id >> CLIENT_SHIFT]
         client.unfinished -= 1
+        if self.data.in_use and self._is_only_made_again(client, task, outcome, payload):
+            return
         if outcome == Outcome.DONE:
             self.counts.done += 1
         elif outcome == Outcome.CANCELLED:
@@ -293,6 +304,8 @@ class ManagerState:
         if outcome == Outcome.CANCELLED:
             return  # the client knows: it asked for it
         client.kept[task.id] = (outcome, payload)
+        if type(payload) is Kept:
+            client.owned[payload.name] = payload
         if task.dependents is None or outcome != Outcome.DONE:
             client.hurry = True
         if causes:
@@ -300,6 +313,24 @@ class ManagerState:
         client.tasks.append(task.id)
         client.outcomes.append(outcome)
         client.payloads.append(payload)
+
+    def _is_only_made_again(self, client: ClientRecord, task: Task, outcome: int, payload: Payload) -> bool:
+        """Let go of what a task needed. True if it has only made again what was lost: then that is there now, or cannot be."""
+        task.payload, task.values = b"", None  # who still refers to the task does not need the data
+        self.data.starved.pop(task.id, None)
+        if not isinstance(task, Again):
+            return False
+        record = task.origin.get()
+        if record is not None:
+            record.again = False
+            if outcome == Outcome.DONE and payload is not record:
+                record.value = payload
+            elif outcome not in (Outcome.DONE, Outcome.CANCELLED):
+                record.error = payload
+            self.data.note(record)
+        if client.finished and not client.unfinished:
+            self.forget_client(client)
+        return True
 
     def take_assign(self, worker: WorkerRecord) -> Assign:
         """The next Assign of a worker, with the apps and functions that are new to it."""
@@ -314,7 +345,7 @@ class ManagerState:
                 del functions[digest]
             worker.apps = self.nodes.more(worker.apps, new)
             worker.functions = self.nodes.more(worker.functions, functions.keys())
-        return Assign(
+        assign = Assign(
             apps=[self.apps[number].spec for number in sorted(new)],
             functions=functions,
             tasks=[task.id for task in tasks],
@@ -324,6 +355,27 @@ class ManagerState:
             attempts={i: task.attempt for i, task in enumerate(tasks) if task.attempt > 1},
             grants=grants,
         )
+        if self.data.in_use:
+            self._open_for_teams(assign)
+            assign.sources.update(self.data.sources(worker, assign))
+        return assign
+
+    def _open_for_teams(self, assign: Assign) -> None:
+        """What calls on communicators need goes with them: see `stored.Data.admit`."""
+        for i, task in enumerate(assign.tasks) if self.teams else ():
+            if task in self.teams:
+                assign.payloads[i] = self._opened(assign.payloads[i])
+                if i in assign.values:
+                    assign.values[i] = [self._opened(value) for value in assign.values[i]]
+
+    def _opened(self, payload: Payload) -> Payload:
+        """A payload as it is on rank 0; if it has vanished there, who needs it has to look for it."""
+        if type(payload) is not Kept:
+            return payload
+        try:
+            return self.memo.open(payload)
+        except (OSError, LookupError):
+            return payload
 
     def check(self) -> None:
         """Assert every invariant. O(everything): for tests and the simulation."""

@@ -165,7 +165,10 @@ def split_off(state: ManagerState, msg: Done) -> tuple[Done, list[Part]]:
     parts, others = [], []
     for i, task_id in enumerate(msg.tasks):
         if task_id in state.teams:
-            parts.append(Part(task_id, msg.outcomes[i], msg.payloads[i], msg.seconds[i]))
+            outcome = msg.outcomes[i]
+            if outcome == Outcome.STARVED:
+                outcome = Outcome.LOST  # nobody has begun, and all must come back
+            parts.append(Part(task_id, outcome, msg.payloads[i], msg.seconds[i]))
         else:
             others.append(i)
     if not parts:

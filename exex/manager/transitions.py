@@ -7,10 +7,12 @@ message (columns, bounds) was checked when it was decoded: see protocol/checks.
 from __future__ import annotations
 
 from concurrent.futures import CancelledError
+from typing import Any
 
 from exex.errors import ProtocolError, WorkerLost
 from exex.manager import grants, keeping, teams
 from exex.manager.nodes import WorkerRecord
+from exex.manager.records import Again
 from exex.manager.state import ClientRecord, ManagerState
 from exex.manager.task import SHORT_S, App, CachedTask, Loss, Status, Task
 from exex.protocol import payload as payloads
@@ -27,11 +29,14 @@ from exex.protocol.messages import (
     Part,
     Promise,
     Rank,
+    Release,
+    Spread,
     Submit,
     TaskId,
     Verdict,
+    Want,
 )
-from exex.protocol.payload import Payload
+from exex.protocol.payload import Payload, Stored
 
 # ---- clients --------------------------------------------------------------------------------------------------
 
@@ -76,16 +81,16 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
     client.unfinished += count
     if msg.affinity:
         state.ready.affinity.update((first + i, client.base + other) for i, other in msg.affinity.items())
-    if len(apps) == 1 and not msg.needs and not msg.keys and not msg.affinity:
+    if len(apps) == 1 and not msg.needs and not msg.keys and not msg.affinity and not state.data.changed:
         state.ready.push_all(new)
         return
     for i, task in enumerate(new):
         needs = msg.needs.get(i)
         if needs is None:
-            _needs_are_there(state, task)
+            requeue(state, task)
         else:
             _link(state, client, task, needs, msg.given.get(i, {}))
-    _end_found(state)
+    end_found(state)
 
 
 def _check_needs(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
@@ -128,13 +133,34 @@ def _link(state: ManagerState, client: ClientRecord, task: Task, needs: list[Tas
         task.status = Status.WAITING
         fail(state, task, Outcome.NEED_FAILED, failed[1], [failed[0]])
     elif not task.open_needs:
-        _needs_are_there(state, task)
+        requeue(state, task)
 
 
-def _needs_are_there(state: ManagerState, task: Task) -> None:
-    """Ready a task, unless it is a cached call whose result is known or on the way. `_end_found` must follow."""
-    if not isinstance(task, CachedTask) or state.memo.enter(task):
+def requeue(state: ManagerState, task: Task) -> None:
+    """Ready a task, unless stored payloads must come first, or it is a cached call whose result is known or on the way.
+
+    `end_found` must follow.
+    """
+    if state.data.in_use and not state.data.admit(task):
+        return
+    if not isinstance(task, CachedTask) or task.key or state.memo.enter(task):
         state.ready.push(task)
+
+
+def adopt(state: ManagerState, client: ClientRecord, msg: Submit | Fulfil) -> None:
+    """Put records in the places of the stored payloads that a client names, before anything else is done with the message.
+
+    Raises:
+        ProtocolError: one is unknown, or not this client's.
+    """
+    columns: list[Any] = [dict(enumerate(msg.payloads))]
+    if type(msg) is Submit:
+        columns += msg.given.values()
+    for i, column in enumerate(columns):
+        for place, value in column.items():
+            if type(value) is Stored:
+                record = state.data.of_client(client.number, value)
+                (column if i else msg.payloads)[place] = record
 
 
 def on_promise(state: ManagerState, client: ClientRecord, msg: Promise) -> None:
@@ -168,14 +194,14 @@ def on_fulfil(state: ManagerState, client: ClientRecord, msg: Fulfil) -> None:
             succeed(state, task, value)
         else:
             fail(state, task, Outcome.FAILED, value)
-    _end_found(state)
+    end_found(state)
 
 
 def on_cancel(state: ManagerState, client: ClientRecord, msg: Cancel) -> None:
     """End tasks that nobody wants. Unknown ones have ended meanwhile."""
     for local in msg.tasks:
         task = state.tasks.get(client.base + local)
-        if task is not None:
+        if task is not None and not isinstance(task, Again):
             cancel(state, task)
 
 
@@ -186,7 +212,7 @@ def on_verdict(state: ManagerState, client: ClientRecord, msg: Verdict) -> None:
         return
     if msg.retry:
         task.attempt += 1
-        state.ready.push(task)
+        requeue(state, task)
     else:
         fail(state, task, Outcome.FAILED, msg.payload)
 
@@ -210,6 +236,7 @@ def on_finish(state: ManagerState, client: ClientRecord, msg: Finish) -> None:
     client.clear_answer()
     client.kept.clear()
     client.unapplied.clear()
+    client.owned.clear()
     if not client.unfinished:
         state.forget_client(client)
         return
@@ -217,6 +244,35 @@ def on_finish(state: ManagerState, client: ClientRecord, msg: Finish) -> None:
         waits_for_client = task.app is None or task.status == Status.ASKING
         if (msg.cancel or waits_for_client) and state.tasks.get(task.id) is task:
             cancel(state, task)
+
+
+def on_want(state: ManagerState, client: ClientRecord, msg: Want) -> None:
+    """A client wants to have stored values; one that it has released, or never had, is answered with an error."""
+    data = state.data
+    for name in msg.names:
+        record = client.owned.get(name) or data.get(name)
+        if record is None or record.client != client.number:
+            data.brought.append((client.number, name, None, msg.here))
+        else:
+            record.wants.append((client.number, name, msg.here))
+            data.note(record)
+
+
+def on_release(state: ManagerState, client: ClientRecord, msg: Release) -> None:
+    """Stored payloads that the client will not name any more; others may still need them."""
+    for name in msg.names:
+        client.owned.pop(name, None)
+
+
+def on_spread(state: ManagerState, client: ClientRecord, msg: Spread) -> None:
+    """Every node gets a copy of what the client has put into the store of rank 0's node.
+
+    Raises:
+        ProtocolError: there is no such payload.
+    """
+    record = state.data.of_client(client.number, msg.payload)
+    client.owned[record.name] = record
+    state.data.spread(record)
 
 
 # ---- workers --------------------------------------------------------------------------------------------------
@@ -232,6 +288,9 @@ def on_hello(state: ManagerState, rank: Rank, msg: Hello) -> None:
         raise ProtocolError(f"rank {rank} said Hello twice")
     worker = WorkerRecord(rank, state.nodes.get(msg.node), msg.slots, msg.cores, msg.gpus)
     state.nodes.add(worker, msg.memory_bytes)
+    if msg.store:
+        worker.store = state.data.store(msg.store)
+        worker.store.ranks[rank] = None
     state.workers[rank] = worker
     state.list_worker(worker)
 
@@ -246,11 +305,32 @@ def on_done(state: ManagerState, rank: Rank, msg: Done) -> None:
     if worker is None:
         raise ProtocolError("it reports before its Hello")
     if state.teams:
+        for task_id, outcome in zip(msg.tasks, msg.outcomes):
+            if outcome == Outcome.STARVED and task_id in state.teams and worker.tasks and task_id in worker.tasks:
+                state.data.on_starved(worker, worker.tasks[task_id])
         msg, parts = teams.split_off(state, msg)
         for part in parts:
             on_part(state, rank, part)
     _retire(state, worker, msg)
     state.tell(rank, msg)
+
+
+def take_stored(state: ManagerState, rank: Rank, msg: Done) -> None:
+    """Put records in the places of stored values, before `on_done`. What nobody wants is freed with its record.
+
+    Raises:
+        ProtocolError: it may not be stored, or not under this name.
+    """
+    worker = state.workers.get(rank)
+    if worker is None:
+        return  # `on_done` says so
+    for i, (task_id, value) in enumerate(zip(msg.tasks, msg.payloads)):
+        if type(value) is Stored:
+            task = (worker.tasks or {}).get(task_id)
+            is_in_band = task is not None and task.app is not None and task.app.spec.sends_value
+            if is_in_band or task_id in state.teams or msg.outcomes[i] != Outcome.DONE:
+                raise ProtocolError(f"rank {rank} has stored what belongs into its message about task {task_id}")
+            msg.payloads[i] = state.data.of_task(value, worker, task_id, task)
 
 
 def _retire(state: ManagerState, worker: WorkerRecord, msg: Done) -> None:
@@ -289,7 +369,7 @@ def _retire(state: ManagerState, worker: WorkerRecord, msg: Done) -> None:
     if state.nodes.watched:
         state.nodes.touch(worker)
     state.list_worker(worker)
-    _end_found(state)
+    end_found(state)
 
 
 def on_part(state: ManagerState, rank: Rank, msg: Part) -> None:
@@ -332,18 +412,37 @@ def _attempt_failed(state: ManagerState, task: Task, app: App, outcome: int, err
     """Try again, ask the client's retry handler, or fail the task."""
     if task.id in state.broken:
         _attempt_lost(state, task, state.broken.pop(task.id))
-    elif app.spec.asks and not state.clients[task.id >> CLIENT_SHIFT].finished:
+    elif outcome == Outcome.STARVED:
+        _attempt_starved(state, task)
+    elif app.spec.asks and not isinstance(task, Again) and not state.clients[task.id >> CLIENT_SHIFT].finished:
         task.status = Status.ASKING
         client = state.clients[task.id >> CLIENT_SHIFT]
         client.tasks.append(task.id)
         client.outcomes.append(Outcome.ASK)
         client.hurry = True
         client.payloads.append(error)
-    elif task.attempt - state.losses.get(task.id, 0) <= app.spec.retries:
+    elif task.attempt - state.losses.get(task.id, 0) - state.data.starved.get(task.id, 0) <= app.spec.retries:
         task.attempt += 1
-        state.ready.push(task)
+        requeue(state, task)
     else:
         fail(state, task, outcome, error)
+
+
+def _attempt_starved(state: ManagerState, task: Task) -> None:
+    """Try again where what the task needs is said to be once that is known, unless it was never to be had."""
+    if state.data.on_starved(state.workers[task.rank], task) > STARVED_TOLERATED:
+        assert task.app is not None
+        error = WorkerLost(
+            f"task {_local([task.id])[0]} ({task.app.spec.name}) was sent to workers {STARVED_TOLERATED + 1} times that could "
+            f"not get what it needs from other nodes; the last was rank {task.rank} on {state.workers[task.rank].node}: "
+            "see what the ranks say about their stores, or set --keep-bytes 0",
+            task.rank,
+            state.workers[task.rank].node,
+        )
+        fail(state, task, Outcome.FAILED, payloads.dump_error(error, ""))
+    else:
+        task.attempt += 1
+        requeue(state, task)
 
 
 def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
@@ -363,6 +462,7 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
     loss = Loss(rank, worker.node, how)
     without = teams.on_worker_lost(state, worker, how) if state.teams else []
     state.nodes.remove(worker)
+    state.data.on_rank_lost(worker.store, rank)
     for task_id in grants.forget_worker(state, worker):
         _break(state, task_id, loss)
     keeping.note_loss(state, worker.home)
@@ -408,14 +508,18 @@ def _attempt_lost(state: ManagerState, task: Task, loss: Loss) -> None:
         )
         fail(state, task, Outcome.LOST, payloads.dump_error(error, ""))
     else:
-        state.ready.push(task)
+        requeue(state, task)
 
 
 OUTLIER_S = 1e-4
 """Added to ten times the average, the most that one running time counts for in it."""
 
 LOSSES_TOLERATED = 3
-"""A task that was on more lost workers than this is taken for the cause and fails."""
+"""A task that was on more lost workers than this is taken for the cause and fails. A value that was lost more often is not made
+again."""
+
+STARVED_TOLERATED = 20
+"""A task that was sent so often to workers that could not get what it needs fails with the next one."""
 
 
 # ---- cached calls ----------------------------------------------------------------------------------------------
@@ -425,11 +529,11 @@ def on_fetched(state: ManagerState, key: bytes, value: Payload | None) -> None:
     """The store's answer to `Store.fetch`; None if there is no such result, or if it does not count."""
     task = state.memo.fetched(key, value)
     if task is not None:
-        state.ready.push(task)
-    _end_found(state)
+        requeue(state, task)
+    end_found(state)
 
 
-def _end_found(state: ManagerState) -> None:
+def end_found(state: ManagerState) -> None:
     """End the tasks whose value the memo knows; those that this readies may be among them. No recursion: chains are long."""
     found = state.memo.found
     while found:
@@ -442,7 +546,7 @@ def _end_found(state: ManagerState) -> None:
 
 
 def succeed(state: ManagerState, task: Task, value: Payload) -> None:
-    """Finish a task with a value, which fills its places in the dependents. `_end_found` must follow."""
+    """Finish a task with a value, which fills its places in the dependents. `end_found` must follow."""
     state.finish_task(task, Outcome.DONE, value)
     if task.dependents is None:
         return
@@ -453,7 +557,7 @@ def succeed(state: ManagerState, task: Task, value: Payload) -> None:
         dependent.values[place] = value
         dependent.open_needs -= 1
         if not dependent.open_needs:
-            _needs_are_there(state, dependent)
+            requeue(state, dependent)
 
 
 def fail(state: ManagerState, task: Task, outcome: int, error: Payload, causes: list[TaskId] | None = None) -> None:
@@ -499,7 +603,7 @@ def cancel(state: ManagerState, task: Task) -> None:
     if isinstance(task, CachedTask):
         following = state.memo.cancelled(task)
         if following is not None:
-            state.ready.push(following)
+            requeue(state, following)
     if task.dependents:
         error = payloads.dump_error(CancelledError(f"task {_local([task.id])[0]} was cancelled"), "")
         for dependent, _ in task.dependents:

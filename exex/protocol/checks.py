@@ -7,6 +7,7 @@ a promise that is open) only the receiver's state can tell. Cost: some 20 ns per
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
@@ -15,22 +16,33 @@ from exex.errors import ProtocolError
 from exex.protocol.messages import (
     CLIENT_SHIFT,
     KEY_BYTES,
+    Absent,
     AppSpec,
     Assign,
+    Brought,
     Cancel,
+    Chunk,
+    Copy,
     Done,
+    Fetch,
+    Free,
     Fulfil,
     Hello,
+    Here,
+    Holds,
     Join,
     Kind,
     Outcome,
     Part,
     Promise,
+    Release,
+    Spread,
     Submit,
     Verdict,
+    Want,
 )
 from exex.protocol.parts import PART_OUTCOMES
-from exex.protocol.payload import Large
+from exex.protocol.payload import Large, Stored
 
 MOST_PROMISED = 1 << 20
 """Tasks of one Promise: the only number in a message that costs memory without bytes to show for it."""
@@ -53,12 +65,24 @@ MOST_NODES = 1 << 20
 MOST_RANKS = 1 << 22
 """Ranks of one communicator."""
 
+MOST_FRAMES = 1 << 16
+"""Frames of a stored payload."""
+
+MOST_STORED_BYTES = 1 << 44
+"""Bytes of a frame of a stored payload."""
+
+MOST_STORE_NAME = 64
+"""Characters of its name, which is that of a file."""
+
 MOST_MEMORY_BYTES = 1 << 60
 
 MOST_DIGEST_BYTES = 64
 
 _END = 1 << CLIENT_SHIFT  # a client's own task numbers are below
-_PAYLOADS = frozenset((bytes, Large))
+_PAYLOADS = frozenset((bytes, Large, Stored))
+_IN_BAND = frozenset((bytes, Large))
+_ONLY_STORED = frozenset((Stored,))
+_STORE_NAME = re.compile(r"[tc][0-9]+\.[0-9]+", re.ASCII)
 _OUTCOMES = bytes(Outcome)
 _KEPT_OR_BROKEN = bytes((Outcome.DONE, Outcome.FAILED))
 _KINDS = frozenset(Kind)
@@ -69,9 +93,19 @@ def _require(holds: bool, message: str) -> None:
         raise ProtocolError(message)
 
 
-def _payloads(payloads: Iterable[object]) -> None:
-    if not _PAYLOADS.issuperset(map(type, payloads)):
-        kinds = sorted(kind.__name__ for kind in set(map(type, payloads)) - _PAYLOADS)
+def is_store_name(name: str) -> bool:
+    """Whether a stored payload may have this name: it becomes a file's."""
+    return len(name) <= MOST_STORE_NAME and _STORE_NAME.fullmatch(name) is not None
+
+
+def _names(names: Iterable[str]) -> None:
+    for name in names:
+        _require(is_store_name(name), f"a stored payload named {name[:MOST_STORE_NAME]!r}")
+
+
+def _payloads(payloads: Iterable[object], allowed: frozenset[type] = _PAYLOADS) -> None:
+    if not allowed.issuperset(map(type, payloads)):
+        kinds = sorted(kind.__name__ for kind in set(map(type, payloads)) - allowed)
         raise ProtocolError(f"a payload that is no bytes: {', '.join(kinds)}")
 
 
@@ -106,7 +140,7 @@ def _app(spec: AppSpec) -> None:
 
 
 def _functions(functions: dict[bytes, Any]) -> None:
-    _payloads(functions.values())
+    _payloads(functions.values(), _IN_BAND)
     if functions:
         _require(min(map(len, functions)) > 0 and max(map(len, functions)) <= MOST_DIGEST_BYTES, "a digest of wrong length")
 
@@ -181,13 +215,14 @@ def cancel(msg: Cancel) -> None:
 def verdict(msg: Verdict) -> None:
     """A task number of a client, and a payload."""
     _tasks([msg.task])
-    _payloads([msg.payload])
+    _payloads([msg.payload], _IN_BAND)
 
 
 def hello(msg: Hello) -> None:
     """A number of slots that can be; CPUs, memory and accelerators likewise."""
     _require(0 < msg.slots <= MOST_SLOTS or bool(msg.error), f"{msg.slots} slots")
     _require(len(msg.node) <= MOST_NAME, f"a node with a name of {len(msg.node)} characters")
+    _require(len(msg.store) <= MOST_NAME, f"a store with a name of {len(msg.store)} characters")
     cores = msg.cores
     _require(not cores or (min(cores) >= 0 and max(cores) < MOST_CPU), "CPU numbers that are none")
     _require(len(cores) <= MOST_CPU and not len(cores) % max(1, msg.slots), f"{len(cores)} CPUs for {msg.slots} slots")
@@ -209,7 +244,7 @@ def done(msg: Done) -> None:
 def part(msg: Part) -> None:
     """An outcome that a rank can come to, and a time that can be compared."""
     _require(msg.outcome in PART_OUTCOMES, f"a part with the outcome {msg.outcome}")
-    _payloads([msg.payload])
+    _payloads([msg.payload], _IN_BAND)
     _require(msg.seconds >= 0 and math.isfinite(msg.seconds), "a running time that is none")
 
 
@@ -219,12 +254,51 @@ def assign(msg: Assign) -> None:
     _require(count == len(msg.payloads) and len(msg.calls) in (1, count), "columns of unequal length")
     for i, grant in msg.grants.items():
         _require(0 <= i < count and grant.slots > 0 and bool(grant.shares), "a grant of nothing, or for no task")
+    if msg.sources:
+        _names(msg.sources)
+        _require(min(msg.sources.values()) >= 0, "a stored payload at no rank")
 
 
 def join(msg: Join) -> None:
     """A number that fits into a datagram; runs of ranks."""
     _require(0 < msg.call < 1 << 63, f"a call with the number {msg.call}")
     _require(len(msg.runs) >= 2 and not len(msg.runs) % 2 and min(msg.runs) >= 0, "runs of ranks that are none")
+
+
+def names(msg: Want | Release | Here | Absent | Free | Holds) -> None:
+    """Names that files may have."""
+    _names(msg.names)
+
+
+def fetch(msg: Fetch) -> None:
+    """Names that files may have, and where to begin."""
+    _names(msg.names)
+    _require(0 <= msg.at <= MOST_STORED_BYTES and len(msg.store) <= MOST_NAME, "a fetch from no place")
+
+
+def spread(msg: Spread) -> None:
+    """A stored payload."""
+    _payloads([msg.payload], _ONLY_STORED)
+
+
+def copy(msg: Copy) -> None:
+    """Stored payloads, and a rank."""
+    _payloads(msg.payloads, _ONLY_STORED)
+    _require(msg.source >= 0, f"a copy from rank {msg.source}")
+
+
+def chunk(msg: Chunk) -> None:
+    """Bytes, and where they belong."""
+    _names([msg.name])
+    _payloads([msg.data], _IN_BAND)
+    _require(msg.at >= 0 and (type(msg.data) is not Large or len(msg.data.frames) == 1), "a chunk of no place, or in pieces")
+
+
+def brought(msg: Brought) -> None:
+    """A payload, or an error."""
+    _names([msg.name])
+    _payloads([msg.payload])
+    _require(msg.outcome in _KEPT_OR_BROKEN, f"a value with the outcome {msg.outcome}")
 
 
 CHECKS: dict[type, Callable[[Any], None]] = {
@@ -238,5 +312,16 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     Part: part,
     Assign: assign,
     Join: join,
+    Want: names,
+    Release: names,
+    Fetch: fetch,
+    Here: names,
+    Absent: names,
+    Free: names,
+    Holds: names,
+    Spread: spread,
+    Copy: copy,
+    Chunk: chunk,
+    Brought: brought,
 }
 """By the type of the message; a type that is not here needs none."""

@@ -33,6 +33,7 @@ class Outcome(IntEnum):
     NEED_FAILED = 3  # payload: the root cause's error; `causes` names the needs that failed
     LOST = 4  # the attempt's process died: as FAILED, the payload is the error
     ASK = 5  # as FAILED, but the client's retry handler decides; the task waits for a Verdict
+    STARVED = 6  # no payload: it has not begun, because something that it needs was not to be had from where it was said to be
 
 
 class Kind(IntEnum):
@@ -64,6 +65,7 @@ class AppSpec(Struct, frozen=True, array_like=True, kw_only=True):
         ranks: of the communicator that a call runs on; 0: it runs in one process.
         every_rank: its value is the list of all ranks' values, not the first one's.
         own_world: the ranks are started for it, not worker ranks.
+        sends_value: its value always goes to the manager, whatever its size.
     """
 
     app: int
@@ -82,6 +84,7 @@ class AppSpec(Struct, frozen=True, array_like=True, kw_only=True):
     ranks: int = 0
     every_rank: bool = False
     own_world: bool = False
+    sends_value: bool = False
 
 
 class NodeShape(Struct, frozen=True, array_like=True):
@@ -225,6 +228,25 @@ class Checkpoint(Message, frozen=True, tag=9):
     number: int
 
 
+class Want(Message, frozen=True, tag=10):
+    """Client -> manager: bring these stored values; each is answered by Brought."""
+
+    names: list[str]
+    here: bool = False  # into the store of rank 0's node, where the client maps them
+
+
+class Release(Message, frozen=True, tag=11):
+    """Client -> manager: it will not ask for these stored payloads any more, nor give them to a call."""
+
+    names: list[str]
+
+
+class Spread(Message, frozen=True, tag=12):
+    """Client -> manager: every node will need this; the client has put it into the store of its own node."""
+
+    payload: Payload
+
+
 # ---- manager -> client ----------------------------------------------------------------------------------------
 
 
@@ -238,6 +260,8 @@ class Welcome(Message, frozen=True, tag=20):
     slots: int  # of all workers together
     run_dir: str  # where AUTO_LOGNAME files go
     nodes: list[NodeShape] = []  # all that there are, so that impossible calls fail at once
+    store: str = ""  # directory of the store of rank 0's node, for a client that finds it there; "": none
+    keep_bytes: int = 0  # arguments of at least so many bytes go into it; 0: none
 
 
 class Answer(Message, frozen=True, tag=21):
@@ -264,6 +288,51 @@ class Checkpointed(Message, frozen=True, tag=23):
     error: str  # why it is not in the journal; "" if it is
 
 
+class Brought(Message, frozen=True, tag=24):
+    """Manager -> client: answer to Want."""
+
+    name: str
+    outcome: int  # DONE, or FAILED: it is lost, and could not be made again
+    payload: Payload  # its bytes; Stored if it is in the store of rank 0's node, where the client maps it; or the error
+
+
+# ---- between any two ranks ------------------------------------------------------------------------------------
+
+
+class Fetch(Message, frozen=True, tag=70):
+    """Rank -> rank: send these stored payloads, as far as each is there.
+
+    So that a slow rank is not flooded, no more than a window beyond `at` is sent before the next Fetch says how far it is.
+    """
+
+    names: list[str]
+    at: int = 0  # so many bytes of each file have arrived; 0: begin
+    store: str = ""  # of who asks, as in Hello: if it is one with the asked one's, the answer is Here
+
+
+class Chunk(Message, frozen=True, tag=71):
+    """Rank -> rank: a part of a stored payload, in answer to Fetch; in order, without gaps."""
+
+    name: str
+    at: int  # first byte in the file of the payload; see store/node_store
+    data: Payload  # Large, of one frame
+
+
+class Here(Message, frozen=True, tag=72):
+    """Rank -> rank: answer to Fetch of a rank that has the same store: they are in it."""
+
+    names: list[str]
+
+
+class Absent(Message, frozen=True, tag=73):
+    """Rank -> rank: answer to Fetch: they are not here and will not be.
+
+    Worker -> manager: likewise to Copy, and when another rank has asked in vain. Manager -> worker: these will not come.
+    """
+
+    names: list[str]
+
+
 # ---- both ways between worker and manager ---------------------------------------------------------------------
 
 
@@ -287,6 +356,7 @@ class Hello(Message, frozen=True, tag=40):
     cores: list[int] = []  # CPU numbers to which its slots are bound, as many for each slot; empty: not bound
     memory_bytes: int = 0  # of its node; 0: not known
     gpus: list[str] = []  # names of the accelerators that it can use
+    store: str = ""  # ranks for which this is the same have one store; "": this rank keeps no values
 
 
 class Done(Message, frozen=True, tag=41):
@@ -297,6 +367,12 @@ class Done(Message, frozen=True, tag=41):
     payloads: list[Payload]
     seconds: list[float]  # each attempt's own running time
     started: list[TaskId]  # seen running for a while, not yet ended
+
+
+class Holds(Message, frozen=True, tag=45):
+    """Worker -> manager: it now has these stored payloads as well: it needed them for a call, or was told by Copy."""
+
+    names: list[str]
 
 
 class Part(Message, frozen=True, tag=44):
@@ -331,12 +407,29 @@ class Assign(Message, frozen=True, tag=61):
     values: dict[int, list[Payload]]  # i -> values of the needs of tasks[i], in their places
     attempts: dict[int, int]  # i -> number of the attempt where it is not the first
     grants: dict[int, Grant] = {}  # i -> what tasks[i] may use, where that is not just one slot
+    sources: dict[str, Rank] = {}  # of each stored payload among payloads and values: a rank that has it, the nearest
 
 
 class Drop(Message, frozen=True, tag=62):
     """Manager -> worker: forget these if queued, kill them if running. Each is still answered in a Done."""
 
     tasks: list[TaskId]
+
+
+class Free(Message, frozen=True, tag=66):
+    """Manager -> worker: nobody needs these stored payloads any more. Those that it does not have are passed over."""
+
+    names: list[str]
+
+
+class Copy(Message, frozen=True, tag=67):
+    """Manager -> worker: get these from there, and answer Holds, or Absent.
+
+    From itself: the rank that had them is lost, and they should still be in the store of this node.
+    """
+
+    payloads: list[Payload]  # Stored
+    source: Rank
 
 
 class Join(Message, frozen=True, tag=65):
@@ -360,8 +453,8 @@ class Leave(Message, frozen=True, tag=64):
     together: bool  # no rank is lost: leave by MPI_Finalize, which would else never return
 
 
-FromClient = Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish | Checkpoint
-FromWorker = Hello | Done | Part | Bye | Beat
-ToClient = Welcome | Answer | JobEnds | Checkpointed
-ToWorker = Assign | Drop | Join | Stop | Leave | Beat
+FromClient = Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish | Checkpoint | Want | Release | Spread
+FromWorker = Hello | Done | Part | Bye | Beat | Holds | Fetch | Chunk | Here | Absent
+ToClient = Welcome | Answer | JobEnds | Checkpointed | Brought
+ToWorker = Assign | Drop | Join | Stop | Leave | Beat | Free | Copy | Fetch | Chunk | Here | Absent
 AnyMessage = Any

@@ -43,13 +43,35 @@ class Large:
         return f"<Large {len(self)} bytes in {len(self.frames)} frames>"
 
 
-Payload: TypeAlias = Any
-"""`bytes | Large`. Typed Any because msgspec decodes `Large` through an extension type."""
+class Stored:
+    """A payload whose frames lie in the store of a node, as a file: what travels is its name and the sizes of its frames.
 
+    Attributes:
+        name: unique in the job. "t12.1": the value of task 12 from its attempt 1; "c0.7": the 8th that client 0 has put there.
+        sizes: of its frames in bytes, as of a `Large`.
+    """
+
+    __slots__ = ("name", "sizes")
+
+    def __init__(self, name: str, sizes: Sequence[int]) -> None:
+        self.name = name
+        self.sizes = tuple(sizes)
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def __repr__(self) -> str:
+        return f"<Stored {self.name}, {len(self)} bytes in {len(self.sizes)} frames>"
+
+
+Payload: TypeAlias = Any
+"""`bytes | Large | Stored`. Typed Any because msgspec decodes the latter two through extension types."""
 
 
 def same(one: Payload, other: Payload) -> bool:
     """Whether two payloads are the same bytes. Nothing is opened."""
+    if isinstance(one, Stored) and isinstance(other, Stored):
+        return one.name == other.name
     if type(one) is not Large or type(other) is not Large:
         return type(one) is type(other) and bool(one == other)
     return len(one.frames) == len(other.frames) and all(memoryview(a) == memoryview(b) for a, b in zip(one.frames, other.frames))
@@ -166,6 +188,38 @@ def place_after(future: object, stand_in: object) -> tuple[Callable[..., Any], t
     """As `place_for`, but the place is filled with `stand_in`; the need's value only has to exist."""
     _, (place,) = place_for(future)
     return _fill_after, (place, stand_in)
+
+
+def place_for_shared(given: object, name: str) -> tuple[Callable[..., Any], tuple[int, str]]:
+    """As `place_for`, for a value that many calls get: where they run, it is opened once and then remembered by its name.
+
+    Args:
+        given: stands in the list of needs for it.
+        name: of the stored payload; "" to open it each time.
+    """
+    _, (place,) = place_for(given)
+    return _fill_shared, (place, name)
+
+
+_shared: dict[str, Any] = {}
+
+
+def forget_shared(is_there: Callable[[str], bool]) -> None:
+    """Let go of the values that were opened by `place_for_shared` and whose payloads are not there any more."""
+    for name in [name for name in _shared if not is_there(name)]:
+        del _shared[name]
+
+
+def _fill_shared(place: int, name: str) -> Any:
+    if name in _shared:
+        return _shared[name]
+    payload = _thread.values[place]
+    if type(payload) is Large:
+        payload = Large([payload.frames[0], *(memoryview(frame).toreadonly() for frame in payload.frames[1:])])
+    value = load(payload)
+    if name:
+        _shared[name] = value
+    return value
 
 
 def _fill_place(place: int) -> Any:

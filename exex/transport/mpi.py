@@ -159,12 +159,14 @@ class MpiLink:
     """This rank's end; peers are ranks of `comm`. Collective.
 
     Args:
-        peers: how many ranks may send to this one.
+        peers: how many ranks may send to this one without being asked.
+        is_far: ranks of other nodes may, too: they ring nobody.
     """
 
-    def __init__(self, comm: MPI.Intracomm, peers: int) -> None:
+    def __init__(self, comm: MPI.Intracomm, peers: int, is_far: bool = False) -> None:
         self._comm = comm
         self._peers = peers
+        self._is_far = is_far
         self._bell = Doorbell(comm.bcast(new_key() if comm.rank == 0 else None), comm.rank)
         self._to_ring: set[int] = set()
         self._sent: dict[int, int] = {}  # messages to each peer
@@ -306,7 +308,7 @@ class MpiLink:
 
     def polled(self) -> bool:
         """See `Link.polled`: until all peers are known to be on this node, and while one that was announced is missing."""
-        return bool(self._owing) or len(self._bell.heard) < self._peers
+        return self._is_far or bool(self._owing) or len(self._bell.heard) < self._peers
 
     def transferring(self) -> bool:
         """See `Link.transferring`: large messages, of which MPI moves a piece with each look."""

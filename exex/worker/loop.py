@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from exex.errors import ProtocolError, StartError
 from exex.protocol import codec
 from exex.protocol import payload as payloads
-from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Join, Leave, Part, Stop
+from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Join, Leave, Outcome, Part, Stop
+from exex.protocol.payload import Payload
+from exex.store.exchange import Exchange
 from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
 from exex.worker import execute, filling, state
 from exex.worker.context import Place
+from exex.worker.needs import Needs
 from exex.worker.output import Outlet
 from exex.worker.printed import Printed
 from exex.worker.processes import Died, Failed, Measured, Ready, TaskProcess, Template
-from exex.worker.together import Together, make_head
+from exex.worker.stored import StoredValues
+from exex.worker.together import Head, Together, make_head
 
 if TYPE_CHECKING:
     from exex.store.task_output import TaskOutput
@@ -122,6 +126,26 @@ class Equipment(NamedTuple):
 NOTHING_SPECIAL = Equipment()
 
 
+class DataPlane(NamedTuple):
+    """What becomes of large values.
+
+    Attributes:
+        exchange: of this rank.
+        keep_bytes: values of at least so many bytes stay in the store of this node.
+        limit_bytes: a value larger than that does not go into memory.
+        is_shared: the manager has the same exchange, and turns it.
+    """
+
+    exchange: Exchange
+    keep_bytes: int
+    limit_bytes: int
+    is_shared: bool = False
+
+    def for_template(self) -> tuple[str, int, int]:
+        """As task processes are told it."""
+        return self.exchange.store_dir, self.keep_bytes, self.limit_bytes
+
+
 class WorkerLoop:
     """One worker rank.
 
@@ -133,6 +157,7 @@ class WorkerLoop:
         inline: run Python tasks in this process (`--isolation none`).
         tasks_per_process: after so many a task process is replaced; 0: never.
         output: where what tasks print is kept; None: it is passed on to our own stdout and stderr.
+        data: what becomes of large values; None: they travel with the messages.
         beat_s: after so long without a message to the manager, send a Beat; 0 for never.
         limit_s: silence of the manager after which this rank gives up; 0 for never.
 
@@ -158,6 +183,7 @@ class WorkerLoop:
         limit_s: float = 0.0,
         tasks_per_process: int = 0,
         output: TaskOutput | None = None,
+        data: DataPlane | None = None,
     ) -> None:
         self.encoder = codec.Encoder()
         self.template = template
@@ -183,6 +209,11 @@ class WorkerLoop:
         self._printed = Printed(output) if output is not None else None
         self._paused: set[int] = set()  # pipes that are not read, because our own stdout or stderr is full
         self._inline_functions: dict[bytes, Any] = {}
+        self._needs: Needs | None = None
+        self._values = StoredValues("", 0, 0)
+        if data is not None:
+            self._needs = Needs(data.exchange, int(data.is_shared), not data.is_shared, self._send)
+            self._values = StoredValues(*data.for_template())
         self._place = place
         self._next_tick = 0.0
         self._resume_s = 0.0  # no task process is forked before
@@ -227,6 +258,7 @@ class WorkerLoop:
                 cores=[core for cores in self._equipment.slot_cores for core in cores],
                 memory_bytes=self._equipment.memory_bytes,
                 gpus=list(self._equipment.gpus),
+                store=self._needs.exchange.key if self._needs is not None else "",
             )
         )
 
@@ -261,12 +293,16 @@ class WorkerLoop:
         traffic = self._from_manager(now_s)
         for fd in ready:
             traffic |= self._from_descriptor(fd, now_s)
+        if self._needs is not None:
+            traffic |= self._needs.turn(self.state)
         if now_s >= self._next_tick:
             self._next_tick = now_s + TICK_S
             state.on_tick(self.state, now_s)
             if self._printed is not None:
                 self._printed.flush_if_due(now_s)
             self._keep_in_touch(now_s)
+            if self._needs is not None:
+                self._needs.tick(now_s)
         if self._inline and self.state.queue:
             traffic |= self._run_inline(now_s + INLINE_S)
         if self._prepared and now_s >= self._resume_s:
@@ -310,10 +346,7 @@ class WorkerLoop:
                 raise ProtocolError(f"{self._place} is to take part in a call on a communicator, and has no MPI")
             self._together = self._make_together()
         join, call = self.state.parts.popleft()
-        head = None
-        if call is not None:
-            function = self.state.functions[call.spec.function]
-            head = make_head(call.spec, function, call.payload, call.values, call.attempt)
+        head = None if call is None else self._head(call)
         outcome, payload, seconds = self._together.run(join, head)
         self._turned_s = self._heard_s = self._said_s = time.monotonic()
         if call is None:
@@ -323,6 +356,32 @@ class WorkerLoop:
             self.state.report(call, outcome, payload, seconds)
             self._send(self.state.take_done())
         self._link.progress()
+
+    def _head(self, call: state.Call) -> Head | None:
+        """What the lead of a call on a communicator hands round; None, so that nobody runs it, if something is missing."""
+        try:
+            payload, values = self._mapped(call)
+        except FileNotFoundError:
+            return None
+        return make_head(call.spec, self.state.functions[call.spec.function], payload, values, call.attempt)
+
+    def _mapped(
+        self, call: state.Call, other: Callable[[Payload], Payload] = lambda payload: payload
+    ) -> tuple[Payload, list[Payload] | None]:
+        """A call and its values, with what is stored mapped, and the `other` of what is not.
+
+        Raises:
+            FileNotFoundError: something is not in the store of this node.
+        """
+
+        def mapped(payload: Payload) -> Payload:
+            if type(payload) is not payloads.Stored:
+                return other(payload)
+            if self._needs is None:
+                raise FileNotFoundError(payload.name)
+            return self._needs.exchange.payload(payload)
+
+        return mapped(call.payload), None if call.values is None else [mapped(value) for value in call.values]
 
     def _from_descriptor(self, fd: int, now_s: float) -> bool:
         if fd == self.template.fileno():
@@ -358,22 +417,37 @@ class WorkerLoop:
             if arrived[1] is GONE:
                 if arrived[0] == 0:
                     raise StartError("the manager is gone")
-                continue  # another worker, as MPI reports; the manager says what that means
+                if self._needs is not None:  # another worker, as MPI reports; the manager says what else that means
+                    self._needs.exchange.on_gone(arrived[0])
+                continue
             traffic = True
-            self._heard_s = now_s
             message = self._calls.decode(arrived[1])
-            if type(message) is Assign:
-                state.on_assign(self.state, message)
-            elif type(message) is Drop:
-                state.on_drop(self.state, message, now_s)
-                if self._together is not None:
-                    self._together.revoke(message.tasks)
-            elif type(message) is Join:
-                state.on_join(self.state, message)
-            elif type(message) is Stop:
+            if arrived[0]:
+                if self._needs is not None:
+                    self._needs.on_message(arrived[0], message)
+                continue
+            self._heard_s = now_s
+            if type(message) is Stop:
                 self._stop()
                 break
+            self._on_message(message, now_s)
         return traffic
+
+    def _on_message(self, message: object, now_s: float) -> None:
+        """What the manager says. A Beat needs no answer."""
+        if type(message) is Assign:
+            if message.sources and self._needs is not None:
+                state.on_assign(self.state, message, self._needs.lacking(message))
+            else:
+                state.on_assign(self.state, message)
+        elif type(message) is Drop:
+            state.on_drop(self.state, message, now_s)
+            if self._together is not None:
+                self._together.revoke(message.tasks)
+        elif type(message) is Join:
+            state.on_join(self.state, message)
+        elif self._needs is not None and type(message) is not Beat:
+            self._needs.on_message(0, message)
 
     def await_leave(self, most_s: float) -> None:
         """After our Bye: wait until every other worker has said it, too, or until the manager gives up on them."""
@@ -400,6 +474,8 @@ class WorkerLoop:
                 self._unwatch(process.link.fileno())
                 break  # how it died comes from the template
             done = self._results.decode(frames)
+            if self._results.stored and self._needs is not None:
+                self._needs.adopt(self._results.stored)
             if self._printed is not None:
                 self._pass_on_all(port)  # what was printed until then
                 self._printed.ended(slot, len(done.tasks), now_s)
@@ -476,6 +552,8 @@ class WorkerLoop:
             self._resume_s = now_s + FORK_AGAIN_S
         tail = port.tail.decode(errors="replace")
         blameless = event.error if event.blameless else ""
+        if self._needs is not None:
+            self._needs.on_died(self.state.slots[event.slot].held)
         state.on_slot_died(self.state, self.state.slots[event.slot], event.status, tail, now_s, blameless)
         port.stop()
 
@@ -495,17 +573,29 @@ class WorkerLoop:
             function = self._inline_functions.get(digest)
             if function is None:
                 function = self._inline_functions[digest] = execute.open_function(self.state.functions[digest])
-            values = [payloads.writable(value) for value in call.values] if call.values else None
-            arguments = payloads.writable(call.payload)
+            try:
+                payload, values = self._mapped(call, payloads.writable)
+            except FileNotFoundError:
+                self.state.report(call, Outcome.STARVED, b"")
+                continue
             outcome, result, seconds = execute.execute(
-                call.spec, function, arguments, values, call.task, call.attempt, self._place
+                call.spec, function, payload, values, call.task, call.attempt, self._place
             )
+            if type(result) is payloads.Large:
+                result = self._keep(call, outcome, result)
             self.state.report(call, outcome, result, seconds)
             if type(result) is payloads.Large:
                 break  # over memory that the next call may write to: send it first
             if time.monotonic() >= until_s:
                 break
         return ran
+
+    def _keep(self, call: state.Call, outcome: int, value: payloads.Large) -> Payload:
+        """The value of a call that has run here, in the store if it belongs there."""
+        kept = self._values.kept(call.spec, outcome, value, call.task, call.attempt)
+        if type(kept) is payloads.Stored and self._needs is not None:
+            self._needs.adopt([kept])
+        return kept
 
     # ---- end ----
 

@@ -53,6 +53,9 @@ class Prepare(Struct, frozen=True, tag=True):
     script: str  # as the user named it: what tasks find as sys.argv[0]
     gpu_variable: str = ""  # that masks accelerators
     marks: bool = False  # what tasks print is to be marked as theirs
+    store: str = ""  # directory of the store of this node; "": none
+    keep_bytes: int = 0  # values of at least so many bytes go there; 0: none
+    store_bytes: int = 0  # the largest that goes into memory
 
 
 class Fork(Struct, frozen=True, tag=True):
@@ -232,9 +235,14 @@ class Template:
         script: str = "",
         gpu_variable: str = "",
         marks: bool = False,
+        store: tuple[str, int, int] = ("", 0, 0),
     ) -> None:
-        """Prepare the template; `Ready` or `Failed` answers. To be called once, before anything else."""
-        self._send(Prepare(script_dir, cwd, run_dir, list(preload), rank, node, script, gpu_variable, marks))
+        """Prepare the template; `Ready` or `Failed` answers. To be called once, before anything else.
+
+        Args:
+            store: see the last three fields of `Prepare`, as are the others.
+        """
+        self._send(Prepare(script_dir, cwd, run_dir, list(preload), rank, node, script, gpu_variable, marks, *store))
 
     def fork(self, slot: int, cores: Sequence[int] = ()) -> TaskProcess:
         """Start a task process, which can be given calls at once. `Forked` follows, and `Died` in the end.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from exex.errors import AppTimeout, MemoryLimitExceeded, ProtocolError, TaskProcessDied
+from exex.errors import AppTimeout, MemoryLimitExceeded, ProtocolError, StoreFull, TaskProcessDied
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Assign, Done, Drop, Grant, Join, Outcome, Rank, TaskId
 from exex.protocol.payload import Payload
@@ -26,6 +27,9 @@ MEASURE_SHARE = 0.05
 
 LOSSES_TOLERATED = 3
 """How often a call may lose its task process through no fault of its slot before that counts as a failed attempt."""
+
+NOTHING: Mapping[int, set[str]] = {}
+"""Nothing is lacking."""
 
 CONDEMNED_S = 1.0
 """Patience with a slot that holds unreported results before the task that must be killed."""
@@ -156,6 +160,7 @@ class WorkerState:
         tasks_per_process: after so many a task process is replaced; 0: never.
         joins: calls on communicators that this rank is to lead, and that have not come yet.
         parts: calls on communicators in which it is to take part now; with the call where it leads.
+        aside: calls that need stored payloads which are not here yet; with the names of these.
     """
 
     rank: Rank
@@ -174,6 +179,7 @@ class WorkerState:
     tasks_run: int = 0
     joins: dict[TaskId, Join] = field(default_factory=dict)
     parts: deque[tuple[Join, Call | None]] = field(default_factory=deque)
+    aside: dict[TaskId, tuple[Call, set[str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.slots = [Slot(number, port) for number, port in enumerate(self.ports)]
@@ -214,8 +220,11 @@ class WorkerState:
 # ---- from the manager -----------------------------------------------------------------------------------------
 
 
-def on_assign(state: WorkerState, msg: Assign) -> None:
+def on_assign(state: WorkerState, msg: Assign, lacking: Mapping[int, set[str]] = NOTHING) -> None:
     """Queue attempts.
+
+    Args:
+        lacking: i -> names of stored payloads that tasks[i] needs and that are not here yet: it stands aside until `on_arrived`.
 
     Raises:
         ProtocolError: an app that was never named.
@@ -229,8 +238,8 @@ def on_assign(state: WorkerState, msg: Assign) -> None:
         raise ProtocolError(f"the manager assigns app {error}, which it never named") from None
     if len(specs) == 1:
         specs *= len(msg.tasks)
-    if msg.grants:
-        _queue_some_big(state, msg, specs)
+    if msg.grants or lacking:
+        _queue_one_by_one(state, msg, specs, lacking)
     elif msg.values or msg.attempts:
         values, attempts = msg.values, msg.attempts
         state.queue.extend(
@@ -243,15 +252,39 @@ def on_assign(state: WorkerState, msg: Assign) -> None:
         )
 
 
-def _queue_some_big(state: WorkerState, msg: Assign, specs: list[AppSpec]) -> None:
+def _queue_one_by_one(state: WorkerState, msg: Assign, specs: list[AppSpec], lacking: Mapping[int, set[str]]) -> None:
     for i, (task, spec, payload) in enumerate(zip(msg.tasks, specs, msg.payloads, strict=True)):
-        grant = msg.grants.get(i)
-        call = Call(task, msg.attempts.get(i, 1), spec, payload, msg.values.get(i), grant)
-        join = state.joins.pop(task, None)
-        if join is not None:
-            state.parts.append((join, call))
+        call = Call(task, msg.attempts.get(i, 1), spec, payload, msg.values.get(i), msg.grants.get(i))
+        if i in lacking:
+            state.aside[task] = (call, lacking[i])
+        else:
+            _queue(state, call)
+
+
+def _queue(state: WorkerState, call: Call) -> None:
+    join = state.joins.pop(call.task, None)
+    if join is not None:
+        state.parts.append((join, call))
+    else:
+        (state.queue if call.grant is None else state.big).append(call)
+
+
+def on_arrived(state: WorkerState, name: str, is_here: bool, why: str = "") -> None:
+    """A stored payload is here now, or cannot be had: because there is no room for it here (`why`), or as it was not where
+    it was said to be.
+    """
+    for call, names in [aside for aside in state.aside.values() if name in aside[1]]:
+        names.discard(name)
+        if is_here and names:
             continue
-        (state.queue if grant is None else state.big).append(call)
+        del state.aside[call.task]
+        if is_here:
+            _queue(state, call)
+        elif why:
+            error = StoreFull(f"{call.title()} cannot run on {state.place()}: {why}")
+            state.report(call, Outcome.FAILED, payloads.dump_error(error, ""))
+        else:
+            state.report(call, Outcome.STARVED, b"")
 
 
 def on_join(state: WorkerState, msg: Join) -> None:
@@ -272,6 +305,10 @@ def on_drop(state: WorkerState, msg: Drop, now_s: float) -> None:
                 if call.task in wanted:
                     wanted.discard(call.task)
                     _condemn(slot, call.task, Outcome.CANCELLED, now_s)
+    for task in wanted & state.aside.keys():
+        call, _ = state.aside.pop(task)
+        wanted.discard(task)
+        state.report(call, Outcome.CANCELLED, b"")
     if wanted:
         for queue in (state.queue, state.big):
             for call in [call for call in queue if call.task in wanted]:

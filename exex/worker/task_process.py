@@ -29,6 +29,7 @@ from exex.worker import condition, context, granted, marks
 from exex.worker.context import STOP_SIGNAL, Place, TaskContext
 from exex.worker.execute import TASK_NUMBER, execute, flush_output, open_function
 from exex.worker.processes import dropped
+from exex.worker.stored import Run, StoredValues
 
 FAST_S = 1e-3
 """An app whose calls have been shorter than this may run while results of earlier calls are held back."""
@@ -78,11 +79,14 @@ class TaskLoop:
     call runs that may be slow.
     """
 
-    def __init__(self, stream: BlockingStream, tokens: int, place: Place, home: condition.Condition) -> None:
+    def __init__(
+        self, stream: BlockingStream, tokens: int, place: Place, home: condition.Condition, stored: StoredValues | None = None
+    ) -> None:
         self._stream = stream
         self._home = home
         self._tokens = tokens
         self._place = place
+        self._stored = stored or StoredValues("", 0, 0)
         self._decoder = codec.to_worker()
         self._encoder = codec.Encoder()
         self._apps: dict[int, App] = {}
@@ -110,7 +114,9 @@ class TaskLoop:
         tasks, payloads, values, attempts = batch.tasks, batch.payloads, batch.values, batch.attempts
         apps, tokens, place = self._apps, self._tokens, self._place
         numbers = batch.calls if len(batch.calls) == len(tasks) else repeat(batch.calls[0], len(tasks))
-        run = granted.execute_with(batch.grants[0]) if batch.grants else execute  # it is the only call then
+        run: Run = granted.execute_with(batch.grants[0]) if batch.grants else execute  # it is the only call then
+        if self._decoder.stored:
+            run = self._stored.opening(run)
         ended_s = perf_counter()
         look_after: App | None = None
         for i, number in enumerate(numbers):
@@ -135,12 +141,14 @@ class TaskLoop:
             payloads[i] = b""  # large arguments are freed now, not at the end of the batch
             slowest_s = app.slowest_s * _FORGET
             app.slowest_s = seconds if seconds > slowest_s or slowest_s == math.inf else slowest_s
+            if type(result) is Large:
+                result = self._stored.kept(app.spec, outcome, result, tasks[i], attempts.get(i, 1))
+                if type(result) is Large:  # over memory that the next call may write to
+                    self._sent_s = -math.inf
             self._tasks.append(tasks[i])
             self._outcomes.append(outcome)
             self._payloads.append(result)
             self._seconds.append(seconds)
-            if type(result) is Large:  # over memory that the next call may write to
-                self._sent_s = -math.inf
         if not marks.are_on():
             flush_output()
         self._send()
@@ -195,14 +203,20 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def run_task_process(
-    fds: Descriptors, place: Place, run_dir: str, cores: Sequence[int] = (), has_marks: bool = False
+def run_task_process(  # noqa: PLR0917
+    fds: Descriptors,
+    place: Place,
+    run_dir: str,
+    cores: Sequence[int] = (),
+    has_marks: bool = False,
+    stored: StoredValues | None = None,
 ) -> None:
     """Be a task process until the rank closes the stream. Does not return.
 
     Args:
         cores: CPU numbers to which it is bound; empty for wherever it is.
         has_marks: what tasks print is marked as theirs.
+        stored: what becomes of large values; None: they travel.
     """
     status = os.EX_SOFTWARE
     try:
@@ -213,7 +227,7 @@ def run_task_process(
         context.run_dir = run_dir
         granted.bind(cores)
         stream = BlockingStream(socket.socket(fileno=condition.out_of_reach(fds.stream)))
-        TaskLoop(stream, condition.out_of_reach(fds.tokens), place, condition.Condition()).run()
+        TaskLoop(stream, condition.out_of_reach(fds.tokens), place, condition.Condition(), stored).run()
         status = 0
     except (BrokenPipeError, ConnectionResetError):
         status = 0  # the rank is gone, and nobody waits for results

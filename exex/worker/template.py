@@ -27,6 +27,7 @@ from exex.launch.notices import NOTICES
 from exex.worker import families, granted, keeper, processes
 from exex.worker.context import STOP_SIGNAL, Place
 from exex.worker.processes import Died, End, Failed, Fork, Forked, Kill, Measure, Measured, Prepare, Ready
+from exex.worker.stored import StoredValues
 from exex.worker.task_process import Descriptors, die_with_parent, run_task_process
 
 END_S = 5.0
@@ -85,6 +86,7 @@ class _Template:
         self._place = Place(-1, "")
         self._run_dir = ""
         self._marks = False
+        self._stored: StoredValues | None = None
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler nothing is written to the pipe
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -141,6 +143,8 @@ class _Template:
         self._place = Place(message.rank, message.node)
         self._run_dir = message.run_dir
         self._marks = message.marks
+        if message.store:
+            self._stored = StoredValues(message.store, message.keep_bytes, message.store_bytes)
         granted.gpu_variable = message.gpu_variable
         sys.argv = [message.script]
         try:
@@ -176,7 +180,8 @@ class _Template:
             if pid == 0:
                 try:
                     self._become_child(parent)
-                    run = partial(run_task_process, Descriptors(*fds), self._place, self._run_dir, message.cores, self._marks)
+                    about = (self._place, self._run_dir, message.cores, self._marks, self._stored)
+                    run = partial(run_task_process, Descriptors(*fds), *about)
                     keeper.keep(run, fds)
                 finally:
                     os._exit(os.EX_SOFTWARE)

@@ -20,6 +20,7 @@ from exex.protocol.messages import (
     Applied,
     AppSpec,
     Attach,
+    Brought,
     CacheKey,
     Cancel,
     Checkpoint,
@@ -29,10 +30,14 @@ from exex.protocol.messages import (
     Kind,
     Outcome,
     Promise,
+    Release,
+    Spread,
     Submit,
     Verdict,
+    Want,
     Welcome,
 )
+from exex.protocol.payload import Stored
 from exex.transport.base import Link
 
 if TYPE_CHECKING:
@@ -160,6 +165,10 @@ class SimClient:
         self.asked = 0
         self.checkpoints: dict[int, set[Identity]] = {}  # what was done when each was asked for
         self.done: set[Identity] = set()
+        self.stored: dict[str, Stored] = {}  # that it may name
+        self.spread: dict[int, Stored] = {}  # by the number, below 0, that stands for it among the needs
+        self.wanted: set[str] = set()
+        self.put = 0
         self.send(Attach(version="1", pid=number, title="sim"))
 
     def send(self, message: object) -> None:
@@ -177,7 +186,8 @@ class SimClient:
 
     def is_waiting(self) -> bool:
         """Whether something of it is still to come."""
-        return not self.gone and not self.ended and bool(self.left() or self.promises or self.checkpoints)
+        waits = self.left() or self.promises or self.checkpoints or self.stored or self.wanted
+        return not self.gone and not self.ended and bool(waits)
 
     def act(self) -> None:
         """One random thing that a client may do now."""
@@ -197,6 +207,8 @@ class SimClient:
             self.asked += 1
             self.send(Checkpoint(number=self.asked))
             self.checkpoints[self.asked] = set(self.done)
+        elif choice < 0.87 and (self.stored or self.sim.data_rate) and self.welcomed:
+            self._act_on_stored()
         elif choice > 0.92 and self.sim.cancel_rate > rng.random():
             open_tasks = [
                 t for t in range(self.next) if t not in self.answers and t not in self.cancelled and t not in self.promises
@@ -207,6 +219,41 @@ class SimClient:
                 self.cancelled.add(task)
                 self.sim.tell(f"client {self.number} cancels task {task}")
                 self.send(Cancel(tasks=[task]))
+
+    def _act_on_stored(self) -> None:
+        """Ask for a stored value, let go of some, or let all nodes have one."""
+        rng = self.sim.rng
+        if self.next < self.total and rng.random() < 0.2 * self.sim.data_rate:
+            stored = self._store(b"%d" % rng.randrange(100))
+            self.stored[stored.name] = self.spread[-1 - len(self.spread)] = stored
+            self.send(Spread(payload=stored))
+            return
+        names = sorted(self.stored)
+        if not names:
+            return
+        name = rng.choice(names)
+        if rng.random() < 0.4 and name not in self.wanted:
+            self.wanted.add(name)
+            self.send(Want(names=[name], here=rng.random() < 0.5))
+        elif name not in self.wanted and (rng.random() < 0.3 or self.next == self.total):
+            gone = [name, *(other for other in names[:3] if other not in self.wanted and other != name)]
+            for other in gone:
+                del self.stored[other]
+            self.send(Release(names=gone))
+
+    def _store(self, content: bytes) -> Stored:
+        """Put something into the store of rank 0's node."""
+        self.put += 1
+        return self.sim.data.store(self.sim.data.home).write(f"c{self.known_as}.{self.put}", content)
+
+    def value(self, need: int) -> bytes:
+        """Of a task that is done, or what was spread."""
+        return self.sim.data.open(self.spread[need] if need < 0 else self.answers[need][1])
+
+    def given(self, need: int) -> object:
+        """The same, as a call gets it."""
+        payload = self.spread[need] if need < 0 else self.answers[need][1]
+        return payload if not isinstance(payload, Stored) or payload.name in self.stored else self.sim.data.open(payload)
 
     def _submit(self, count: int) -> None:
         first = self.next
@@ -219,22 +266,27 @@ class SimClient:
         count = next((i for i in range(1, count) if first + i >= self.total or self.script[first + i].app < 0), count)
         self.next += count
         needs: dict[int, list[int]] = {}
-        given: dict[int, dict[int, bytes]] = {}
+        given: dict[int, dict[int, object]] = {}
+        payloads: list[object] = []
         keys: dict[int, CacheKey] = {}
         for i in range(count):
             planned, task = self.script[first + i], first + i
             chosen = [need for need in planned.needs if need not in self.cancelled]
             if any(self.answers.get(need, (Outcome.DONE,))[0] != Outcome.DONE for need in chosen):
                 chosen = []  # a client never sends what has failed: it fails the task itself
+            alive = [number for number, stored in self.spread.items() if stored.name in self.stored]
+            if alive and self.sim.rng.random() < 0.3:
+                chosen.append(self.sim.rng.choice(alive))
             self.needs[task] = chosen
             ignored = [place for place in planned.ignored if place < len(chosen)]
             payload = self.payloads[task] = make_payload(planned.salt, ignored, planned.is_cached, planned.has_outputs)
+            payloads.append(self._store(payload) if self.sim.rng.random() < self.sim.data_rate / 2 else payload)
             if planned.is_cached:
                 partial = hashlib.blake2b(payload, digest_size=KEY_BYTES).digest()
                 keys[i] = CacheKey(partial, ignored, OUTPUTS if planned.has_outputs else [])
             if chosen:
-                needs[i] = [-1 if need in self.answers else need for need in chosen]
-                if known := {place: self.answers[need][1] for place, need in enumerate(chosen) if need in self.answers}:
+                needs[i] = [-1 if need < 0 or need in self.answers else need for need in chosen]
+                if known := {place: self.given(need) for place, need in enumerate(chosen) if need < 0 or need in self.answers}:
                     given[i] = known
         rng = self.sim.rng
         affinity = {i: rng.randrange(first + i) for i in range(count) if first + i and rng.random() < self.sim.near_rate}
@@ -247,7 +299,7 @@ class SimClient:
                 apps=APPS if new else [],
                 functions={FUNCTION: b"code"} if new else {},
                 calls=calls[:1] if len(set(calls)) == 1 else calls,
-                payloads=[self.payloads[first + i] for i in range(count)],
+                payloads=payloads,
                 needs=needs,
                 given=given,
                 answered=self.applied,
@@ -273,7 +325,11 @@ class SimClient:
                     self.send(Verdict(task=task, retry=self.sim.rng.random() < 0.7, payload=b"given up"))
                     continue
                 assert task not in self.answers, f"task {task} answered twice"
-                self.answers[task] = (outcome, bytes(payload))
+                if isinstance(payload, Stored):
+                    self.stored[payload.name] = payload
+                    self.answers[task] = (outcome, payload)
+                else:
+                    self.answers[task] = (outcome, bytes(payload))
                 self.sim.tell(f"client {self.number} hears that task {task} is {Outcome(outcome).name}")
                 self._check(task, outcome, payload)
             self.applied = message.sequence
@@ -282,6 +338,14 @@ class SimClient:
             done = self.checkpoints.pop(message.number)
             if not message.error:
                 self.sim.check_saved(done)
+        elif type(message) is Brought:
+            self.wanted.discard(message.name)
+            if message.outcome == Outcome.DONE:
+                assert self.sim.data.open(message.payload) == self.sim.data.contents[message.name], "another value was brought"
+                is_here = not isinstance(message.payload, Stored) or self.sim.data.store(self.sim.data.home).has(message.payload.name)
+                assert is_here or (message.payload.name, self.sim.data.home) in self.sim.data.vanished, "it is not where it was brought to"
+            else:
+                assert self.sim.may_be_lost(message.name), f"{message.name} is said to be lost: {message.payload!r}"
         elif type(message) is JobEnds:
             self.sim.tell(f"client {self.number} is told: {message.reason}")
             self.ended = True
@@ -290,28 +354,31 @@ class SimClient:
 
     def identity(self, task: int) -> Identity:
         """What a task of which all needs are done computes."""
-        return identity_of(self.payloads[task], [self.answers[need][1] for need in self.needs[task]])
+        return identity_of(self.payloads[task], [self.value(need) for need in self.needs[task]])
 
     def _check(self, task: int, outcome: int, payload: bytes) -> None:
         if outcome == Outcome.DONE:
-            known = [self.answers.get(need) for need in self.needs[task]]
+            known = [self.answers.get(need) for need in self.needs[task] if need >= 0]
             assert all(answer is not None and answer[0] == Outcome.DONE for answer in known), (
                 f"task {task} is done before its needs"
             )
             if self.script[task].app >= 0:
                 identity = self.identity(task)
+                payload = self.sim.data.open(payload)
                 assert int(payload) == value_of(identity), f"task {task} has the value {payload!r}, not {value_of(identity)}"
                 if is_cached(identity[0]):
                     self.done.add(identity)
         elif outcome == Outcome.NEED_FAILED:
-            bad = [n for n in self.needs[task] if n in self.cancelled or self.answers.get(n, (0,))[0] != Outcome.DONE]
+            bad = [n for n in self.needs[task] if n >= 0 and (n in self.cancelled or self.answers.get(n, (0,))[0] != Outcome.DONE)]
+            bad += [n for n in self.needs[task] if self.sim.could_lose_value()]
             assert bad, f"task {task} failed for a need, but none failed"
         elif self.script[task].app >= 0:
             spec = APPS[self.script[task].app]
             number = self.known_as << CLIENT_SHIFT | task
             tried = self.sim.excuses[number]
             shared = is_cached(self.payloads[task]) and self.identity(task) in self.sim.failed_calls
-            assert tried > spec.retries or shared or number in self.sim.impossible, f"task {task} failed after {tried} attempts of {1 + spec.retries}"
+            lost = self.sim.could_lose_value()
+            assert tried > spec.retries or shared or lost or number in self.sim.impossible, f"task {task} failed after {tried} attempts of {1 + spec.retries}"
 
     def vanish(self) -> None:
         """The script is killed."""

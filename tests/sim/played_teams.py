@@ -216,6 +216,16 @@ class PlayedTeams:
         """A rank has said what it has come to."""
         self.inside.pop(rank, None)
 
+    def starve(self, rank: int, task: int) -> None:
+        """A lead did not get what its call needs, and does not enter."""
+        comm = self.comms.get(self.inside.get(rank, 0))
+        if comm is not None and comm.task == task and rank not in comm.entered:
+            comm.is_spoilt = True
+            comm.left.add(rank)
+            self.excuse(task)
+            self.back(rank)
+            self.look_for_end(comm)
+
     def forget(self, rank: int) -> None:
         """A rank is given up."""
         self.inside.pop(rank, None)

@@ -30,14 +30,19 @@ from exex.manager import transitions
 from exex.manager.liveness import LOOKS, PAUSE
 from exex.manager.loop import QUIET_S, ManagerLoop, Settings
 from exex.manager.nodes import WorkerRecord
+from exex.manager.records import Again, records_of
 from exex.manager.task import TRANSITIONS, CachedTask, Status, Task
 from exex.protocol import codec
-from exex.protocol.messages import AppSpec, Assign, Beat, Bye, Done, Drop, Grant, Hello, Join, Outcome, Part, Share, Stop
+from exex.protocol.messages import Absent, AppSpec, Assign, Beat, Bye, Done, Drop, Grant, Hello, Join, Outcome, Part, Share, Stop
+from exex.protocol.payload import Stored
 from exex.record.recorder import Recorder
+from exex.store import exchange as exchanges
 from exex.transport.base import Link
 from exex.transport.memory import InProcess, Network
 from exex.worker import filling
 from exex.worker import state as worker
+from exex.worker.needs import Needs
+from exex.worker.stored import value_name
 from tests.sim.played_client import (
     CLIENT_BASE,
     MANAGER,
@@ -46,11 +51,14 @@ from tests.sim.played_client import (
     SimClient,
     has_outputs,
     identity_of,
+    is_cached,
     value_of,
 )
+from tests.sim.played_data import CHUNK, Data
 from tests.sim.played_journal import PlayedJournal
 from tests.sim.played_teams import PlayedPart, PlayedTeams
 
+exchanges.CHUNK_BYTES, exchanges.WINDOW_BYTES = CHUNK, 2 * CHUNK
 ALLOWED = {(old, new) for old, new, _ in TRANSITIONS if old}
 STORY = 60
 BEATS = 8
@@ -78,9 +86,11 @@ class _Traced:
     def status(self, new: Status) -> None:
         old = self._status
         self._status = new
+        if new == Status.READY:
+            self.taken_out = False
         if old is None or old == new:
             return
-        if old in (Status.READY, Status.SHELVED) and new == Status.WAITING:  # how `cancel` takes it out
+        if old in (Status.READY, Status.SHELVED) and new == Status.WAITING:  # how `cancel` takes it out, or what it needs is lost
             self.taken_out = True
             return
         assert (old.name.lower(), new.name.lower()) in ALLOWED, f"task {self.id}: {old.name} -> {new.name}"
@@ -117,6 +127,8 @@ class PlayedProcess:
         self.results: list[tuple[int, bytes, float]] = []  # of calls that have ended and are not reported
         self.killed: int | None = None
         self.measured = False
+        self.starved: set[int] = set()  # of all that were given, those that found a file missing
+        self.dropped = 0  # given, and not in the list any more
 
     def give(self, calls: list[worker.Call]) -> None:
         self.given.extend(calls)
@@ -151,10 +163,20 @@ class SimWorker:
         self.thaws_s = -1e9  # it is stopped until then
         self.said_s = 0.0
         self.part: PlayedPart | None = None  # it runs a function on a communicator, and does nothing else
-        hello = Hello(
-            "1", "3.11.0", self.node, rank, slots, "", [], memory_bytes=sim.memory_bytes, gpus=[f"g{i}" for i in range(sim.gpus)]
-        )
+        sim.node_of[rank] = self.node
+        self.needs = Needs(sim.data.exchange(rank, self.node, self.say, self.say_absent), 0, True, lambda message: self.say(MANAGER, message))
+        gpus = [f"g{i}" for i in range(sim.gpus)]
+        key = self.node if sim.data_rate else ""
+        hello = Hello("1", "3.11.0", self.node, rank, slots, "", [], memory_bytes=sim.memory_bytes, gpus=gpus, store=key)
         self.link.send(MANAGER, self.encoder.encode(hello))
+
+    def say(self, peer: int, message: object) -> None:
+        """Send a message to the manager, or to another rank."""
+        self.link.send(peer, self.encoder.encode(message))
+
+    def say_absent(self, names: list[str]) -> None:
+        """Somebody has asked here in vain."""
+        self.say(MANAGER, Absent(names=names))
 
     def is_up(self) -> bool:
         """Whether it does anything now."""
@@ -166,8 +188,10 @@ class SimWorker:
             return
         while (arrived := self.link.receive()) is not None:
             message = self.decoder.decode(arrived[1])
-            if type(message) is Assign:
-                worker.on_assign(self.state, message)
+            if arrived[0] != MANAGER:
+                self.needs.on_message(arrived[0], message)
+            elif type(message) is Assign:
+                worker.on_assign(self.state, message, self.needs.lacking(message))
             elif type(message) is Drop:
                 self.sim.owed_drops.difference_update((self.rank, task) for task in message.tasks)
                 worker.on_drop(self.state, message, now)
@@ -178,6 +202,10 @@ class SimWorker:
                 self.sim.teams.back(self.rank)  # it will not begin a part any more
                 self.link.send(MANAGER, self.encoder.encode(Bye(tasks_run=self.state.tasks_run)))
                 return
+            elif type(message) is not Beat:
+                self.needs.on_message(MANAGER, message)
+        self.needs.turn(self.state)
+        self.needs.tick(now)
         worker.on_tick(self.state, now)
         for process, slot in zip(self.processes, self.state.slots):
             if process.measured and self.sim.rng.random() < 0.5:
@@ -187,6 +215,9 @@ class SimWorker:
         assert all(len(slot.held) == 1 for slot in self.state.slots if any(call.grant is not None for call in slot.held))
         done = self.state.take_done()
         if done is not None:
+            for task, outcome in zip(done.tasks, done.outcomes):
+                if outcome in (Outcome.STARVED, Outcome.CANCELLED) and self in self.sim.workers.values():
+                    self.sim.teams.starve(self.rank, task)
             self.said_s = now
             self.link.send(MANAGER, self.encoder.encode(done))
         elif self.sim.limit_s and now - self.said_s >= self.sim.limit_s / BEATS:
@@ -194,6 +225,7 @@ class SimWorker:
             self.link.send(MANAGER, self.encoder.encode(Beat()))
         if self.state.parts:
             assert not self.state.queue and not self.state.big and not any(slot.held for slot in self.state.slots)
+            assert not self.state.aside
             join, call = self.state.parts.popleft()
             self.part = PlayedPart(self, join, call)
 
@@ -233,6 +265,9 @@ class SimWorker:
         elif process.started < len(process.given):
             process.started += 1
             call = process.given[process.started - 1]
+            if self._lacks(call):
+                process.starved.add(process.started - 1 + process.dropped)
+                return
             helping = sum(other.helps is call for other in self.state.slots)
             assert slot.helps is None, f"task {call.task} begins on a slot that another holds"
             assert helping == (call.grant.slots - 1 if call.grant else 0), f"task {call.task} has {helping} slots beside its own"
@@ -241,6 +276,15 @@ class SimWorker:
             reported = len(process.given) - len(slot.held)
             del process.given[:reported]
             process.started -= reported
+            process.dropped += reported
+
+    def _lacks(self, call: worker.Call) -> bool:
+        """Whether a file is missing that a call would map. That must have a reason if anybody wants the call."""
+        missing = [value for value in (call.payload, *(call.values or ())) if isinstance(value, Stored) and not self.needs.exchange.has(value.name)]
+        task = self.sim.manager.tasks.get(call.task)
+        if missing and task is not None and task.rank == self.rank and self.rank in self.sim.workers and task.attempt == call.attempt:
+            assert any((value.name, self.node) in self.sim.data.vanished for value in missing), f"{missing} are gone, and task {call.task} needs them"
+        return bool(missing)
 
     def _unreported(self, number: int) -> list[worker.Call]:
         """Calls that a process has begun and not reported, in order."""
@@ -253,6 +297,10 @@ class SimWorker:
 
     def _end_call(self, number: int, call: worker.Call) -> None:
         sim, rng = self.sim, self.sim.rng
+        process = self.processes[number]
+        if process.started - 1 + process.dropped in process.starved:
+            process.results.append((Outcome.STARVED, b"", 0.0))
+            return
         if sim.hangs(call):
             return
         if rng.random() < sim.death_rate:
@@ -262,7 +310,8 @@ class SimWorker:
         sim.usage.end(call.task, self.rank)
         outcome, value = sim.compute(call)
         sim.tell(f"rank {self.rank}: task {call.task} attempt {call.attempt} ends {Outcome(outcome).name}")
-        process = self.processes[number]
+        if outcome == Outcome.DONE and sim.is_stored(call):
+            value = self.needs.exchange.store.write(value_name(call.task, call.attempt), value)  # type: ignore[assignment,arg-type]
         process.results.append((outcome, value, rng.choice([1e-6, 0.01, 3.0])))
         if rng.random() < 0.7:
             self._report(number)
@@ -273,22 +322,27 @@ class SimWorker:
         outcomes, values, seconds = zip(*results)
         tasks = [call.task for call, _ in zip(calls, results)]
         done = Done(tasks=tasks, outcomes=bytes(outcomes), payloads=list(values), seconds=list(seconds), started=[])
+        self.needs.adopt([value for value in values if isinstance(value, Stored)])
         worker.on_slot_done(self.state, self.state.slots[number], done, self.sim.now)
 
     def _die(self, number: int, code: int, blameless: str = "") -> None:
         sim, calls = self.sim, self._unreported(number)
+        process = self.processes[number]
+        self.needs.on_died(self.state.slots[number].held)
         if calls:
+            first = process.started - len(calls) + process.dropped
+            is_begun = [first + i not in process.starved for i in range(len(calls))]
             *ended, running = calls
             sim.usage.end(running.task, self.rank)
             slot = self.state.slots[number]
             condemned = slot.ending_s >= 0 and slot.condemned == running.task
             if blameless and not condemned and running.losses < worker.LOSSES_TOLERATED:
-                sim.begun[running.task, running.attempt] -= 1  # it is begun again, as the same attempt
+                sim.begun[running.task, running.attempt] -= is_begun[-1]  # it is begun again, as the same attempt
             else:
                 sim.excuses[running.task] += 1
             sim.tell(f"rank {self.rank}: task {running.task} attempt {running.attempt} loses its process ({code})")
-            for call in ended:  # nobody knows how they ended: they may begin again
-                sim.begun[call.task, call.attempt] -= 1
+            for call, was_begun in zip(ended, is_begun):  # nobody knows how they ended: they may begin again
+                sim.begun[call.task, call.attempt] -= was_begun
         worker.on_slot_died(self.state, self.state.slots[number], code, "", sim.now, blameless)
         self.processes[number].__init__()  # type: ignore[misc]
 
@@ -412,6 +466,8 @@ class Simulation:
         memory_bytes: of each node, 0 for unknown; `gpus`: its accelerators.
         limit_s: silence after which the manager gives up a rank; 0 for never.
         pauses: how often the whole job stands still for longer than that.
+        data_rate: of values and arguments that are stored on the nodes; 0: there are no stores.
+        lose_files: how many of these vanish.
         kill_at: the step at which the job is killed; -1 for never.
         end_at: the step at which the manager learns that the allocation ends soon; -1 for never.
         notices: how often it is told so by a signal.
@@ -448,6 +504,8 @@ class Simulation:
         gpus: int = 0,
         limit_s: float = 0.0,
         pauses: int = 0,
+        data_rate: float = 0.0,
+        lose_files: int = 0,
         kill_at: int = -1,
         end_at: int = -1,
         notices: int = 0,
@@ -464,6 +522,10 @@ class Simulation:
         self.big_rate, self.near_rate, self.ranks_per_node = big_rate, near_rate, ranks_per_node
         self.memory_bytes, self.gpus = memory_bytes, gpus
         self.team_rate = team_rate
+        self.data_rate, self.lose_files = data_rate, lose_files
+        self.node_of: dict[int, str] = {}
+        home = random.Random(f"{seed} home").choice(["node0", "apart"])
+        self.data = Data(self, home)
         self.usage = Usage(self)
         self.teams = PlayedTeams(self)
         self.impossible: set[int] = set()  # tasks that failed because no nodes can meet what they ask for
@@ -473,6 +535,8 @@ class Simulation:
         self.begun: Counter[tuple[int, int]] = Counter()
         self.ran: Counter[tuple[int, int]] = Counter()
         self.excuses: Counter[int] = Counter()  # attempts of each task that failed or were lost
+        self.starvings: Counter[int] = Counter()
+        self.again: set[tuple[int, int]] = set()  # attempts that make again what was lost
         self.owed_drops: set[tuple[int, int]] = set()  # (rank, task) that must still be told
         self.heard_s: dict[int, float] = {}  # when the manager has received something of a rank
         self.paused_s = self.turned_s = self.busy_s = 0.0
@@ -500,6 +564,7 @@ class Simulation:
         settings = Settings(
             "1", "3.11.0", 0, frozenset(range(1, ranks + 1)), "run", 1e9, 1e9, 0.005,
             heartbeat_limit_s=self.limit_s, memory_bytes=SMALL_BYTES if self.small_memory else LARGE_BYTES, grace_s=0.5,
+            store=self.data.store(self.data.home).directory, store_key=self.data.home if self.data_rate else "", keep_bytes=1,
         )  # fmt: skip
         end = self.network.end(MANAGER)
         queues: dict[bool, list] = {True: [], False: []}
@@ -513,6 +578,7 @@ class Simulation:
             journal=self.journal,
             record=self.new_recorder(),
             reach=self.teams,
+            exchange=self.data.exchange(MANAGER, self.data.home, lambda peer, message: loop._to_worker(peer, message)) if self.data_rate else None,
         )
         loop.listen(_Part(end, False, queues, lambda number: None))
         self._finish_task, self._take_assign, self._lose_worker = loop.state.finish_task, loop.state.take_assign, loop.lose_worker
@@ -536,6 +602,7 @@ class Simulation:
         past = past or Past()
         life = random.Random(f"world {seed} life {past.lives}")
         teams = random.Random(f"world {seed} teams")
+        stored = random.Random(f"world {seed} data")
         is_last = past.lives + 1 >= lives
         team_rate = teams.choice([0.0, 0.3, 0.7])
         has_teams = team_rate > 0 and teams.random() < 0.8
@@ -563,6 +630,8 @@ class Simulation:
             gpus=rng.choice([0, 1, 2, 3]),
             limit_s=rng.choice([0.0, 5.0, 10.0]),
             pauses=rng.choice([0, 0, 2]),
+            data_rate=stored.choice([0.0, 0.3, 0.9]),
+            lose_files=stored.choice([0, 0, 1, 4]),
             kill_at=-1 if is_last else life.choice([-1, life.randrange(300), life.randrange(3000)]),
             end_at=-1 if is_last else life.choice([-1, -1, life.randrange(100), life.randrange(1000)]),
             notices=0 if is_last else life.choice([0, 0, 1, 2]),
@@ -582,7 +651,7 @@ class Simulation:
         key = (call.task, call.attempt)
         self.begun[key] += 1
         assert self.begun[key] == 1, f"task {call.task} attempt {call.attempt} began twice"
-        assert call.attempt <= 1 + self.excuses[call.task], (
+        assert key in self.again or call.attempt <= 1 + self.excuses[call.task] + self.starvings[call.task], (
             f"task {call.task} attempt {call.attempt} began though nothing was lost"
         )
         if rank in self.workers:
@@ -621,7 +690,19 @@ class Simulation:
 
     def value_of(self, call: worker.Call) -> bytes:
         """The only right result of a call."""
-        return b"%d" % value_of(identity_of(bytes(call.payload), call.values))
+        return b"%d" % value_of(identity_of(self.data.open(call.payload), self.data.open_all(call.values)))
+
+    def could_lose_value(self) -> bool:
+        """Whether a value may be lost for good: its node was lost, or the file has vanished, and making it again has failed."""
+        return bool(self.data_rate and (self.data.vanished or self.manager_loop.lost))
+
+    def may_be_lost(self, name: str) -> bool:
+        """The same of one."""
+        return self.could_lose_value()
+
+    def is_stored(self, call: worker.Call) -> bool:
+        """Whether the value of a call stays where it was made."""
+        return not is_cached(self.data.open(call.payload)) and not call.spec.ranks and self.rng.random() < self.data_rate
 
     def hangs(self, call: worker.Call) -> bool:
         """Whether this attempt never ends by itself."""
@@ -657,7 +738,7 @@ class Simulation:
 
     def _identity(self, task: CachedTask) -> Identity:
         """What a call computes. Equal ones have one key, different ones different keys."""
-        identity = identity_of(bytes(task.payload), task.values)
+        identity = identity_of(self.data.open(task.payload), self.data.open_all(task.values))
         assert self.keys.setdefault(identity, task.key) == task.key, f"{identity} has two keys"
         assert self.identities.setdefault(task.key, identity) == identity, (
             f"{identity} has the key of {self.identities[task.key]}"
@@ -667,6 +748,9 @@ class Simulation:
     def take_assign(self, record: WorkerRecord) -> Assign:
         """In place of the manager's: what was placed in this turn may begin now."""
         for task in record.outgoing or ():
+            self.starvings[task.id] = max(self.starvings[task.id], self.manager.data.starved.get(task.id, 0))
+            if isinstance(task, Again):
+                self.again.add((task.id, task.attempt))
             self._check_placed(task)
             if isinstance(task, CachedTask):
                 self._check_cached(task)
@@ -720,7 +804,13 @@ class Simulation:
         self.turned_s = self.now
         assert not loop.error, loop.error
         assert self.workers.keys() == self.manager.workers.keys() | loop._missing, "a worker was refused"
-        left = [task for task in self.manager.tasks.values() if task.taken_out]  # type: ignore[attr-defined]
+        data = self.manager.data
+        left = [
+            task
+            for task in self.manager.tasks.values()
+            if getattr(task, "taken_out", False) and not any(task.id in record.waiters for record in records_of(task))
+        ]
+        assert not data.has_work() or not loop.next_s(), "something is left to do, and nobody will see to it"
         assert not left, f"cancelled, but not ended: {left}"
         assert not any(client.finished for client in self.manager.clients.values()), "something of a client that is gone is left"
         self._check_silence()
@@ -791,8 +881,11 @@ class Simulation:
 
     def _misfortune(self) -> None:
         rng = self.rng
-        kind = rng.randrange(8)
-        if kind == 7:
+        kind = rng.randrange(9 if self.lose_files else 8)
+        if kind == 8:
+            self.lose_files -= 1
+            self.data.lose_file()
+        elif kind == 7:
             self._lose_node()
         elif kind <= 2:
             found = [one for one in self.workers.values() if one.dead]
@@ -940,6 +1033,9 @@ class Simulation:
                 continue
             assert client.answers.keys() | client.cancelled == set(range(client.total))
             assert not self.manager.clients[client.known_as].kept, "values are kept that nobody can ask for"
+            assert not self.manager.clients[client.known_as].owned, "stored values are kept that were released"
+        assert not self.manager.data.records, f"records are left: {list(self.manager.data.records)}"
+        assert not self.data.left(), f"files are left: {self.data.left()}"
 
     def drain(self) -> None:
         """Let everything that is under way arrive; afterwards nothing may be left anywhere."""
@@ -962,6 +1058,8 @@ class Simulation:
             if self.journal is not None:
                 self.journal.step()
             if self.network.under_way() or (self.journal is not None and not self.journal.is_quiet()):
+                continue
+            if any(one.part is None and one.is_up() and one.needs.exchange._arrivals for one in self.workers.values()):
                 continue
             if loop.finished or (loop.idle() and not any(client.is_waiting() for client in self.clients)):
                 return

@@ -19,6 +19,10 @@ VALUES = [
     ("stage", "env.tar.zst", '"env.tar.zst"', "env.tar.zst"),
     ("stage_file", "/a/b,c:d", '["/a/b", "c:d"]', ("/a/b", "c:d")),
     ("stage_dir", "/local", '"/local"', "/local"),
+    ("keep_bytes", "0", "0", 0),
+    ("store_bytes", "1000000", "1000000", 1_000_000),
+    ("store_bytes", "auto", '"auto"', "auto"),
+    ("store_dir", "/local", '"/local"', "/local"),
     ("retries", "3", "3", 3),
     ("start_timeout_s", "90", "90", 90.0),
     ("stop_timeout_s", "0.5", "0.5", 0.5),
@@ -185,7 +189,7 @@ def test_help_covers_every_field_and_names_its_default():
         assert row.variable == "EXEX_" + row.name.upper()
         assert row.variable not in INTERNAL_VARIABLES
         assert (row.metavar == "") == (row.kind == "bool")
-    defaults = "auto auto auto auto auto auto process none none none auto 0 60 10 auto 20 2 no 10 120 no unlimited runinfo auto inherit 1048576 auto 2147483648 0.005 none no task_exit 60 268435456".split()
+    defaults = "auto auto auto auto auto auto process none none none auto 65536 auto auto 0 60 10 auto 20 2 no 10 120 no unlimited runinfo auto inherit 1048576 auto 2147483648 0.005 none no task_exit 60 268435456".split()
     assert [row.help.rpartition(" Default: ")[2] for row in rows] == [f"{default}." for default in defaults]
 
 
@@ -195,6 +199,7 @@ def test_help_shows_choices_in_place_of_a_type():
         "manager_slots": "N|auto",
         "bind": "auto|cores|none",
         "isolation": "process|none",
+        "store_bytes": "N|auto",
         "tasks_per_process": "N|unlimited",
         "output": "inherit|files",
         "max_waiting": "N|auto",

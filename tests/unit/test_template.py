@@ -31,7 +31,7 @@ PATIENCE_S = 30.0
 class World:
     """A template and its task processes, as a rank has them."""
 
-    def __init__(self, directory, preload=(), environment=None, script="", gpu_variable=""):
+    def __init__(self, directory, preload=(), environment=None, script="", gpu_variable="", store=("", 0, 0)):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.template_pid = os.fork()
         if self.template_pid == 0:
@@ -48,25 +48,31 @@ class World:
         self._decoder = codec.from_worker()
         self._known = set()
         self._next = 0
-        self.template.begin(str(directory), str(directory), str(directory / "run"), preload, 3, "nid00012", script, gpu_variable)
+        begin = (str(directory), str(directory), str(directory / "run"), preload, 3, "nid00012", script, gpu_variable)
+        self.template.begin(*begin, store=store)
 
     def fork(self, slot=0, cores=()):
         process = self.template.fork(slot, cores)
         self.output[process] = {"stdout": b"", "stderr": b""}
         return process
 
-    def give(self, process, *calls, tokens=True, kind=Kind.PYTHON, grant=None):
-        """Queue calls, each a tuple of a function and its arguments; their task numbers."""
+    def give(self, process, *calls, tokens=True, kind=Kind.PYTHON, grant=None, stored=None, **spec):
+        """Queue calls, each a tuple of a function and its arguments; their task numbers.
+
+        Args:
+            stored: what stands in the place of the pickled arguments of each.
+        """
         apps, functions, numbers, payloads = [], {}, [], []
         for function, *args in calls:
             digest, pickled = payload.dump_function(function)
-            app = int.from_bytes(digest[:4], "little") + kind
+            app = int.from_bytes(digest[:4], "little") + kind + len(spec)
             if (process, app) not in self._known:
                 self._known.add((process, app))
-                apps.append(AppSpec(app=app, name=function.__name__, function=digest, kind=kind))
+                apps.append(AppSpec(app=app, name=function.__name__, function=digest, kind=kind, **spec))
                 functions[digest] = pickled
             numbers.append(app)
             payloads.append(payload.dump_call(tuple(args), {}, None)[0])
+        payloads = stored or payloads
         tasks = list(range(self._next, self._next + len(calls)))
         self._next += len(calls)
         message = Assign(apps=apps, functions=functions, tasks=tasks, calls=numbers, payloads=payloads, values={}, attempts={})
@@ -85,7 +91,7 @@ class World:
                 done = self._decoder.decode(frames)
                 for task, outcome, result in zip(done.tasks, done.outcomes, done.payloads, strict=True):
                     assert task not in self.done, f"task {task} is reported twice"
-                    self.done[task] = (outcome, payload.load(result))
+                    self.done[task] = (outcome, payload.load(result) if result and type(result) is not payload.Stored else result)
                     self.order.append(task)
             for name in ("stdout", "stderr"):
                 with contextlib.suppress(BlockingIOError):
