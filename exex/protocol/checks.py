@@ -176,7 +176,7 @@ def _needs(msg: Submit) -> None:
     first, end = msg.first, msg.first + len(msg.payloads)
     numbers = list(chain.from_iterable(msg.needs.values()))
     lowest, highest = min(numbers, default=0), max(numbers, default=0)
-    _require(lowest >= -1 and highest < _END, "needs with impossible numbers")
+    _require(lowest >= -1 - _END and highest < _END, "needs with impossible numbers")
     _require(min(msg.needs, default=0) >= 0 and max(msg.needs, default=0) < end - first, "needs of calls that are not there")
     _require(msg.given.keys() <= msg.needs.keys(), "values for calls that need none")
     for values in msg.given.values():

@@ -175,7 +175,7 @@ class Submit(Message, frozen=True, tag=2):
     calls: list[int]  # app of each call; one element means the same for all
     payloads: list[Payload]  # pickled arguments
     needs: dict[int, list[TaskId]]  # i -> tasks whose values fill the places 0, 1, ... in payload i
-    given: dict[int, dict[int, Payload]]  # i -> place -> value, where the client had it; needs has -1 there
+    given: dict[int, dict[int, Payload]]  # i -> place -> value, where the client had it; needs has -2 - task there, or -1
     answered: int  # sequence number of the last Answer that the client has applied
     keys: dict[int, CacheKey] = {}  # i -> key, where call i is of a cached app
     affinity: dict[int, TaskId] = {}  # i -> task near whose node call i would like to run; it need not exist any more

@@ -74,7 +74,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "edges": (
         Column("task", "u8", "a task that waited for another"),
-        Column("need", "u8", "the other; needs whose value the client had already are not here"),
+        Column("need", "u8", "the other"),
     ),
     "workers": (
         Column("rank", "i4", "in the MPI world; 0: rank 0 where it runs tasks, too"),

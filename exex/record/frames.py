@@ -20,7 +20,7 @@ class Kind(IntEnum):
     BEGIN = 0  # JSON: path, attributes
     END = 1  # a: messages that were dropped
     SUBMIT = 2  # a: first task, b: tasks; q... is absent: I bytes of each, I app of each or of all
-    NEEDS = 3  # a: first task of that Submit, b: tasks with needs; I which, I how many needs each, q needs, -1 for a given one
+    NEEDS = 3  # a: first task of that Submit, b: tasks with needs; I which, I how many needs each, q needs: see Submit.needs
     READY = 4  # b: tasks; q tasks
     ASSIGN = 5  # a: rank, b: tasks; q tasks, I (which, attempt) of later attempts
     DONE = 6  # a: rank, b: tasks; q tasks, f seconds, I bytes of each, B outcomes

@@ -102,6 +102,7 @@ class Assembler:
         which = np.frombuffer(frame.body, "u4", frame.b).astype("i8")
         counts = np.frombuffer(frame.body, "u4", frame.b, offset=4 * frame.b)
         needs = np.frombuffer(frame.body, "i8", offset=8 * frame.b)
+        needs = np.where(needs < -1, -2 - needs, needs)  # its value was given
         is_known = needs >= 0
         base = frame.a >> CLIENT_BITS << CLIENT_BITS
         tasks = np.repeat(frame.a + which, counts)[is_known]

@@ -146,6 +146,13 @@ def test_tasks_that_never_ran_and_those_without_an_end_have_rows_too():
     }
 
 
+def test_needs_are_edges_also_where_the_client_had_the_value():
+    told = Told()
+    told.turn(1.0).client_said(3, submit(7, 3, needs={0: [5, -2 - 6, -1], 2: [-2 - 0]}), APPS)
+    base = 3 << 40
+    assert [(row["task"], row["need"]) for row in told.rows("edges")] == [(base + 7, base + 5), (base + 7, base + 6), (base + 9, base + 0)]
+
+
 def test_what_was_dropped_makes_no_trouble():
     told = Told()
     told.turn(1.0).assign(1, assign(5, 1 << 41))
