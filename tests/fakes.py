@@ -136,6 +136,14 @@ class FakeManager(threading.Thread):
             time.sleep(0.001)
         return value
 
+    def close(self) -> None:
+        """End the thread, if it has not ended, and close its descriptors."""
+        self.end(None)
+        self.join(20.0)
+        os.close(self._bell_read)
+        os.close(self._bell_write)
+        self._bell_write = -1
+
     # ---- the thread ------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -171,7 +179,8 @@ class FakeManager(threading.Thread):
                 os.read(self._bell_read, 1000)
 
     def _ring(self) -> None:
-        os.write(self._bell_write, b"!")
+        if self._bell_write >= 0:
+            os.write(self._bell_write, b"!")
 
     def _send(self, message: Any) -> None:
         try:
@@ -370,5 +379,6 @@ class Job:
 
     def __exit__(self, *error: object) -> None:
         session.finish(cancel=error[0] is not None)
+        self.manager.close()
         if error[0] is None:
             assert self.manager.complaints == []
