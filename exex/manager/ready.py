@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from exex.manager.line import Line
 from exex.manager.task import Status, Task
@@ -46,12 +46,7 @@ class ReadyQueue:
             self.line.push(task)
             return
         task.status = Status.READY
-        key = (task.app.spec.priority, -task.depth)
-        bucket = self._buckets.get(key)
-        if bucket is None:
-            bucket = self._buckets[key] = deque()
-            heapq.heappush(self._keys, key)
-        bucket.append(task)
+        self._bucket(task).append(task)
         self.count += 1
 
     def push_all(self, tasks: list[Task]) -> None:
@@ -63,11 +58,28 @@ class ReadyQueue:
             for task in tasks[1:]:
                 self.line.push(task)
             return
-        bucket = self._buckets[(first.app.spec.priority, -first.depth)]
+        bucket = self._bucket(first)
         for task in tasks[1:]:
             task.status = Status.READY
             bucket.append(task)
         self.count += len(tasks) - 1
+
+    def put_back(self, tasks: Iterable[Task]) -> None:
+        """Small tasks that were taken become READY again, before all others with their keys; the last of them is the first."""
+        for task in tasks:
+            task.status = Status.READY
+            self._bucket(task).appendleft(task)
+            self.count += 1
+
+    def _bucket(self, task: Task) -> deque[Task]:
+        """Where a task stands."""
+        assert task.app is not None
+        key = (task.app.spec.priority, -task.depth)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = deque()
+            heapq.heappush(self._keys, key)
+        return bucket
 
     def forget(self, task: Task) -> None:
         """Count one READY task less: its caller gives it another status, which takes it out of the queue."""
@@ -92,6 +104,10 @@ class ReadyQueue:
             heapq.heappop(self._keys)
             del self._buckets[key]
         return None
+
+    def first_count(self) -> int:
+        """How many there are with the next task's keys, or a few more."""
+        return len(self._buckets[self._keys[0]]) if self.first() is not None else 0
 
     def take(self, most: int) -> list[Task]:
         """Remove and return the next tasks: at least one if any is ready, at most `most`, all of one key."""

@@ -16,6 +16,7 @@ from exex.manager.nodes import NodeRecord, Nodes, WorkerRecord
 from exex.manager.places import Places
 from exex.manager.ranges import Ranges
 from exex.manager.ready import ReadyQueue
+from exex.manager.stock import Stock
 from exex.manager.task import App, Loss, Status, Task
 from exex.manager.teams import Team
 from exex.protocol import payload as payloads
@@ -164,6 +165,7 @@ class ManagerState:
         own: the worker that is rank 0 itself, and cannot take part in one; None if there is none.
         grace_s: between telling a function to stop and killing it.
         told: is called with ends of attempts when they have been handled; those of calls on communicators are of the whole call.
+        stock: tasks that are queued at workers, and what was asked back of them.
         must_place: more could have been placed in this turn; the next one must follow at once.
     """
 
@@ -193,6 +195,7 @@ class ManagerState:
     own: Rank | None = None
     grace_s: float = 2.0
     must_place: bool = False
+    stock: Stock = field(default_factory=Stock)
     told: Callable[[Rank, Done], None] | None = None
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     apps: dict[int, App] = field(default_factory=dict)
@@ -259,6 +262,7 @@ class ManagerState:
         """Register an app of a client under a number of our own. Its function is there already."""
         number = self.next_app
         self.next_app += 1
+        self.stock.lowest = max(self.stock.lowest, spec.priority)
         own = msgspec.structs.replace(spec, app=number)
         request = request_of(own, self.nodes.shapes(exactly=True) if own.ranks else ())
         self.apps[number] = client.apps[spec.app] = App(own, self.functions[spec.function], request)
@@ -278,6 +282,8 @@ class ManagerState:
             self.losses.pop(task.id, None)
         if self.ready.affinity:
             self.ready.affinity.pop(task.id, None)
+        if self.stock.returns:
+            self.stock.returns.pop(task.id, None)
         client = self.clients[task.id >> CLIENT_SHIFT]
         client.unfinished -= 1
         if outcome == Outcome.DONE:

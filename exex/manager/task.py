@@ -40,6 +40,7 @@ TRANSITIONS: tuple[tuple[str, str, str], ...] = (
     ("assigned", "done", "attempt succeeded"),
     ("assigned", "failed", "attempt failed, no retries left"),
     ("assigned", "ready", "attempt failed or lost, tried again"),
+    ("assigned", "ready", "not begun, and taken back from its worker"),
     ("assigned", "asking", "attempt failed, client has a retry handler"),
     ("assigned", "cancelled", "client cancels"),
     ("asking", "ready", "handler: try again"),

@@ -311,6 +311,12 @@ class Part(Message, frozen=True, tag=44):
     seconds: float
 
 
+class Returned(Message, frozen=True, tag=81):
+    """Worker -> manager: answer to Retract: these had not begun, and are not here any more. The others have begun, or ended."""
+
+    tasks: list[TaskId]
+
+
 class Bye(Message, frozen=True, tag=42):
     """Worker -> manager: answer to Stop; all task processes are gone. Nothing follows but MPI_Finalize."""
 
@@ -339,6 +345,12 @@ class Drop(Message, frozen=True, tag=62):
     tasks: list[TaskId]
 
 
+class Retract(Message, frozen=True, tag=80):
+    """Manager -> worker: give back those of these that have not begun: others can run them sooner. Answered by one Returned."""
+
+    tasks: list[TaskId]
+
+
 class Join(Message, frozen=True, tag=65):
     """Manager -> worker: take part in a call on a communicator of these ranks, in this order. The lead has the call."""
 
@@ -361,7 +373,7 @@ class Leave(Message, frozen=True, tag=64):
 
 
 FromClient = Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish | Checkpoint
-FromWorker = Hello | Done | Part | Bye | Beat
+FromWorker = Hello | Done | Part | Returned | Bye | Beat
 ToClient = Welcome | Answer | JobEnds | Checkpointed
-ToWorker = Assign | Drop | Join | Stop | Leave | Beat
+ToWorker = Assign | Drop | Retract | Join | Stop | Leave | Beat
 AnyMessage = Any

@@ -30,6 +30,7 @@ class Kind(IntEnum):
     LOST = 10  # a: rank, b: attempts; UTF-8: how
     HELLO = 11  # a: rank, b: slots; JSON: the other columns of `workers`
     APP = 12  # a: client, b: number that the client gave it; JSON: columns of `apps`
+    RETURNED = 14  # b: tasks; q tasks
     SAMPLE = 13  # q columns of `samples` after the time
 
 

@@ -160,6 +160,10 @@ class Recorder:
         body = _pack("q", msg.tasks) + _pack("f", msg.seconds) + _sizes(msg.payloads) + msg.outcomes
         self._put(Kind.DONE, rank, len(msg.tasks), body)
 
+    def returned(self, tasks: Sequence[TaskId]) -> None:
+        """Attempts that had not begun were taken back; they will be assigned again."""
+        self._put(Kind.RETURNED, 0, len(tasks), _pack("q", tasks))
+
     def answer(self, client: int, msg: Answer) -> None:
         """Tasks were answered."""
         if not msg.tasks:

@@ -59,7 +59,7 @@ class Assembler:
             Kind.END: self._end, Kind.SUBMIT: self._submit, Kind.NEEDS: self._needs, Kind.READY: self._ready,
             Kind.ASSIGN: self._assign, Kind.DONE: self._done, Kind.ANSWER: self._answer, Kind.CANCEL: self._cancel,
             Kind.FINISH: self._finish, Kind.LOST: self._lost, Kind.HELLO: self._hello, Kind.APP: self._app,
-            Kind.SAMPLE: self._sample,
+            Kind.SAMPLE: self._sample, Kind.RETURNED: self._returned,
         }  # fmt: skip
 
     def feed(self, frame: Frame) -> None:
@@ -126,6 +126,13 @@ class Assembler:
         self._results.add(frame, frame.a)
         self._has_failed = self._has_failed or frame.body.count(0, 16 * frame.b) != frame.b
         self._count += frame.b
+
+    def _returned(self, frame: Frame) -> None:
+        self.close_window()
+        at = self._pool.index(np.frombuffer(frame.body, "i8", frame.b))
+        at = at[at >= 0]
+        state = self._pool.fields["state"]
+        state[at[state[at] == _ASSIGNED]] = _NEW
 
     def _answer(self, frame: Frame) -> None:
         self._answered.add(frame, UNKNOWN)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from exex.errors import ProtocolError, StartError
 from exex.protocol import codec
 from exex.protocol import payload as payloads
-from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Join, Leave, Part, Stop
+from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Join, Leave, Part, Retract, Stop
 from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
 from exex.worker import execute, filling, state
@@ -276,6 +276,10 @@ class WorkerLoop:
             self._said_s = now_s
             self._send(done)
             traffic = True
+        returned = self.state.take_returned()
+        if returned is not None:
+            self._send(returned)
+            traffic = True
         queue = self.state.queue
         self.at_once = bool(self._inline and queue and filling.may_run_inline(queue[0].spec))
         unsent = self._link.progress()
@@ -368,6 +372,8 @@ class WorkerLoop:
                 state.on_drop(self.state, message, now_s)
                 if self._together is not None:
                     self._together.revoke(message.tasks)
+            elif type(message) is Retract:
+                state.on_retract(self.state, message)
             elif type(message) is Join:
                 state.on_join(self.state, message)
             elif type(message) is Stop:

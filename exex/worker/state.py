@@ -8,7 +8,20 @@ from typing import Protocol
 
 from exex.errors import AppTimeout, MemoryLimitExceeded, ProtocolError, TaskProcessDied
 from exex.protocol import payload as payloads
-from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Assign, Done, Drop, Grant, Join, Outcome, Rank, TaskId
+from exex.protocol.messages import (
+    CLIENT_SHIFT,
+    AppSpec,
+    Assign,
+    Done,
+    Drop,
+    Grant,
+    Join,
+    Outcome,
+    Rank,
+    Retract,
+    Returned,
+    TaskId,
+)
 from exex.protocol.payload import Payload
 
 OUTLIER_S = 1e-4
@@ -178,6 +191,7 @@ class WorkerState:
     def __post_init__(self) -> None:
         self.slots = [Slot(number, port) for number, port in enumerate(self.ports)]
         self._clear_done()
+        self._returned: list[TaskId] | None = None
 
     # ---- what is to be reported ----
 
@@ -205,6 +219,15 @@ class WorkerState:
         )
         self._clear_done()
         return done
+
+    def give_back(self, tasks: list[TaskId]) -> None:
+        """Put calls that are not here any more into the next Returned."""
+        self._returned = (self._returned or []) + tasks
+
+    def take_returned(self) -> Returned | None:
+        """The next Returned, if the manager has asked for anything."""
+        returned, self._returned = self._returned, None
+        return None if returned is None else Returned(tasks=returned)
 
     def place(self) -> str:
         """Where this worker is, for messages to people."""
@@ -277,6 +300,24 @@ def on_drop(state: WorkerState, msg: Drop, now_s: float) -> None:
             for call in [call for call in queue if call.task in wanted]:
                 queue.remove(call)
                 state.report(call, Outcome.CANCELLED, b"")
+
+
+def on_retract(state: WorkerState, msg: Retract) -> None:
+    """Give back calls that no task process has begun. Cost: O(calls queued here)."""
+    wanted = set(msg.tasks)
+    for slot in state.slots:
+        if any(call.task in wanted for call in slot.held):
+            recover(state, slot)
+    returned, kept = [], []
+    for call in state.queue:
+        if call.task in wanted and not call.losses:  # one that has lost its process here is counted here
+            returned.append(call.task)
+        else:
+            kept.append(call)
+    if returned:
+        state.queue.clear()
+        state.queue.extend(kept)
+    state.give_back(returned)
 
 
 # ---- from the slots -------------------------------------------------------------------------------------------
