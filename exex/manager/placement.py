@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 
-from exex.manager import keeping, packing
-from exex.manager.assigning import LEAST_TASK_S, give, give_short
+from exex.manager import keeping, longest, packing
+from exex.manager.assigning import give, give_short
 from exex.manager.nodes import WorkerRecord
 from exex.manager.retraction import retract
 from exex.manager.state import ManagerState
+from exex.manager.task import LEAST_TASK_S
 
 MESSAGE_S = 10e-6
 """What an Assign and the Done that answers it cost the manager, beside what their tasks cost. Measured, without the network."""
@@ -26,6 +27,8 @@ WORKERS_A_TURN = 2048
 
 def place(state: ManagerState) -> None:
     """Give ready tasks to workers, and see whether what is queued at some would run sooner elsewhere."""
+    if state.ready.count and state.now_s >= state.ready.next_sort_s:
+        longest.sort(state.ready, state.apps.values(), state.now_s)
     _place(state)
     if state.stock.workers or state.stock.drains:
         retract(state)

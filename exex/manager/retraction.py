@@ -19,11 +19,10 @@ import math
 from itertools import islice
 
 from exex.errors import ProtocolError
-from exex.manager.assigning import LEAST_TASK_S
 from exex.manager.nodes import WorkerRecord
 from exex.manager.state import ManagerState
 from exex.manager.stock import MOST_RETURNS
-from exex.manager.task import Status, Task
+from exex.manager.task import LEAST_TASK_S, Status, Task
 from exex.protocol.messages import Done, Outcome, Rank, Retract, Returned, TaskId
 from exex.protocol.payload import Payload
 

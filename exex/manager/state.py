@@ -11,6 +11,7 @@ import msgspec
 from exex.errors import ProtocolError
 from exex.manager.grants import Holding
 from exex.manager.line import Shape
+from exex.manager.longest import size_of
 from exex.manager.memo import Memo
 from exex.manager.nodes import NodeRecord, Nodes, WorkerRecord
 from exex.manager.places import Places
@@ -265,7 +266,8 @@ class ManagerState:
         self.stock.lowest = max(self.stock.lowest, spec.priority)
         own = msgspec.structs.replace(spec, app=number)
         request = request_of(own, self.nodes.shapes(exactly=True) if own.ranks else ())
-        self.apps[number] = client.apps[spec.app] = App(own, self.functions[spec.function], request)
+        app = self.apps[number] = client.apps[spec.app] = App(own, self.functions[spec.function], request)
+        app.size = size_of(app)
 
     def forget_client(self, client: ClientRecord) -> None:
         """Nothing of a client is left: its record goes, and so do apps and functions that only it has used."""
