@@ -1,4 +1,4 @@
-"""The end of a job: `python -m benchmarks.tail [--seeds 10]` plays jobs of mixed lengths on the real manager, as it was and as it is.
+"""The end of a job: `python -m benchmarks.tail [--seeds 10]` plays jobs of mixed lengths on the real manager.
 
 Each job is played four times: with what is queued left where it is or taken back, and with tasks as they come or longest first.
 The time of each is compared with a lower bound, that no order of any kind can beat: the work over the slots, or the longest task.
@@ -34,12 +34,16 @@ def jobs(seed: int) -> list[Job]:
     mixed = [[mean * rng.uniform(0.5, 1.5) for _ in range(count)] for mean, count in ((0.2, 4000), (2.0, 400), (20.0, 60))]
     some_are_long = [[1e-3 if rng.random() < 0.95 else rng.uniform(1.0, 2.0) for _ in range(6000)]]
     wide = [[rng.lognormvariate(-6.9, 2.0) for _ in range(10_000)]]
-    return [Job("three apps, 0.2, 2 and 20 s", mixed, 20), Job("1 ms, one in 20 1 to 2 s", some_are_long), Job("lognormal, median 1 ms", wide)]
+    return [
+        Job("three apps, 0.2, 2 and 20 s", mixed, 20),
+        Job("1 ms, one in 20 1 to 2 s", some_are_long),
+        Job("lognormal, median 1 ms", wide),
+    ]
 
 
 @contextlib.contextmanager
-def as_it_was(retraction: bool, order: bool) -> Iterator[None]:
-    """Without either of the two while this lasts."""
+def without(retraction: bool, order: bool) -> Iterator[None]:
+    """Leave out what is False while this lasts."""
     retract, size_of = placement.retract, longest.size_of
     if not retraction:
         placement.retract = lambda state: None
@@ -52,7 +56,7 @@ def as_it_was(retraction: bool, order: bool) -> Iterator[None]:
 
 
 def play(job: Job, seed: int, retraction: bool, order: bool) -> tuple[float, float]:
-    """Seconds from the first submission to the last answer, over the lower bound; tasks that were taken back, a thousandth each."""
+    """Seconds from the first submission to the last answer, over the lower bound; part of the tasks that was taken back."""
     rng = random.Random(seed)
     of_app = [list(lengths) for lengths in job.lengths_s]
     sequence: list[int] = []
@@ -67,7 +71,7 @@ def play(job: Job, seed: int, retraction: bool, order: bool) -> tuple[float, flo
         named.add(number)
         lengths_s += some
         sequence.append(number)
-    with as_it_was(retraction, order):
+    with without(retraction, order):
         took_s = world.run(submits, lengths_s.__getitem__)
     bound_s = max(max(lengths_s), sum(lengths_s) / (SHAPE.ranks * SHAPE.slots))
     return took_s / bound_s, world.returned / len(lengths_s)

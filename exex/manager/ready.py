@@ -115,7 +115,7 @@ class ReadyQueue:
             bucket = self._buckets[key]
             while bucket:
                 if bucket[0].status == Status.READY:
-                    return bucket if not key[2] else self._by_turns(key, bucket)
+                    return bucket if not key[2] or len(self._keys) == 1 else self._by_turns(key, bucket)
                 bucket.popleft()
             heapq.heappop(self._keys)
             del self._buckets[key]
@@ -141,14 +141,14 @@ class ReadyQueue:
 
     def _most(self, bucket: deque[Task], most: int) -> int:
         """How many of a bucket may be taken at once: of shorter tasks than the first ones as many as are owed."""
-        if not self._keys[0][2] or bucket is self._served:
+        if not self._keys[0][2] or len(self._keys) == 1 or bucket is self._served:
             return most
         return min(most, max(1, int(self._owed_s / _length_s(bucket[0]))))
 
     def _note_taken(self, bucket: deque[Task], taken: list[Task]) -> None:
         """Count what was taken: longer tasks owe a part of their time to shorter ones, which pay it back."""
         self.count -= len(taken)
-        if not taken or not self._keys[0][2]:
+        if not taken or not self._keys[0][2] or len(self._keys) == 1:
             return
         took_s = len(taken) * _length_s(taken[0])
         if bucket is self._served:

@@ -9,6 +9,7 @@ import numpy as np
 from exex.record.analysis import Data, Link, Shares, Size, critical_path, overheads, recommended, seconds, sizes
 from exex.record.columns import UNKNOWN, How
 from exex.record.hdf5 import Record
+from exex.record.tail import Fit, Tail, fits, tail_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Summary:
         critical_s: running times on the critical path, and `critical_tasks`, how many there are.
         manager_busy: part of the makespan in which the manager's loop did not wait.
         dropped: messages that the record has missed.
+        sizes: what powers of two of slots would have done; `size`: the largest of them that is used well.
+        tail: what the end wasted; `fits`: sizes that would have been used well.
     """
 
     path: str
@@ -84,6 +87,8 @@ class Summary:
     stages: tuple[Stage, ...] = ()
     sizes: tuple[Size, ...] = ()
     size: Size | None = None
+    tail: Tail | None = None
+    fits: tuple[Fit, ...] = ()
 
 
 def summarize(path: str) -> Summary:
@@ -138,6 +143,8 @@ def summarize_data(data: Data, path: list[Link]) -> Summary:
         stages=_stages(data),
         sizes=tuple(found),
         size=recommended(found),
+        tail=tail_of(data),
+        fits=fits(busy_s, way_s, int(data.weight.max(initial=1)), data.slots / max(1, len(data.nodes))),
     )
 
 
