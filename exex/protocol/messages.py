@@ -297,6 +297,8 @@ class Done(Message, frozen=True, tag=41):
     payloads: list[Payload]
     seconds: list[float]  # each attempt's own running time
     started: list[TaskId]  # seen running for a while, not yet ended
+    slots: list[int] = []  # of the worker, in which each ran; -1: none; empty: it has only one
+    peaks: dict[int, int] = {}  # i -> most bytes of memory that attempt i has used, where that was looked at
 
 
 class Part(Message, frozen=True, tag=44):

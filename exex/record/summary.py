@@ -14,7 +14,7 @@ from exex.record.tail import Fit, Tail, fits, tail_of
 
 @dataclass(frozen=True)
 class AppSummary:
-    """The attempts of all apps of one name whose function ran."""
+    """The attempts of all apps of one name whose function ran; `peak_bytes`: most memory of any, 0 if that is not known."""
 
     name: str
     attempts: int
@@ -23,6 +23,7 @@ class AppSummary:
     median_s: float
     p99_s: float
     longest_s: float
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ def _apps(data: Data) -> tuple[AppSummary, ...]:
     by_name = np.array([numbers[name] for name in data.app_names])[data.app_index[data.ran]]
     lengths = data.run_s
     is_failed = data.how[data.ran] != How.DONE
+    peaks = data.column("peak_bytes")[data.ran] if data.record.has_column("attempts", "peak_bytes") else np.zeros(len(lengths))
     order = np.lexsort((lengths, by_name))
     ends = np.searchsorted(by_name[order], np.arange(len(names)), "right")
     begins = np.append(0, ends[:-1])
@@ -191,6 +193,7 @@ def _apps(data: Data) -> tuple[AppSummary, ...]:
                 float(these[len(these) // 2]),
                 float(these[min(len(these) - 1, int(0.99 * len(these)))]),
                 float(these[-1]),
+                int(peaks[order[begin:end]].max()),
             )
         )
     return tuple(sorted(found, key=lambda app: -app.total_s))

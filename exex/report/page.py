@@ -181,10 +181,11 @@ def _tasks(data: Data, summary: Summary) -> str:
             duration(app.median_s),
             duration(app.p99_s),
             duration(app.longest_s),
+            size(app.peak_bytes) if app.peak_bytes else "?",
         ]
         for app in summary.apps[:40]
     ]
-    table = _table(["app", "attempts", "failed", "in all", "median", "99 %", "longest"], rows)
+    table = _table(["app", "attempts", "failed", "in all", "median", "99 %", "longest", "memory"], rows)
     more = f"<p class=why>and {len(summary.apps) - 40} more apps</p>" if len(summary.apps) > 40 else ""
     text = "Running times of the apps that took the most time; each bar is a range of lengths, and all axes are the same."
     return _section("Task lengths", text, f"<div class=many>{''.join(cells)}</div>{table}{more}")

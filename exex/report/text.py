@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exex.record.summary import Summary
 from exex.record.tail import Fit
-from exex.report.words import count, duration, percent, plural, three
+from exex.report.words import count, duration, percent, plural, size, three
 
 SHARES = {
     "work": "functions ran",
@@ -95,11 +95,12 @@ def _apps(summary: Summary, most: int = 8) -> list[str]:
     if not summary.apps:
         return []
     wide = max(20, *(len(app.name) for app in summary.apps[:most]))
-    heads = ("in all", "median", "99 %", "longest")
+    heads = ("in all", "median", "99 %", "longest", "memory")
     lines = [f"{'apps, most time first':<{wide + 2}} {'attempts':>10} {'failed':>8}" + "".join(f"{head:>12}" for head in heads)]
     for app in summary.apps[:most]:
         times = (app.total_s, app.median_s, app.p99_s, app.longest_s)
-        lines.append(f"  {app.name:<{wide}} {app.attempts:>10,} {app.failed:>8,}" + "".join(f"{duration(t):>12}" for t in times))
+        rest = [*map(duration, times), size(app.peak_bytes) if app.peak_bytes else "?"]
+        lines.append(f"  {app.name:<{wide}} {app.attempts:>10,} {app.failed:>8,}" + "".join(f"{text:>12}" for text in rest))
     if len(summary.apps) > most:
         lines.append(f"  and {len(summary.apps) - most} more")
     return [*lines, ""]
@@ -119,10 +120,10 @@ def _sizes(summary: Summary) -> list[str]:
         return []
     lines = ["what size would have done: estimates from lengths and needs, overheads aside"]
     lines += [f"  {fit(one)}" for one in summary.fits]
-    for size in summary.sizes:
-        mark = "  <- this job" if size.slots == summary.slots else ""
-        if size is summary.size:
+    for one in summary.sizes:
+        mark = "  <- this job" if one.slots == summary.slots else ""
+        if one is summary.size:
             mark += "  <- the largest that is used well"
-        between = f"{duration(size.least_s)} to {duration(size.most_s)}"
-        lines.append(f"  {size.slots:>9,} slots  {between:>24}  {percent(size.utilisation):>6} used{mark}")
+        between = f"{duration(one.least_s)} to {duration(one.most_s)}"
+        lines.append(f"  {one.slots:>9,} slots  {between:>24}  {percent(one.utilisation):>6} used{mark}")
     return lines
