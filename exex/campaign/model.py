@@ -15,9 +15,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from exex.config import most_waiting
-from exex.manager.assigning import LEAST_TASK_S
 from exex.manager.clients import MESSAGES_A_TURN
 from exex.manager.placement import MESSAGE_S, WORKERS_A_TURN, prefetch_s
+from exex.manager.task import LEAST_TASK_S
 from exex.transport.wait import LONGEST_S
 
 SUBMIT_TASKS = 1024

@@ -239,6 +239,11 @@ def done(msg: Done) -> None:
     _payloads(msg.payloads)
     seconds = msg.seconds
     _require(not seconds or (min(seconds) >= 0 and math.isfinite(sum(seconds))), "running times that are none")
+    slots, peaks = msg.slots, msg.peaks
+    _require(not slots or (len(slots) == count and min(slots) >= -1 and max(slots) < MOST_SLOTS), "slots that are none")
+    if peaks:
+        _require(min(peaks) >= 0 and max(peaks) < count, "the memory of attempts that are not there")
+        _require(min(peaks.values()) >= 0 and max(peaks.values()) <= MOST_MEMORY_BYTES, "so many bytes of memory")
 
 
 def part(msg: Part) -> None:
