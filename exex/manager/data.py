@@ -10,6 +10,7 @@ from exex.manager.stored import HOME
 from exex.manager.task import Status
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, Outcome, TaskId
+from exex.protocol.payload import Stored
 
 FETCHES_TOLERATED = 20
 """A payload that rank 0 could not get so often, though it is said to be there, is given up."""
@@ -166,5 +167,5 @@ def _record_of(state: ManagerState, value: object, client: int) -> object:
         return value
     record = value.get()
     if record is None:
-        record = Kept(state.data, payloads.Stored(f"t{value.task}.{value.attempt}", ()), client, value)
+        record = Kept(state.data, Stored(f"t{value.task}.{value.attempt}", ()), client, value)
     return record
