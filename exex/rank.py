@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from exex.record.recorder import Recorder
     from exex.store.journal import Journal
     from exex.store.task_output import TaskOutput
+    from exex.transport.mpi import MpiLink
 
 _RECORD_S = 60.0
 """What the run record's writer may need at the end."""
@@ -189,7 +190,7 @@ class RankProcess:
             os.environ["EXEX_STAGED"] = found.files
         self._control.send("staged", staged=asdict(found))
 
-    def _open_store(self, job_key: bytes, rank: int, link: Link | None) -> None:
+    def _open_store(self, job_key: bytes, rank: int, link: MpiLink | None) -> None:
         """Find, or make, the store of this node.
 
         Raises:
@@ -218,7 +219,7 @@ class RankProcess:
                 with contextlib.suppress(ConnectionError):  # its end is told otherwise
                     send(0, Absent(names=names))
 
-        exchange = Exchange(rank, holdings, send, say_absent)
+        exchange = Exchange(rank, holdings, send, say_absent, link.let_go if link is not None else None)
         self._data = worker_loop.DataPlane(exchange, config.keep_bytes, limit_bytes, is_shared=not rank)
 
     def _watch_me(self, rank: int, meeting: Meeting) -> None:

@@ -79,6 +79,7 @@ class Exchange:
         holdings: what it answers for in the store of its node.
         send: of a message to a rank; raises ConnectionError if that is gone.
         on_absent: told of names that another rank has asked for in vain, so that the manager hears of it.
+        on_silent: told of ranks that may be dead: what is under way to them, or from them, is to be waited for no longer.
 
     Attributes:
         key: of this node's store.
@@ -92,6 +93,7 @@ class Exchange:
         holdings: Holdings,
         send: Callable[[Rank, object], None],
         on_absent: Callable[[list[str]], None] | None = None,
+        on_silent: Callable[[Rank], None] | None = None,
     ) -> None:
         self.holdings = holdings
         self.store = holdings.store
@@ -100,6 +102,7 @@ class Exchange:
         self._rank = rank
         self._send = send
         self._on_absent = on_absent
+        self._on_silent = on_silent
         self._now_s = 0.0
         self._arrivals: dict[str, _Arrival] = {}
         self._servings: dict[tuple[Rank, str], _Serving] = {}
@@ -174,11 +177,11 @@ class Exchange:
 
     def is_busy(self) -> bool:
         """Whether `work` has something to do."""
-        return self.holdings.is_above()
+        return self.holdings.is_busy()
 
     def work(self) -> bool:
-        """Do a piece of what can be done at any time: moving to disk. True if there is more."""
-        return self.holdings.spill()
+        """Do a piece of what can be done at any time: moving to disk, giving memory back. True if there is more."""
+        return self.holdings.work()
 
     def tick(self, now_s: float) -> None:
         """Give up what takes too long. Call it now and then: what is silent is found out that much later."""
@@ -189,14 +192,24 @@ class Exchange:
                 serving.heard_s = now_s
             self._early = {key: (msg, now_s) for key, (msg, _) in self._early.items()}
         self._now_s = now_s
+        self.holdings.tick(now_s)
+        if self._arrivals or self._servings or self._early:
+            self._see_who_is_silent(now_s)
+
+    def _see_who_is_silent(self, now_s: float) -> None:
+        silent = set()
         for arrival in list(self._arrivals.values()):
             if not arrival.at and self.has(arrival.stored.name):
                 self._succeed(arrival)  # another rank of this node was faster
             elif now_s - arrival.heard_s > SILENT_S:
+                silent.add(arrival.source)
                 self._fail(arrival)
         for key, serving in list(self._servings.items()):
             if now_s - serving.heard_s > SILENT_S:
+                silent.add(serving.peer)
                 self._forget(key)
+        for rank in silent:
+            self._give_up(rank)
         for (peer, name), (msg, since_s) in list(self._early.items()):
             if now_s - since_s > EARLY_S:
                 del self._early[peer, name]
@@ -223,11 +236,12 @@ class Exchange:
                 self._fail(arrival)
 
     def on_lost(self, names: Iterable[str]) -> None:
-        """The manager says that these will not come, from whomever."""
+        """The manager says that these will not come: who was to send them is lost."""
         for name in names:
             arrival = self._arrivals.get(name)
             if arrival is not None:
                 self._fail(arrival)
+                self._give_up(arrival.source)
 
     def on_gone(self, rank: Rank) -> None:
         """A rank is lost."""
@@ -237,6 +251,10 @@ class Exchange:
             self._forget(key)
         for key in [key for key in self._early if key[0] == rank]:
             del self._early[key]
+
+    def _give_up(self, rank: Rank) -> None:
+        if self._on_silent is not None and rank:
+            self._on_silent(rank)
 
     def _from(self, rank: Rank, names: Iterable[str]) -> list[_Arrival]:
         found = [self._arrivals.get(name) for name in names]

@@ -8,12 +8,14 @@ responsive. Names stay, and so does what has been mapped.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from exex.protocol.payload import Stored
 from exex.store.node_store import NodeStore, free_bytes, offsets
+from exex.store.recycling import LEAST_BYTES, SHARE, Spares
 
 PIECE_BYTES = 4 * 1024**2
 """Moved to disk in one turn."""
@@ -38,6 +40,8 @@ class Holdings:
         self._names: set[str] = set()
         self._sizes: OrderedDict[str, int] = OrderedDict()  # of those in memory; the one used last comes last
         self._moving: Iterator[None] | None = None
+        self._spares = Spares(store.directory, limit_bytes // SHARE)
+        self._now_s = 0.0
 
     def adopt(self, stored: Stored) -> None:
         """Answer for what has been written here."""
@@ -46,6 +50,8 @@ class Holdings:
             size = offsets(stored.sizes)[1]
             self._sizes[stored.name] = size
             self.used_bytes += size
+            if self.used_bytes + self._spares.used_bytes > self.limit_bytes:
+                self._spares.tick(math.inf)
 
     def __contains__(self, name: str) -> bool:
         """Whether this rank answers for it."""
@@ -60,9 +66,29 @@ class Holdings:
         """Remove them, whoever has written them."""
         names = list(names)
         for name in names:
-            self.used_bytes -= self._sizes.pop(name, 0)
+            size = self._sizes.pop(name, 0)
+            self.used_bytes -= size
             self._names.discard(name)
+            if size >= LEAST_BYTES:
+                self._spares.retire(self.store.paths(name)[0], size, self._now_s)
         self.store.remove(names)
+
+    def tick(self, now_s: float) -> None:
+        """Time passes."""
+        self._now_s = now_s
+        self._spares.tick(now_s)
+
+    def is_busy(self) -> bool:
+        """Whether `work` has something to do."""
+        return self._spares.is_busy() or self.is_above()
+
+    def work(self) -> bool:
+        """Do a piece of what need not be done at once. True if there is more."""
+        if self._spares.is_busy():
+            self._spares.work()
+        elif self.is_above():
+            self.spill()
+        return self.is_busy()
 
     def is_above(self) -> bool:
         """Whether something should be moved to disk."""

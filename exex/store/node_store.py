@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from exex.errors import StoreFull
 from exex.protocol.payload import Buffer, Large, Stored
+from exex.store.recycling import remove_all, take
 
 ALIGNMENT = 64
 
@@ -148,10 +149,10 @@ class NodeStore:
         for directory in self._with_room(size):
             temporary = os.path.join(directory, f".{name}")
             try:
-                with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb", 0) as file:
+                with open(_new_file(directory, temporary, size), "wb", 0) as file:
                     for begin, view in zip(begins, views):
                         write_at(file.fileno(), view, begin)
-                    file.truncate(size)  # the last frame may be empty
+                    file.truncate(size)  # the last frame may be empty, or the file a larger one's
                 os.rename(temporary, os.path.join(directory, name))
                 return Stored(name, sizes)
             except OSError as error:
@@ -184,7 +185,7 @@ class NodeStore:
     def _with_room(self, size: int) -> Iterable[str]:
         """Directories that can hold so much, memory first."""
         may = self.limit_bytes is None or size <= self.limit_bytes or not self.spill
-        if may and free_bytes(self.directory) >= size:
+        if may and (free_bytes(self.directory) >= size or (remove_all(self.directory) and free_bytes(self.directory) >= size)):
             yield self.directory
         if self.spill and free_bytes(self.spill) >= size:
             yield self.spill
@@ -209,7 +210,7 @@ class Incoming:
         self.size = size
         self._path = os.path.join(directory, name)
         self._temporary = os.path.join(directory, f".{name}.{writer}")
-        self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._fd = _new_file(directory, self._temporary, size)
         os.ftruncate(self._fd, size)
         self._view: memoryview | None = None
 
@@ -236,6 +237,13 @@ class Incoming:
         """It will not be completed."""
         os.close(self._fd)
         _unlink(self._temporary)
+
+
+def _new_file(directory: str, path: str, size: int) -> int:
+    """A descriptor of a new file, to which about so much will be written."""
+    if not take(directory, size, path):
+        _unlink(path)  # what was begun before
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def write_at(fd: int, data: memoryview, at: int) -> None:

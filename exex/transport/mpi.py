@@ -178,6 +178,7 @@ class MpiLink:
         self._forgotten: set[int] = set()
         self._dead: set[int] = set()  # reported by the library
         self._to_report: deque[int] = deque()  # of these, the ones not received as GONE yet
+        self._late: list[_Sending | _Arriving] = []  # let go
         self._kept: list[_Sending | _Arriving] = []  # of peers given up: MPI may touch the buffers as long as it lives
 
     def send(self, peer: int, frames: list[Buffer]) -> None:
@@ -276,6 +277,8 @@ class MpiLink:
             except MPI.Exception as error:
                 self._kept.append(sending)
                 self._on_error(error)
+        if self._late:
+            self._look_at_late()
         if self._to_ring:
             ring, sent = self._bell.ring, self._sent
             self._to_ring = {peer for peer in self._to_ring if not ring(peer, sent.get(peer, 0))}
@@ -289,6 +292,27 @@ class MpiLink:
         self._kept += self._arriving.pop(peer, ())
         self._owing.discard(peer)
         self._to_ring.discard(peer)
+
+    def let_go(self, peer: int) -> None:
+        """Wait no longer for what is under way to this peer, or from it: it is silent, and may be dead. What is lost is lost.
+
+        A peer that lives after all can be talked with as before.
+        """
+        self._late += [sending for sending in self._unsent if sending.peer == peer]
+        self._unsent = deque(sending for sending in self._unsent if sending.peer != peer)
+        self._late += self._arriving.pop(peer, ())
+        self._owing.discard(peer)
+
+    def _look_at_late(self) -> None:
+        """See which of those that nobody waits for have come to their end after all."""
+        late, self._late = self._late, []
+        for each in late:
+            try:
+                if not each.request.Test():
+                    self._late.append(each)
+            except MPI.Exception as error:
+                self._kept.append(each)
+                self._on_error(error)
 
     def _on_error(self, error: MPI.Exception) -> None:
         """Note which ranks the library reports dead; anything else is an error of ours."""

@@ -90,9 +90,33 @@ def check(rank: Rank, sizes: list[int]) -> None:
     assert moved == [(everything, 0), (everything, everything), (0, everything), (0, 0)][rank.rank], moved
 
 
+def check_silence(rank: Rank) -> None:
+    """Who is not waited for any more holds nobody up, and is heard again."""
+    one, two = 1, 2
+    if rank.rank == one:
+        rank.link.send(two, [b"head", bytes(1_000_000)])
+        rank.until(lambda: rank.link.progress() and rank.link.transferring())
+        rank.link.let_go(two)
+        assert not rank.link.progress() and not rank.link.transferring()
+        rank.link.send(two, [b"once more"])
+    request = rank.world.Ibarrier()
+    while not request.Test():
+        time.sleep(0.005)  # until here rank 2 receives nothing
+    if rank.rank == two:
+        arrived: list[bytes] = []
+        give_up_s = time.monotonic() + LIMIT_S
+        while len(arrived) < 2 and time.monotonic() < give_up_s:
+            if (message := rank.link.receive()) is not None:
+                arrived.append(bytes(message[1][0]))
+            os.sched_yield()
+        assert arrived == [b"head", b"once more"], arrived
+    rank.meet()
+
+
 def main() -> None:
     rank = Rank(sys.argv[1])
     check(rank, [1, 10_000, WINDOW_BYTES // 8, 3 * WINDOW_BYTES // 8 + 5])
+    check_silence(rank)
     os.write(1, f"rank {rank.rank} is content\n".encode())
     mpi.finish()
 

@@ -32,6 +32,7 @@ class World:
         self.links: dict[tuple[int, int], deque] = {}
         self.dead: set[int] = set()
         self.absent: list[tuple[int, list[str]]] = []
+        self.let_go: list[tuple[int, int]] = []
         self.said: list[tuple[int, int, object]] = []
         self.ranks: dict[int, Exchange] = {}
         self._encoder, self._decoder = codec.Encoder(), codec.to_worker()
@@ -41,7 +42,7 @@ class World:
                 (path / f"{node}").mkdir()
                 stores[node] = str(path / f"{node}")
             holdings = Holdings(NodeStore.begin(stores[node], "", 1 << 40), 1 << 40)
-            self.ranks[rank] = Exchange(rank, holdings, self._sender(rank), self._hearer(rank))
+            self.ranks[rank] = Exchange(rank, holdings, self._sender(rank), self._hearer(rank), self._let_go(rank))
 
     def _sender(self, rank):
         def send(peer, message):
@@ -54,6 +55,9 @@ class World:
 
     def _hearer(self, rank):
         return lambda names: self.absent.append((rank, names))
+
+    def _let_go(self, rank):
+        return lambda peer: self.let_go.append((rank, peer))
 
     def step(self):
         """Deliver one message; False if there is none."""
@@ -253,7 +257,7 @@ def test_a_source_that_is_silent_is_given_up_and_may_be_asked_again(tmp_path):
     taken = world.links.pop((0, 1))
     for _ in range(8):
         world.later(SILENT_S / 6)
-    assert world.ranks[1].events() == [("t1.1", False)]
+    assert world.ranks[1].events() == [("t1.1", False)] and world.let_go == [(0, 1)], "never of rank 0"
     world.ranks[1].fetch(stored, 0)
     world.links[0, 1] = taken  # late, from the first try
     world.settle()
