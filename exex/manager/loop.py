@@ -194,7 +194,7 @@ class ManagerLoop:
         """End the job when time is up, or once nothing that is left fits."""
         state = self.state
         assert state.ends_s is not None
-        if not state.shelved or state.assigned or state.ready.count or state.ready.line.count:
+        if not state.shelved or state.assigned or state.ready.count or len(state.ready.near) or state.ready.line.count:
             self._quiet_since_s = now_s
         if now_s < state.ends_s and now_s - self._quiet_since_s < QUIET_S:
             return
@@ -372,7 +372,9 @@ class ManagerLoop:
             return 0.0
         if self._clients.hold_answers():
             return ANSWER_S
-        return teams.LOOK_S if self.state.teams else 1.0
+        pause_s = teams.LOOK_S if self.state.teams else 1.0
+        end_s = self.state.ready.near.end_s()
+        return pause_s if end_s is None else min(pause_s, max(0.0, end_s - self.state.now_s))
 
     def _to_worker(self, rank: Rank, message: object) -> None:
         try:

@@ -9,6 +9,7 @@ import math
 
 from exex.manager import keeping, packing
 from exex.manager.assigning import LEAST_TASK_S, give, give_short
+from exex.manager.near_data import place_near
 from exex.manager.nodes import WorkerRecord
 from exex.manager.state import ManagerState
 
@@ -26,6 +27,8 @@ WORKERS_A_TURN = 2048
 def place(state: ManagerState) -> None:
     """Give ready tasks to workers: big ones first; small ones to free slots, evenly, then as prefetch behind short tasks."""
     ready = state.ready
+    if len(ready.near):
+        place_near(state)
     if not ready.line.in_use:
         _place_small(state)
         return
