@@ -126,10 +126,12 @@ class Data:
             raise ProtocolError(f"rank {worker.rank} reports task {task_id} with a stored value {stored.name}")
         if isinstance(task, Again):
             record = task.origin.get()
-            if record is not None:
+            origin: Origin | None = None
+            if record is None:
+                origin = task.origin
+            elif not record.is_there():  # else it has turned up meanwhile
                 record.was_made_again(stored, worker.store, worker.rank)
                 return record
-            origin: Origin | None = task.origin
         else:
             origin = None if task is None else Origin(task)
         record = Kept(self, stored, task_id >> CLIENT_SHIFT, origin)
