@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from benchmarks import processes
+from benchmarks import graphs, processes
 from benchmarks.measure import LAUNCH_TIME, WORKLOADS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,7 @@ class Launch:
     Attributes:
         driver: file name in `benchmarks/drivers`.
         mpi: started as an MPI world of one rank more than workers.
-        module: words between the interpreter and the driver.
+        module: words between the interpreter and the driver; `{workers}` is their number.
         settings: environment variables of this system, beside the harness's own.
     """
 
@@ -56,11 +56,16 @@ class Launch:
         world = [mpiexec(), "-n", str(workers + 1)] if self.mpi else []
         script = str(ROOT / "benchmarks" / "drivers" / self.driver)
         size = [workload, "--workers", str(workers), "--budget", str(budget_s)]
-        return [*world, sys.executable, *self.module, script, *size]
+        module = [word.format(workers=workers) for word in self.module]
+        return [*world, sys.executable, *module, script, *size]
 
+
+EXEX = ("-m", "exex.run", "--max-waiting", "2000000")
 
 SYSTEMS: dict[str, Launch] = {
-    "exex": Launch("exex_run.py", mpi=True, module=("-m", "exex.run", "--max-waiting", "2000000")),
+    "exex": Launch("exex_run.py", mpi=True, module=EXEX),
+    "exex-in-rank": Launch("exex_run.py", mpi=True, module=(*EXEX, "--isolation", "none")),
+    "exex-node": Launch("exex_run.py", module=(*EXEX, "--slots", "{workers}")),
     "mpi4py": Launch("mpi4py_futures.py", mpi=True, module=("-m", "mpi4py.futures")),
     "mpi4py-spin": Launch(
         "mpi4py_futures.py",
@@ -154,6 +159,8 @@ def run_driver(system: str, workload: str, budget_s: float, limit_s: float, work
         open(Path(cwd, "err"), "w+", encoding="utf-8", errors="replace") as err,
     ):
         env = environment(launch, mark)
+        if workload == "graphs":
+            env[graphs.KERNEL_RATE] = repr(graphs.kernel_rate(workers))  # now, while nothing else runs
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env, cwd=cwd)
         try:
             returncode = wait(process, limit_s)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from benchmarks import tasks
+from benchmarks import graphs, tasks
 from benchmarks.processes import cpu_seconds
 from benchmarks.system import WINDOW, NotOfferedError, System
 
@@ -180,6 +180,12 @@ def metg(system: System, budget_s: float) -> list[Value]:
     return [Value("metg", low[0] * (high[0] / low[0]) ** share, "us", count)]
 
 
+def metg_graphs(system: System, budget_s: float) -> list[Value]:
+    """METG(50 %) of each graph of Task Bench, as wide as there are workers."""
+    found = graphs.sweep_all(system, budget_s / 4)
+    return [Value(name, 1e6 * metg_s, "us", count) for name, (metg_s, count) in found.items()]
+
+
 def idle(system: System, budget_s: float) -> list[Value]:
     """CPU of the idle system per rank, in percent of one core, from 5 s after the last task, over 3 s."""
     sized(system.noops, min(1.0, budget_s), 64, 1 << 16)
@@ -216,6 +222,7 @@ WORKLOADS: dict[str, Callable[[System, float], list[Value]]] = {
     "bash": bash,
     "megabyte": megabyte,
     "metg": metg,
+    "graphs": metg_graphs,
     "idle": idle,
     "memory": memory,
     "start": start,

@@ -14,20 +14,38 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.played_rank import Call, Planned, PlayedRank
+from exex.config import most_waiting
 from exex.manager.loop import ManagerLoop
 from exex.manager.settings import Settings
 from exex.protocol import codec
-from exex.protocol.messages import Applied, AppSpec, Assign, Attach, Beat, Bye, Done, Drop, Hello, Leave, Outcome, Stop, Submit
+from exex.protocol.messages import (
+    Applied,
+    AppSpec,
+    Assign,
+    Attach,
+    Beat,
+    Bye,
+    Done,
+    Drop,
+    Hello,
+    Leave,
+    Outcome,
+    Retract,
+    Returned,
+    Stop,
+    Submit,
+)
 from exex.protocol.payload import Buffer
-from exex.transport.memory import Network
+from exex.transport.memory import InProcess, Network
 
 NODE_BYTES = 256 << 30
 RESULT = pickle.dumps(None, 5)
 SHORT_S = 1e-3
 """Results of calls that end within so much time are told in one Done."""
 
-CLIENT_WAITING = 250_000
-"""Unfinished tasks that a client may have: the default of `--max-waiting`."""
+CLIENT_WAITING = most_waiting(1)
+"""Unfinished tasks that the client may have: the default of `--max-waiting` for few slots, so that all shapes have the same."""
 
 SUBMIT_TASKS = 1024
 """Calls in one Submit."""
@@ -55,7 +73,7 @@ class Shape(NamedTuple):
         return f"{self.ranks:,} ranks x {self.slots}"
 
 
-class Crowd:
+class Crowd(InProcess):
     """The manager's link to ranks that are not there (`transport.base.Ranks`)."""
 
     def __init__(self) -> None:
@@ -71,28 +89,9 @@ class Crowd:
         """See `Link.receive`."""
         return self.inbox.popleft() if self.inbox else None
 
-    def progress(self) -> bool:
-        """See `Link.progress`."""
-        return False
-
     def forget(self, peer: int) -> None:
         """See `Ranks.forget`."""
         self.forgotten.add(peer)
-
-    def fileno(self) -> int:
-        """See `Link.fileno`."""
-        return -1
-
-    def polled(self) -> bool:
-        """See `Link.polled`."""
-        return True
-
-    def transferring(self) -> bool:
-        """See `Link.transferring`."""
-        return False
-
-    def woken(self) -> None:
-        """See `Link.woken`."""
 
     def close(self) -> None:
         """See `Link.close`."""
@@ -104,6 +103,7 @@ class World:
     Attributes:
         now_s: the clock.
         manager_s: CPU time that the manager has used; `messages`: that it has received from and sent to workers.
+        returned: tasks that were taken back from ranks.
         done: tasks of which the client has the outcome.
         ended_s: when the client had the last one.
     """
@@ -124,9 +124,10 @@ class World:
         self._client = network.end(1)
         self._client.send(0, self.encoder.encode(Attach(version="1", pid=1, title="")))
         self._submitted = self._target = 0
-        self._events: list[tuple[float, int, int, list[Buffer]]] = []  # heap: when, number, rank, what it says
+        self._events: list[tuple[float, int, int, object]] = []  # heap: when, number, rank, what it says; or what it reports
         self._number = 0
-        self._slots: dict[int, list[float]] = {}  # of ranks that have had work: when each slot is free
+        self._ranks: dict[int, PlayedRank] = {}  # those that have had work
+        self.returned = 0
         self._lengths: Callable[[int], float] = lambda task: 0.0
         self._tasks: deque[Submit] = deque()
 
@@ -166,8 +167,11 @@ class World:
         for rank, frames in said:
             self._on_worker(rank, self._from_manager.decode(frames))
         while self._events and self._events[0][0] <= self.now_s:
-            _, _, rank, frames = heapq.heappop(self._events)
-            self.crowd.inbox.append((rank, frames))
+            _, _, rank, message = heapq.heappop(self._events)
+            if type(message) is list:
+                message = self._report(self._ranks[rank].ended(message))
+            if message is not None:
+                self.crowd.inbox.append((rank, self.encoder.encode(message)))
         self._turn_client()
 
     def _count(self, began_s: float) -> None:
@@ -177,41 +181,46 @@ class World:
 
     def _later(self, at_s: float, rank: int, message: object) -> None:
         self._number += 1
-        heapq.heappush(self._events, (at_s + self.costs.one_way_s, self._number, rank, self.encoder.encode(message)))
+        heapq.heappush(self._events, (at_s + self.costs.one_way_s, self._number, rank, message))
 
     def _on_worker(self, rank: int, message: Any) -> None:
         now_s = self.now_s + self.costs.one_way_s
         if type(message) is Assign:
             self._run(rank, message, now_s)
+        elif type(message) is Retract:
+            returned, reports = self._ranks[rank].take_back(set(message.tasks), now_s)
+            self.returned += len(returned)
+            self._later(now_s, rank, Returned(tasks=returned))
+            self._plan(rank, reports)
         elif type(message) is Stop:
             self._later(now_s, rank, Bye(tasks_run=0))
         else:
             assert type(message) in (Drop, Leave, Beat), message
 
     def _run(self, rank: int, message: Assign, now_s: float) -> None:
-        """Put calls on the slots of a rank, first come first served; tell their ends, those that end together at once."""
-        slots = self._slots.get(rank)
-        if slots is None:
-            slots = self._slots[rank] = [0.0] * self.shape.slots
-        ends: list[tuple[float, int, float]] = []
-        for place, task in enumerate(message.tasks):
-            length_s = self._lengths(task)
-            used = message.grants[place].slots if place in message.grants else 1
-            starts_s = max(now_s, heapq.nsmallest(used, slots)[-1]) if used > 1 else max(now_s, slots[0])
-            for _ in range(used):
-                heapq.heapreplace(slots, starts_s + length_s + self.costs.task_s)
-            ends.append((starts_s + length_s + self.costs.task_s, task, length_s))
-        ends.sort()
-        while ends:
-            count = 1
-            while count < len(ends) and ends[count][0] <= ends[0][0] + SHORT_S:
-                count += 1
-            told, ends = ends[:count], ends[count:]
-            done = Done(
-                tasks=[task for _, task, _ in told], outcomes=bytes(count), payloads=[RESULT] * count,
-                seconds=[length_s for _, _, length_s in told], started=[],
-            )  # fmt: skip
-            self._later(told[-1][0], rank, done)
+        """Calls arrive at a rank: their ends are told when they come."""
+        played = self._ranks.get(rank)
+        if played is None:
+            played = self._ranks[rank] = PlayedRank(self.shape.slots, self.costs.task_s)
+        grants = message.grants
+        calls = [
+            Call(task, self._lengths(task), grants[place].slots if place in grants else 1)
+            for place, task in enumerate(message.tasks)
+        ]
+        self._plan(rank, played.put(calls, now_s))
+
+    def _plan(self, rank: int, reports: list[list[Planned]]) -> None:
+        for report in reports:
+            self._later(report[-1].ends_s, rank, report)
+
+    def _report(self, ended: Sequence[Call]) -> Done | None:
+        if not ended:
+            return None
+        count = len(ended)
+        return Done(
+            tasks=[call.task for call in ended], outcomes=bytes(count), payloads=[RESULT] * count,
+            seconds=[call.length_s for call in ended], started=[],
+        )  # fmt: skip
 
     def _turn_client(self) -> None:
         while (arrived := self._client.receive()) is not None:
@@ -258,7 +267,7 @@ class World:
         """Whether the manager waits for somebody else: it has nothing unread, and holds no answer back for a moment."""
         next_s = self.loop.next_s()
         if next_s < 1.0:
-            self.now_s += next_s
+            self.now_s = min(self.now_s + next_s, max(self.now_s, self._events[0][0]))
         return next_s == 1.0 and not self.loop._clients.link.arrived  # type: ignore[union-attr]
 
 

@@ -15,6 +15,9 @@ from typing import Any
 
 from benchmarks import tasks
 
+Needs = Callable[[int, int, int], list[int]]
+"""(width, step, point) to the points of the step before that this one needs; of step 0 nobody asks."""
+
 WINDOW = 64  # blocks of the workload `megabyte` that may be on their way
 
 
@@ -94,6 +97,23 @@ class System(ABC):
     def spins(self, count: int, length_us: float) -> None:
         """Submit `count` tasks of `length_us` microseconds of CPU time each and wait for all."""
         self.gather([self.submit(tasks.spin, length_us) for _ in range(count)])
+
+    def graph(self, needs: Needs, width: int, steps: int, iterations: int) -> list[int]:
+        """Run a graph of `benchmarks.graphs`; futures among the arguments are its edges.
+
+        Returns:
+            What the points returned that nobody needs: all of `trivial`, else those of the last step.
+        """
+        rows: list[list[Any]] = []
+        for step in range(steps):
+            row = []
+            for point in range(width):
+                needed = needs(width, step, point) if step else []
+                row.append(self.submit(tasks.point, iterations, *[rows[-1][each] for each in needed]))
+            if step and needs(width, step, 0):
+                rows.clear()
+            rows.append(row)
+        return self.gather([future for row in rows for future in row])
 
     def waiting_bytes(self, count: int) -> tuple[float, float]:
         """Grow the graph by `count` tasks that wait; see `benchmarks.drivers.exex_run`.

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.harness import SYSTEMS, Results, run_driver
-from benchmarks.measure import WORKLOADS
 
 DEFAULT_SYSTEMS = ("exex", "mpi4py", "mpi4py-spin", "parsl", "dask", "hyperqueue", "bare")
 
@@ -105,7 +104,8 @@ def arguments() -> argparse.Namespace:
     """Command line of the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one repeat of 0.5 s: does everything work?")
-    parser.add_argument("--only", type=lambda text: choice(text, WORKLOADS), default=list(WORKLOADS))
+    every = {row.workload: None for row in ROWS}
+    parser.add_argument("--only", type=lambda text: choice(text, every), default=list(every))
     parser.add_argument("--systems", type=lambda text: choice(text, SYSTEMS), default=list(DEFAULT_SYSTEMS))
     parser.add_argument("--repeats", type=int, help="5, or 1 with --quick")
     parser.add_argument("--budget", type=float, help="seconds per counted run; 3, or 0.5 with --quick")

@@ -7,6 +7,7 @@ fastest way. Nothing here may import a third-party package: an interpreter per t
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import time
 
@@ -49,6 +50,36 @@ def spin(length_us: float) -> None:
     end_ns = time.thread_time_ns() + int(length_us * 1e3)
     while time.thread_time_ns() < end_ns:
         pass
+
+
+def kernel(iterations: int) -> float:
+    """Dependent multiplications and additions, as Task Bench's compute-bound kernel has."""
+    value = 1.0
+    for _ in range(iterations):
+        value = value * 0.5 + 0.25
+    return value
+
+
+def kernel_rate(seconds: float) -> float:
+    """Iterations/s of the kernel in this process: the median of pieces of about 20 ms."""
+    end_s = time.perf_counter() + seconds
+    rates: list[float] = []
+    iterations = 1000
+    while (start_s := time.perf_counter()) < end_s:
+        kernel(iterations)
+        rates.append(iterations / (time.perf_counter() - start_s))
+        iterations = int(rates[-1] * 0.02)
+    return statistics.median(rates)
+
+
+def point(iterations: int, *needs: int) -> int:
+    """A point of a task graph: the kernel, then the number of the step, one more than that of all that it needs."""
+    kernel(iterations)
+    if not needs:
+        return 1
+    if min(needs) != max(needs):
+        raise ValueError(f"needs of different steps: {needs}")
+    return needs[0] + 1
 
 
 def run_true() -> int:

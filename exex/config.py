@@ -203,7 +203,13 @@ class Config:
     output_limit_bytes: int = _setting(
         1024**2, "int", "Bytes of each stream of one attempt that --output files keeps.", 0
     )
-    max_waiting: int = _setting(250_000, "int", "Unfinished tasks that a client may have before submitting blocks.", 1)
+    max_waiting: int | Literal["auto"] = _setting(
+        "auto",
+        "int",
+        "Unfinished tasks that a client may have before submitting blocks; auto: 250000, or four for each slot if that is more.",
+        1,
+        ("auto",),
+    )
     max_waiting_bytes: int = _setting(
         2 * 1024**3, "int", "Bytes of unfinished tasks that a client may have before submitting blocks.", 1
     )
@@ -258,6 +264,11 @@ class Config:
     def fields_help(cls) -> tuple[FieldHelp, ...]:
         """Every field in the order of its declaration, for command lines and docs."""
         return tuple(_field_help(name, rule) for name, rule in _RULES.items())
+
+
+def most_waiting(slots: int) -> int:
+    """What `max_waiting` is left to be, in a world of so many slots: each has work waiting while the client takes breath."""
+    return max(250_000, 4 * slots)
 
 
 _RULES: dict[str, _Rule] = {entry.name: entry.metadata["rule"] for entry in fields(Config)}

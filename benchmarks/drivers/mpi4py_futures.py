@@ -6,6 +6,7 @@ MPI4PY_FUTURES_BACKOFF=0: a tenth of the latency for ten times the idle CPU.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,55 @@ from mpi4py.futures import MPIPoolExecutor
 
 from benchmarks import tasks
 from benchmarks.measure import main
-from benchmarks.system import System
+from benchmarks.system import Needs, System
+
+
+class Dataflow:
+    """One run of a graph whose edges are followed by the client."""
+
+    def __init__(self, pool: MPIPoolExecutor, needs: Needs, width: int, steps: int, iterations: int) -> None:
+        self.pool, self.width, self.steps, self.iterations = pool, width, steps, iterations
+        self.independent = not needs(width, 1, 0)
+        self.needs = [[needs(width, step, point) for point in range(width)] for step in range(steps)]
+        self.dependents: list[list[list[int]]] = [[[] for _ in range(width)] for _ in range(steps)]
+        for step in range(1, steps):
+            for point, needed in enumerate(self.needs[step]):
+                for each in needed:
+                    self.dependents[step - 1][each].append(point)
+        self.missing = [[len(needed) for needed in row] for row in self.needs]
+        self.values = [[0] * width for _ in range(steps)]
+        self.left = width * steps
+        self.ended = threading.Event()
+
+    def run(self) -> list[int]:
+        """The values that `System.graph` returns."""
+        for step in range(self.steps if self.independent else 1):
+            for point in range(self.width):
+                self.submit(step, point)
+        self.ended.wait()
+        rows = self.values if self.independent else self.values[-1:]
+        return [value for row in rows for value in row]
+
+    def submit(self, step: int, point: int) -> None:
+        """All that this point needs is there."""
+        needed = self.needs[step][point] if step else []
+        values = [self.values[step - 1][each] for each in needed]
+        future = self.pool.submit(tasks.point, self.iterations, *values)
+        future.add_done_callback(lambda done: self.on_done(step, point, done))
+
+    def on_done(self, step: int, point: int, done: Any) -> None:
+        """Keep the value, and submit what waited for it alone. An error ends the run: its value stays 0."""
+        self.left -= 1
+        if done.exception() is not None:
+            self.left = 0
+        else:
+            self.values[step][point] = done.result()
+            for each in self.dependents[step][point]:
+                self.missing[step + 1][each] -= 1
+                if self.missing[step + 1][each] == 0:
+                    self.submit(step + 1, each)
+        if self.left == 0:
+            self.ended.set()
 
 
 class Mpi4pyFutures(System):
@@ -47,6 +96,14 @@ class Mpi4pyFutures(System):
         while len(level) > 1:
             level = self.map(tasks.add_pair, list(zip(level[::2], level[1::2])), 100)
         return int(level[0])
+
+    def graph(self, needs: Needs, width: int, steps: int, iterations: int) -> list[int]:
+        """Without dependencies: a point is submitted by the callback of the last future that it needs.
+
+        Not step by step: a point never waits for others than those that it needs. All callbacks run in the pool's one thread.
+        """
+        flow = Dataflow(self.pool, needs, width, steps, iterations)
+        return flow.run()
 
     def close(self) -> None:
         """Stop the pool; the worker ranks return from the `mpi4py.futures` main program."""

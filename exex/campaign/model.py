@@ -14,16 +14,14 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
-from exex.manager.assigning import LEAST_TASK_S
+from exex.config import most_waiting
 from exex.manager.clients import MESSAGES_A_TURN
 from exex.manager.placement import MESSAGE_S, WORKERS_A_TURN, prefetch_s
+from exex.manager.task import LEAST_TASK_S
 from exex.transport.wait import LONGEST_S
 
 SUBMIT_TASKS = 1024
 """Calls in one Submit, while the client has more."""
-
-WAITING = 250_000
-"""The default of `--max-waiting`."""
 
 TOGETHER_S = 1e-3
 """Results of one worker that come within so much time travel in one Done."""
@@ -90,7 +88,7 @@ class Design:
     slots: int
     tasks: int
     length_s: float
-    waiting: int = WAITING
+    waiting: int = most_waiting(1)
     prefetch_s: float = 0.005
     payload_bytes: int = 60
     one_node: bool = False
@@ -270,11 +268,6 @@ class Simulation:
                 first = place
 
 
-def waiting_for(slots: int) -> int:
-    """How many unfinished tasks the client should be allowed so that all slots are busy: four each, or the default."""
-    return max(WAITING, 4 * slots)
-
-
 def strong(workers: int, slots: int = 32, tasks: int = 5000, length_s: float = 1.0) -> Design:
     """The HPDC'19 design: as many tasks on ever more workers. A worker there is a slot here; so many share a rank."""
     return Design(max(1, workers // slots), workers, tasks, length_s)
@@ -282,4 +275,4 @@ def strong(workers: int, slots: int = 32, tasks: int = 5000, length_s: float = 1
 
 def weak(workers: int, length_s: float, slots: int = 32, each: int = 10) -> Design:
     """The HPDC'19 design: so many tasks for each worker; see `strong`."""
-    return Design(max(1, workers // slots), workers, each * workers, length_s, waiting_for(workers))
+    return Design(max(1, workers // slots), workers, each * workers, length_s, most_waiting(workers))

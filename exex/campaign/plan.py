@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from exex.campaign.model import Design, waiting_for
-from exex.config import Config
+from exex.campaign.model import Design
+from exex.config import Config, most_waiting
 from exex.errors import ConfigError
 from exex.launch import keys
 from exex.launch.job import Job, plan_job
@@ -204,6 +204,9 @@ def _job(table: Table) -> dict[str, Any]:
 
 # ---- one job ----
 
+RECORD = "run.h5"
+"""The run record of a job, in its directory, where `exex_args` do not say otherwise."""
+
 
 def make_job(campaign: Campaign, point: Point, env: Mapping[str, str]) -> Job:
     """The batch job of a point.
@@ -215,6 +218,8 @@ def make_job(campaign: Campaign, point: Point, env: Mapping[str, str]) -> Job:
     shape = point.shape
     out = str(campaign.folder(point) / "result.json")
     words = list(campaign.exex_args)
+    if not any(word.partition("=")[0] == "--record" for word in words):
+        words += ["--record", str(campaign.folder(point) / RECORD)]
     if shape.slots is not None:
         words += ["--slots", str(shape.slots)]
     values = {
@@ -235,8 +240,6 @@ def make_job(campaign: Campaign, point: Point, env: Mapping[str, str]) -> Job:
 
     first = job_of(words, [str(WORKLOAD)])
     slots = (first.slots or 1) * first.ranks_per_node * point.nodes
-    if waiting_for(slots) > config.max_waiting and "--max-waiting" not in words:
-        words += ["--max-waiting", str(waiting_for(slots))]
     return job_of(words, [str(WORKLOAD), "--out", out, "--point", point.name, *_words(campaign, point, first, slots)])
 
 
@@ -252,4 +255,4 @@ def _words(campaign: Campaign, point: Point, job: Job, slots: int) -> list[str]:
 def design_of(campaign: Campaign, load: Load, ranks: int, slots: int) -> Design:
     """What the model is to play for a size: `slots` of all ranks together."""
     tasks = campaign.tasks if campaign.scaling == "strong" else campaign.tasks * slots
-    return Design(ranks, slots, tasks, load.length_s, waiting_for(slots))
+    return Design(ranks, slots, tasks, load.length_s, most_waiting(slots))

@@ -56,10 +56,12 @@ class Given(NamedTuple):
 
     Attributes:
         proxy: of a value that was broadcast, and that the client may have to open; else None.
+        task: whose value it is; -1 if it is nobody's.
     """
 
     payload: Payload
     proxy: Any = None
+    task: TaskId = -1
 
 
 class Fulfilled(NamedTuple):
@@ -254,7 +256,7 @@ class Outbox:
         return runs
 
     def _resolve_needs(self, future: AppFuture) -> bool:
-        """Replace the needs by their task numbers, -1 for those whose values are given. False: the future has failed."""
+        """Replace the needs by their task numbers, as `Submit.needs` has them. False: the future has failed."""
         ids: list[TaskId] = []
         given: dict[int, Payload] = {}
         failed: list[LazyFuture] = []
@@ -266,7 +268,7 @@ class Outbox:
             owner = need.app_future if isinstance(need, DataFuture) else need
             if type(need) is Given:
                 given[place] = need.payload
-                ids.append(-1)
+                ids.append(-1 if need.task < 0 else -2 - need.task)
             elif owner._has_failed() or owner.cancelled():
                 failed.append(owner)
             else:  # open; a promise that was kept since then is no harm: the manager is told of both, in this order
@@ -345,7 +347,8 @@ def take_values(needs: Sequence[Any]) -> list[Any]:
         owner = need.app_future if isinstance(need, DataFuture) else need
         if type(need) is not Given and owner._state == FINISHED and not owner._has_failed():
             try:
-                need = Given(owner._call.proxy.values.put(owner._payload()) if owner is need else _NOTHING)  # noqa: PLW2901
+                value = owner._call.proxy.values.put(owner._payload()) if owner is need else _NOTHING
+                need = Given(value, task=owner._tid)  # noqa: PLW2901
             except SerializationError as error:
                 raise SerializationError(f"the value of {owner._title()} cannot be pickled again ({error})") from error
         taken.append(need)

@@ -35,6 +35,10 @@ class Pressure:
         self._room = threading.Condition()
         self._exempt: set[int] = set()
 
+    def allow(self, most_tasks: int) -> None:
+        """Change the bound on tasks, before the first of them."""
+        self.limit = self._most_tasks = most_tasks
+
     def exempt(self) -> None:
         """Never hold the calling thread back."""
         self._exempt.add(threading.get_ident())

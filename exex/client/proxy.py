@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
-from typing import Any
+from typing import Any, Literal
 
 from exex.client.bell import Bell
 from exex.client.futures import AppFuture
@@ -28,6 +28,7 @@ from exex.client.promises import dump_call
 from exex.client.settling import finish_all, settle
 from exex.client.talk import LinkLost, Talk
 from exex.client.values import Values
+from exex.config import most_waiting
 from exex.errors import ManagerLost, NoManagerError, ProtocolError, WorkerLost
 from exex.protocol.messages import CacheKey, Finish, Outcome, TaskId, Verdict, Welcome
 from exex.protocol.payload import Large, Payload, Stored
@@ -52,7 +53,9 @@ class Proxy:
         journal: path of the job's journal, for messages; "" if there is none.
     """
 
-    def __init__(self, link: Link, most_tasks: int, most_bytes: int, ask: Callable[[AppFuture, Payload], None]) -> None:
+    def __init__(
+        self, link: Link, most_tasks: int | Literal["auto"], most_bytes: int, ask: Callable[[AppFuture, Payload], None]
+    ) -> None:
         self.open = False
         self.asleep = False
         self.welcome: Welcome
@@ -60,7 +63,8 @@ class Proxy:
         self.values = Values()
         self.outbox = Outbox(self.values)
         self.inbox = Inbox(self.outbox, ask)
-        self.pressure = Pressure(most_tasks, most_bytes, self._count_unfinished)
+        self._has_auto_limit = most_tasks == "auto"
+        self.pressure = Pressure(0 if most_tasks == "auto" else most_tasks, most_bytes, self._count_unfinished)
         self.unfinished = self.outbox.unfinished
         self.seen = self.inbox.seen
         self.note_failure = self.inbox.note_failure
@@ -415,6 +419,8 @@ class Proxy:
             StartError: no answer within `timeout_s`, or a manager that cannot be used.
         """
         self.welcome = self._talk.attach(title, timeout_s)
+        if self._has_auto_limit:
+            self.pressure.allow(most_waiting(self.welcome.slots))
         self.values.attach(self.welcome)
         if self._talk.fileno() >= 0:
             self._ears.register(self._talk.fileno(), select.EPOLLIN)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from exex.client import lazy
 from exex.client.futures import AppFuture
@@ -37,7 +37,7 @@ class Settings:
         title: of the workflow, for people.
         retries: of apps that do not say how many they want.
         retry_handler: of apps that have none of their own.
-        max_waiting: unfinished tasks from which on submitting blocks.
+        max_waiting: unfinished tasks from which on submitting blocks; "auto": as many as suit the slots of the world.
         max_waiting_bytes: bytes of their arguments from which on it does.
         internal_tasks_max_threads: threads for the bodies of join apps.
         start_timeout_s: within which the manager must answer.
@@ -47,7 +47,7 @@ class Settings:
     title: str = ""
     retries: int = 0
     retry_handler: RetryHandler | None = None
-    max_waiting: int = 250_000
+    max_waiting: int | Literal["auto"] = "auto"
     max_waiting_bytes: int = 2 * 1024**3
     internal_tasks_max_threads: int = 10
     start_timeout_s: float = 60.0

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from exex.manager.nodes import WorkerRecord
 from exex.manager.state import ManagerState
-from exex.manager.task import App, Status, Task
+from exex.manager.task import LEAST_TASK_S, App, Status, Task
 
 UNKNOWN_TASK_S = 1.0
 """Guess for an app of which no attempt has ended yet: long enough that nothing is queued behind it."""
-
-
-LEAST_TASK_S = 20e-6
-"""What the shortest task costs a slot, overhead included. Measured; only the size of the prefetch depends on it."""
-
 
 def give(state: ManagerState, worker: WorkerRecord, most: int, below: int | None = None) -> None:
     """Move up to `most` ready small tasks into a worker's next Assign.
@@ -44,6 +39,8 @@ def give_short(state: ManagerState, worker: WorkerRecord, most: int, within_s: f
     if state.ends_s is not None:
         taken = _shelve_what_does_not_fit(state, taken)
     assign(state, worker, taken)
+    if worker.held > worker.room:
+        state.stock.put(worker, state.now_s)
     return len(taken)
 
 

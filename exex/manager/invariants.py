@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from exex.manager.records import Again, Kept, Origin, records_of
+from exex.manager.stock import MOST_RETURNS
 from exex.manager.stored import HOME
 from exex.manager.task import CachedTask, Status, Task
 from exex.protocol.request import SINGLE
@@ -19,6 +20,7 @@ def check(state: ManagerState) -> None:
     _check_tasks(state)
     _check_workers(state)
     _check_holdings(state)
+    _check_stock(state)
     if state.nodes.watched:
         _check_nodes(state)
     _check_line(state)
@@ -123,6 +125,18 @@ def _check_workers(state: ManagerState) -> None:
         assert state.busy.count(worker) == worker.in_busy, worker.rank
         if state.ready.count and not worker.leaving and worker.held < worker.open:
             assert worker.in_free, worker.rank
+
+
+def _check_stock(state: ManagerState) -> None:
+    """Every queue is known, and nobody is waited for who is gone."""
+    stock, workers = state.stock, state.workers
+    assert all(workers.get(worker.rank) is worker for worker in (*stock.workers, *stock.drains))
+    assert stock.asked.keys() <= workers.keys()
+    assert {rank for rank, _ in stock.outgoing} <= stock.asked.keys()
+    assert stock.returns.keys() <= state.tasks.keys()
+    assert all(0 < returns <= MOST_RETURNS for returns in stock.returns.values())
+    for worker in workers.values():
+        assert worker.held <= worker.room or worker in stock.workers, (worker.rank, worker.held, worker.room)
 
 
 def _check_holdings(state: ManagerState) -> None:

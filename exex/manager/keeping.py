@@ -181,6 +181,8 @@ def hold(state: ManagerState, shape: Shape, node: NodeRecord, at_s: float) -> No
     node.kept = shape
     for worker in node.workers.values():
         worker.open = 0
+        if worker.held > worker.room:
+            state.stock.drains[worker] = None
     state.nodes.touched[node] = None
     shape.follow(node)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from exex.errors import ProtocolError
-from exex.manager import teams, transitions
+from exex.manager import retraction, teams, transitions
 from exex.manager.clients import ANSWER_S, MESSAGES_A_TURN, Clients
 from exex.manager.liveness import Liveness
 from exex.manager.memo import Journal, Memo
@@ -32,6 +32,7 @@ from exex.protocol.messages import (
     Outcome,
     Part,
     Rank,
+    Returned,
     Stop,
 )
 from exex.record.recorder import Recorder
@@ -226,6 +227,8 @@ class ManagerLoop:
                     transitions.on_done(self.state, rank, message)
                 elif type(message) is Part:
                     transitions.on_part(self.state, rank, message)
+                elif type(message) is Returned:
+                    self._on_returned(rank, message)
                 elif type(message) is Holds or type(message) in EXCHANGED:
                     self._mover.on_message(rank, message)
                 else:
@@ -272,6 +275,11 @@ class ManagerLoop:
                 self._missing = set()  # one that was large stays so
                 self._on_ready()
                 self._clients.open()
+
+    def _on_returned(self, rank: Rank, message: Returned) -> None:
+        back = retraction.on_returned(self.state, rank, message)
+        if back and self._record is not None:
+            self._record.returned(back)
 
     def _on_broken_worker(self, rank: Rank, why: str) -> None:
         """A worker says what it may not say: go on without it, if that can be."""
@@ -348,6 +356,10 @@ class ManagerLoop:
             self._to_worker(rank, Drop(tasks=tasks))
             traffic = True
         state.drops.clear()
+        for rank, question in state.stock.outgoing:
+            self._to_worker(rank, question)
+            traffic = True
+        state.stock.outgoing.clear()
         for ranks, join in state.joins:
             for rank in ranks:
                 self._to_worker(rank, join)
@@ -372,9 +384,12 @@ class ManagerLoop:
             return 0.0
         if self._clients.hold_answers():
             return ANSWER_S
-        pause_s = teams.LOOK_S if self.state.teams else 1.0
-        end_s = self.state.ready.near.end_s()
-        return pause_s if end_s is None else min(pause_s, max(0.0, end_s - self.state.now_s))
+        most_s = teams.LOOK_S if self.state.teams else 1.0
+        look_s = retraction.next_look_s(self.state) if self.state.stock.workers else None
+        for next_s in (look_s, self.state.ready.near.end_s()):
+            if next_s is not None:
+                most_s = min(most_s, max(0.0, next_s - self._clock()))
+        return most_s
 
     def _to_worker(self, rank: Rank, message: object) -> None:
         try:

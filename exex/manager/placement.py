@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 
-from exex.manager import keeping, packing
-from exex.manager.assigning import LEAST_TASK_S, give, give_short
+from exex.manager import keeping, longest, packing
+from exex.manager.assigning import give, give_short
 from exex.manager.near_data import place_near
 from exex.manager.nodes import WorkerRecord
+from exex.manager.retraction import retract
 from exex.manager.state import ManagerState
+from exex.manager.task import LEAST_TASK_S
 
 MESSAGE_S = 10e-6
 """What an Assign and the Done that answers it cost the manager, beside what their tasks cost. Measured, without the network."""
@@ -25,7 +27,18 @@ WORKERS_A_TURN = 2048
 
 
 def place(state: ManagerState) -> None:
-    """Give ready tasks to workers: big ones first; small ones to free slots, evenly, then as prefetch behind short tasks."""
+    """Give ready tasks to workers, and see whether what is queued at some would run sooner elsewhere."""
+    if state.ready.count and state.now_s >= state.ready.next_sort_s:
+        longest.sort(state.ready, state.apps.values(), state.now_s)
+    _place(state)
+    if state.stock.workers or state.stock.drains:
+        retract(state)
+    if state.stock.gave:
+        state.stock.gave.clear()
+
+
+def _place(state: ManagerState) -> None:
+    """Big ones first; small ones to free slots, evenly, then as prefetch behind short tasks."""
     ready = state.ready
     if len(ready.near):
         place_near(state)
@@ -108,9 +121,9 @@ def _spare_s(state: ManagerState, worker: WorkerRecord) -> float:
 
     None while more than half of what it may hold is left: otherwise each result would be answered by a message with one task, at
     many times the cost. The more tasks wait, the more: see `BACKLOG_S`. None where slots are lent: the worker would run it there.
-    None where the rank itself runs a function: it would hear of it too late.
+    None where the rank itself runs a function: it would hear of it too late. None where something was just taken from.
     """
-    if worker.lent or worker.in_team:
+    if worker.lent or worker.in_team or worker in state.stock.gave:
         return 0.0
     full_s = worker.open * prefetch_s(state.prefetch_s, state.ready.count)
     spare_s = full_s - worker.held * LEAST_TASK_S - worker.held_s

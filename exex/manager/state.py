@@ -11,12 +11,14 @@ import msgspec
 from exex.errors import ProtocolError
 from exex.manager.grants import Holding
 from exex.manager.line import Shape
+from exex.manager.longest import size_of
 from exex.manager.memo import Memo
 from exex.manager.nodes import NodeRecord, Nodes, WorkerRecord
 from exex.manager.places import Places
 from exex.manager.ranges import Ranges
 from exex.manager.ready import ReadyQueue
 from exex.manager.records import Again, Kept
+from exex.manager.stock import Stock
 from exex.manager.stored import Data
 from exex.manager.task import App, Loss, Status, Task
 from exex.manager.teams import Team
@@ -169,6 +171,7 @@ class ManagerState:
         grace_s: between telling a function to stop and killing it.
         told: is called with ends of attempts when they have been handled; those of calls on communicators are of the whole call.
         data: stored payloads.
+        stock: tasks that are queued at workers, and what was asked back of them.
         must_place: more could have been placed in this turn; the next one must follow at once.
     """
 
@@ -198,6 +201,7 @@ class ManagerState:
     own: Rank | None = None
     grace_s: float = 2.0
     must_place: bool = False
+    stock: Stock = field(default_factory=Stock)
     told: Callable[[Rank, Done], None] | None = None
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     apps: dict[int, App] = field(default_factory=dict)
@@ -268,9 +272,11 @@ class ManagerState:
         """Register an app of a client under a number of our own. Its function is there already."""
         number = self.next_app
         self.next_app += 1
+        self.stock.lowest = max(self.stock.lowest, spec.priority)
         own = msgspec.structs.replace(spec, app=number)
         request = request_of(own, self.nodes.shapes(exactly=True) if own.ranks else ())
-        self.apps[number] = client.apps[spec.app] = App(own, self.functions[spec.function], request)
+        app = self.apps[number] = client.apps[spec.app] = App(own, self.functions[spec.function], request)
+        app.size = size_of(app)
 
     def forget_client(self, client: ClientRecord) -> None:
         """Nothing of a client is left: its record goes, and so do apps and functions that only it has used."""
@@ -283,10 +289,9 @@ class ManagerState:
     def finish_task(self, task: Task, outcome: int, payload: Payload, causes: list[TaskId] | None = None) -> None:
         """Take the record of a task away and answer its client. Its dependents are the caller's business."""
         del self.tasks[task.id]
-        if self.losses:
-            self.losses.pop(task.id, None)
-        if self.ready.affinity:
-            self.ready.affinity.pop(task.id, None)
+        for remembered in (self.losses, self.ready.affinity, self.stock.returns):
+            if remembered:
+                remembered.pop(task.id, None)
         client = self.clients[task.id >> CLIENT_SHIFT]
         client.unfinished -= 1
         if self.data.in_use and self._is_only_made_again(client, task, outcome, payload):

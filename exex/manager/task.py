@@ -41,8 +41,9 @@ TRANSITIONS: tuple[tuple[str, str, str], ...] = (
     ("assigned", "done", "attempt succeeded"),
     ("assigned", "failed", "attempt failed, no retries left"),
     ("assigned", "ready", "attempt failed or lost, tried again"),
+    ("assigned", "ready", "not begun, and taken back from its worker"),
     ("assigned", "asking", "attempt failed, client has a retry handler"),
-    ("assigned", "waiting", "a stored value that it needs is lost, and it was starved, failed or lost"),
+    ("assigned", "waiting", "a stored value that it needs is lost, and it was starved, failed, lost or taken back"),
     ("assigned", "cancelled", "client cancels"),
     ("asking", "ready", "handler: try again"),
     ("asking", "waiting", "handler: try again, but a stored value that it needs is lost"),
@@ -59,6 +60,10 @@ SHORT_S = 0.001
 """Attempts no longer than this are not worth remembering: they fit anywhere."""
 
 
+LEAST_TASK_S = 20e-6
+"""What the shortest task costs a slot, overhead included. Measured; the size of the prefetch depends on it."""
+
+
 class App:
     """One app with one set of options, and what its tasks have taught about their length.
 
@@ -69,9 +74,10 @@ class App:
         mean_s: moving average of an attempt's running time in seconds; negative until one has ended.
         recent_s: running times of the last attempts, but for short ones.
         longest_s: longest of all running times.
+        size: how long its attempts are, in classes, for the queue of what is ready: see `longest`. 0: short, or not known.
     """
 
-    __slots__ = ("_lengths", "_sorted_for", "function", "longest_s", "mean_s", "number", "recent_s", "request", "spec")
+    __slots__ = ("_lengths", "_sorted_for", "function", "longest_s", "mean_s", "number", "recent_s", "request", "size", "spec")
 
     def __init__(self, spec: AppSpec, function: Payload, request: Request | None = None) -> None:
         self.spec = spec
@@ -81,6 +87,7 @@ class App:
         self.mean_s = -1.0
         self.recent_s: deque[float] = deque(maxlen=RECENT)
         self.longest_s = 0.0
+        self.size = 0
         self._lengths: list[float] = []  # `recent_s` in order
         self._sorted_for = -1.0  # `mean_s` then: it changes with each attempt
 

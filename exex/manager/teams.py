@@ -179,6 +179,7 @@ def split_off(state: ManagerState, msg: Done) -> tuple[Done, list[Part]]:
         payloads=[msg.payloads[i] for i in others],
         seconds=[msg.seconds[i] for i in others],
         started=msg.started,
+        peaks={new: msg.peaks[i] for new, i in enumerate(others) if i in msg.peaks},
     )
     return rest, parts
 

@@ -463,6 +463,7 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
     worker.outgoing = worker.grants = None
     state.refilled = [other for other in state.refilled if other is not worker]
     state.drops.pop(rank, None)
+    state.stock.forget(worker)
     state.dropped = {task: holder for task, holder in state.dropped.items() if holder != rank}
     loss = Loss(rank, worker.node, how)
     without = teams.on_worker_lost(state, worker, how) if state.teams else []

@@ -176,7 +176,7 @@ def _needs(msg: Submit) -> None:
     first, end = msg.first, msg.first + len(msg.payloads)
     numbers = list(chain.from_iterable(msg.needs.values()))
     lowest, highest = min(numbers, default=0), max(numbers, default=0)
-    _require(lowest >= -1 and highest < _END, "needs with impossible numbers")
+    _require(lowest >= -1 - _END and highest < _END, "needs with impossible numbers")
     _require(min(msg.needs, default=0) >= 0 and max(msg.needs, default=0) < end - first, "needs of calls that are not there")
     _require(msg.given.keys() <= msg.needs.keys(), "values for calls that need none")
     for values in msg.given.values():
@@ -239,6 +239,11 @@ def done(msg: Done) -> None:
     _payloads(msg.payloads)
     seconds = msg.seconds
     _require(not seconds or (min(seconds) >= 0 and math.isfinite(sum(seconds))), "running times that are none")
+    slots, peaks = msg.slots, msg.peaks
+    _require(not slots or (len(slots) == count and min(slots) >= -1 and max(slots) < MOST_SLOTS), "slots that are none")
+    if peaks:
+        _require(min(peaks) >= 0 and max(peaks) < count, "the memory of attempts that are not there")
+        _require(min(peaks.values()) >= 0 and max(peaks.values()) <= MOST_MEMORY_BYTES, "so many bytes of memory")
 
 
 def part(msg: Part) -> None:

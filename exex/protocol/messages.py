@@ -175,7 +175,7 @@ class Submit(Message, frozen=True, tag=2):
     calls: list[int]  # app of each call; one element means the same for all
     payloads: list[Payload]  # pickled arguments
     needs: dict[int, list[TaskId]]  # i -> tasks whose values fill the places 0, 1, ... in payload i
-    given: dict[int, dict[int, Payload]]  # i -> place -> value, where the client had it; needs has -1 there
+    given: dict[int, dict[int, Payload]]  # i -> place -> value, where the client had it; needs has -2 - task there, or -1
     answered: int  # sequence number of the last Answer that the client has applied
     keys: dict[int, CacheKey] = {}  # i -> key, where call i is of a cached app
     affinity: dict[int, TaskId] = {}  # i -> task near whose node call i would like to run; it need not exist any more
@@ -367,6 +367,8 @@ class Done(Message, frozen=True, tag=41):
     payloads: list[Payload]
     seconds: list[float]  # each attempt's own running time
     started: list[TaskId]  # seen running for a while, not yet ended
+    slots: list[int] = []  # of the worker, in which each ran; -1: none; empty: it has only one
+    peaks: dict[int, int] = {}  # i -> most bytes of memory that attempt i has used, where that was looked at
 
 
 class Holds(Message, frozen=True, tag=45):
@@ -385,6 +387,12 @@ class Part(Message, frozen=True, tag=44):
     outcome: int  # CANCELLED if it was stopped, LOST if there was no communicator
     payload: Payload
     seconds: float
+
+
+class Returned(Message, frozen=True, tag=81):
+    """Worker -> manager: answer to Retract: these had not begun, and are not here any more. The others have begun, or ended."""
+
+    tasks: list[TaskId]
 
 
 class Bye(Message, frozen=True, tag=42):
@@ -432,6 +440,12 @@ class Copy(Message, frozen=True, tag=67):
     source: Rank
 
 
+class Retract(Message, frozen=True, tag=80):
+    """Manager -> worker: give back those of these that have not begun: others can run them sooner. Answered by one Returned."""
+
+    tasks: list[TaskId]
+
+
 class Join(Message, frozen=True, tag=65):
     """Manager -> worker: take part in a call on a communicator of these ranks, in this order. The lead has the call."""
 
@@ -454,7 +468,7 @@ class Leave(Message, frozen=True, tag=64):
 
 
 FromClient = Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish | Checkpoint | Want | Release | Spread
-FromWorker = Hello | Done | Part | Bye | Beat | Holds | Fetch | Chunk | Here | Absent
+FromWorker = Hello | Done | Part | Returned | Bye | Beat | Holds | Fetch | Chunk | Here | Absent
 ToClient = Welcome | Answer | JobEnds | Checkpointed | Brought
-ToWorker = Assign | Drop | Join | Stop | Leave | Beat | Free | Copy | Fetch | Chunk | Here | Absent
+ToWorker = Assign | Drop | Retract | Join | Stop | Leave | Beat | Free | Copy | Fetch | Chunk | Here | Absent
 AnyMessage = Any

@@ -58,6 +58,13 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("answer_us", "i8", "sent on to the client; -1: it never was, or more than a second later"),
         Column("bytes_in", "u8", "pickled arguments, without the values of other tasks"),
         Column("bytes_out", "u8", "pickled value or error"),
+        Column("slot", "i4", "of its worker, in which it ran, from 0; of a big task the first; -1: none, or not known"),
+        Column(
+            "peak_bytes",
+            "u8",
+            "most memory that its task process, or a program of a bash app, had resident while it ran, with what it had before; "
+            "in KiB; 0: not known: it was shorter than 2 ms, or died",
+        ),
     ),
     "apps": (
         Column("app", "u4", "number, as the manager counts"),
@@ -74,7 +81,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "edges": (
         Column("task", "u8", "a task that waited for another"),
-        Column("need", "u8", "the other; needs whose value the client had already are not here"),
+        Column("need", "u8", "the other"),
     ),
     "workers": (
         Column("rank", "i4", "in the MPI world; 0: rank 0 where it runs tasks, too"),

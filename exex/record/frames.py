@@ -15,21 +15,22 @@ HEADER = struct.Struct("<IIqqq")
 
 
 class Kind(IntEnum):
-    """What a frame says, its two numbers, and the columns of its body (q: int64, I: uint32, f: float32, B: uint8)."""
+    """What a frame says, its two numbers, and the columns of its body (q: int64, I: uint32, f: float32, i: int32, B: uint8)."""
 
     BEGIN = 0  # JSON: path, attributes
     END = 1  # a: messages that were dropped
     SUBMIT = 2  # a: first task, b: tasks; q... is absent: I bytes of each, I app of each or of all
-    NEEDS = 3  # a: first task of that Submit, b: tasks with needs; I which, I how many needs each, q needs, -1 for a given one
+    NEEDS = 3  # a: first task of that Submit, b: tasks with needs; I which, I how many needs each, q needs: see Submit.needs
     READY = 4  # b: tasks; q tasks
     ASSIGN = 5  # a: rank, b: tasks; q tasks, I (which, attempt) of later attempts
-    DONE = 6  # a: rank, b: tasks; q tasks, f seconds, I bytes of each, B outcomes
+    DONE = 6  # a: rank, b: tasks; q tasks, f seconds, I bytes of each, B outcomes, i slots, I KiB of memory
     ANSWER = 7  # b: tasks; q tasks, B outcomes
     CANCEL = 8  # b: tasks; q tasks
     FINISH = 9  # a: client, b: whether its tasks are cancelled
     LOST = 10  # a: rank, b: attempts; UTF-8: how
     HELLO = 11  # a: rank, b: slots; JSON: the other columns of `workers`
     APP = 12  # a: client, b: number that the client gave it; JSON: columns of `apps`
+    RETURNED = 14  # b: tasks; q tasks
     SAMPLE = 13  # q columns of `samples` after the time
 
 

@@ -189,6 +189,10 @@ class Record:
         rows: int = self._rows[table]
         return rows
 
+    def has_column(self, table: str, name: str) -> bool:
+        """Whether there is such a column: records of earlier versions have fewer."""
+        return name in self._file[table]
+
     def column(self, table: str, name: str, begin: int = 0, end: int | None = None) -> NDArray[Any]:
         """One column, or a part of it.
 

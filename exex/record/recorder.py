@@ -157,8 +157,17 @@ class Recorder:
         """Attempts have ended."""
         if not msg.tasks:
             return
-        body = _pack("q", msg.tasks) + _pack("f", msg.seconds) + _sizes(msg.payloads) + msg.outcomes
+        count = len(msg.tasks)
+        slots = _pack("i", msg.slots) if msg.slots else bytes(4 * count)
+        peaks = bytes(4 * count)
+        if msg.peaks:  # in KiB, rounded up, so that 0 stays 'not known'
+            peaks = _pack("I", [min(-(-msg.peaks.get(i, 0) // 1024), _LARGEST) for i in range(count)])
+        body = _pack("q", msg.tasks) + _pack("f", msg.seconds) + _sizes(msg.payloads) + msg.outcomes + slots + peaks
         self._put(Kind.DONE, rank, len(msg.tasks), body)
+
+    def returned(self, tasks: Sequence[TaskId]) -> None:
+        """Attempts that had not begun were taken back; they will be assigned again."""
+        self._put(Kind.RETURNED, 0, len(tasks), _pack("q", tasks))
 
     def answer(self, client: int, msg: Answer) -> None:
         """Tasks were answered."""

@@ -52,14 +52,14 @@ class Assembler:
         self._rows: list[Columns] = []  # that wait for their answer, and new ones
         self._assigned = Gathered("i8")
         self._later: list[tuple[Array, Array]] = []  # tasks that are tried again, and their attempts
-        self._results = Gathered("i8", "f4", "u4", "u1")
+        self._results = Gathered("i8", "f4", "u4", "u1", "i4", "u4")
         self._answered = Gathered("i8", "u1")
         self._clear()
         self._do: dict[int, Callable[[Frame], None]] = {
             Kind.END: self._end, Kind.SUBMIT: self._submit, Kind.NEEDS: self._needs, Kind.READY: self._ready,
             Kind.ASSIGN: self._assign, Kind.DONE: self._done, Kind.ANSWER: self._answer, Kind.CANCEL: self._cancel,
             Kind.FINISH: self._finish, Kind.LOST: self._lost, Kind.HELLO: self._hello, Kind.APP: self._app,
-            Kind.SAMPLE: self._sample,
+            Kind.SAMPLE: self._sample, Kind.RETURNED: self._returned,
         }  # fmt: skip
 
     def feed(self, frame: Frame) -> None:
@@ -102,6 +102,7 @@ class Assembler:
         which = np.frombuffer(frame.body, "u4", frame.b).astype("i8")
         counts = np.frombuffer(frame.body, "u4", frame.b, offset=4 * frame.b)
         needs = np.frombuffer(frame.body, "i8", offset=8 * frame.b)
+        needs = np.where(needs < -1, -2 - needs, needs)  # its value was given
         is_known = needs >= 0
         base = frame.a >> CLIENT_BITS << CLIENT_BITS
         tasks = np.repeat(frame.a + which, counts)[is_known]
@@ -124,8 +125,15 @@ class Assembler:
 
     def _done(self, frame: Frame) -> None:
         self._results.add(frame, frame.a)
-        self._has_failed = self._has_failed or frame.body.count(0, 16 * frame.b) != frame.b
+        self._has_failed = self._has_failed or frame.body.count(0, 16 * frame.b, 17 * frame.b) != frame.b
         self._count += frame.b
+
+    def _returned(self, frame: Frame) -> None:
+        self.close_window()
+        at = self._pool.index(np.frombuffer(frame.body, "i8", frame.b))
+        at = at[at >= 0]
+        state = self._pool.fields["state"]
+        state[at[state[at] == _ASSIGNED]] = _NEW
 
     def _answer(self, frame: Frame) -> None:
         self._answered.add(frame, UNKNOWN)
@@ -210,7 +218,7 @@ class Assembler:
             fields["attempt"][at[at >= 0]] = attempts[at >= 0]
 
     def _take_results(self) -> None:
-        ranks, times_us, counts, tasks, seconds, sizes, outcomes = self._results.columns()
+        ranks, times_us, counts, tasks, seconds, sizes, outcomes, slot, peaks = self._results.columns()
         done_us = np.repeat(times_us, counts)
         slots = np.repeat(np.array([self._slots.get(rank, 1) for rank in ranks.tolist()]), counts)
         end_us = done_us - (_later_s(seconds, counts) * 1e6 / slots).astype("i8")
@@ -224,7 +232,9 @@ class Assembler:
         self._pool.ended(tasks[is_final & is_new])
         end_us = np.maximum(end_us, fields["assign_us"][at])
         start_us = np.maximum(end_us - (seconds * 1e6).astype("i8"), fields["assign_us"][at])
-        rest = {"how": outcomes[known], "done_us": done_us[known], "bytes_out": sizes[known]}
+        rest = {"how": outcomes[known], "done_us": done_us[known], "bytes_out": sizes[known], "slot": slot[known]}
+        rest["slot"] = np.where((rest["how"] == How.CANCELLED) & (seconds == 0), UNKNOWN, rest["slot"])  # it was only queued
+        rest["peak_bytes"] = peaks[known].astype("u8") * 1024
         self._add_rows(tasks, at, start_us=start_us, end_us=end_us, run_s=seconds, **rest)
 
     def _take_answers(self) -> None:
@@ -332,7 +342,14 @@ def _later_s(seconds: Array, counts: Array) -> Array:
 def _never_ran(count: int) -> Columns:
     """Columns of rows of which nobody knows that their function ran."""
     unknown = np.full(count, UNKNOWN)
-    return {"start_us": unknown, "end_us": unknown, "run_s": np.full(count, UNKNOWN, "f4"), "bytes_out": np.zeros(count, "u8")}
+    return {
+        "start_us": unknown,
+        "end_us": unknown,
+        "run_s": np.full(count, UNKNOWN, "f4"),
+        "bytes_out": np.zeros(count, "u8"),
+        "slot": np.full(count, UNKNOWN, "i4"),
+        "peak_bytes": np.zeros(count, "u8"),
+    }
 
 
 def _part(rows: Columns, mask: Array) -> Columns:

@@ -9,11 +9,12 @@ import numpy as np
 from exex.record.analysis import Data, Link, Shares, Size, critical_path, overheads, recommended, seconds, sizes
 from exex.record.columns import UNKNOWN, How
 from exex.record.hdf5 import Record
+from exex.record.tail import Fit, Tail, fits, tail_of
 
 
 @dataclass(frozen=True)
 class AppSummary:
-    """The attempts of all apps of one name whose function ran."""
+    """The attempts of all apps of one name whose function ran; `peak_bytes`: most memory of any, 0 if that is not known."""
 
     name: str
     attempts: int
@@ -22,6 +23,7 @@ class AppSummary:
     median_s: float
     p99_s: float
     longest_s: float
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Summary:
         critical_s: running times on the critical path, and `critical_tasks`, how many there are.
         manager_busy: part of the makespan in which the manager's loop did not wait.
         dropped: messages that the record has missed.
+        sizes: what powers of two of slots would have done; `size`: the largest of them that is used well.
+        tail: what the end wasted; `fits`: sizes that would have been used well.
     """
 
     path: str
@@ -84,6 +88,8 @@ class Summary:
     stages: tuple[Stage, ...] = ()
     sizes: tuple[Size, ...] = ()
     size: Size | None = None
+    tail: Tail | None = None
+    fits: tuple[Fit, ...] = ()
 
 
 def summarize(path: str) -> Summary:
@@ -138,6 +144,8 @@ def summarize_data(data: Data, path: list[Link]) -> Summary:
         stages=_stages(data),
         sizes=tuple(found),
         size=recommended(found),
+        tail=tail_of(data),
+        fits=fits(busy_s, way_s, int(data.weight.max(initial=1)), data.slots / max(1, len(data.nodes))),
     )
 
 
@@ -167,6 +175,7 @@ def _apps(data: Data) -> tuple[AppSummary, ...]:
     by_name = np.array([numbers[name] for name in data.app_names])[data.app_index[data.ran]]
     lengths = data.run_s
     is_failed = data.how[data.ran] != How.DONE
+    peaks = data.column("peak_bytes")[data.ran] if data.record.has_column("attempts", "peak_bytes") else np.zeros(len(lengths))
     order = np.lexsort((lengths, by_name))
     ends = np.searchsorted(by_name[order], np.arange(len(names)), "right")
     begins = np.append(0, ends[:-1])
@@ -184,6 +193,7 @@ def _apps(data: Data) -> tuple[AppSummary, ...]:
                 float(these[len(these) // 2]),
                 float(these[min(len(these) - 1, int(0.99 * len(these)))]),
                 float(these[-1]),
+                int(peaks[order[begin:end]].max()),
             )
         )
     return tuple(sorted(found, key=lambda app: -app.total_s))

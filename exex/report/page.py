@@ -17,7 +17,7 @@ from exex.record.summary import Summary, summarize_data
 from exex.report import curves
 from exex.report.drawing import Chart, Series, heat_map, histogram, legend, stacked_bar
 from exex.report.style import SCRIPT, STYLE
-from exex.report.text import SHARES
+from exex.report.text import SHARES, fit, straggling
 from exex.report.words import count, duration, percent, plural, size, three
 
 _SHARE_COLOURS = {"work": 1, "start": 6, "dispatch": 4, "starved": 2, "tail": 5}
@@ -181,10 +181,11 @@ def _tasks(data: Data, summary: Summary) -> str:
             duration(app.median_s),
             duration(app.p99_s),
             duration(app.longest_s),
+            size(app.peak_bytes) if app.peak_bytes else "?",
         ]
         for app in summary.apps[:40]
     ]
-    table = _table(["app", "attempts", "failed", "in all", "median", "99 %", "longest"], rows)
+    table = _table(["app", "attempts", "failed", "in all", "median", "99 %", "longest", "memory"], rows)
     more = f"<p class=why>and {len(summary.apps) - 40} more apps</p>" if len(summary.apps) > 40 else ""
     text = "Running times of the apps that took the most time; each bar is a range of lengths, and all axes are the same."
     return _section("Task lengths", text, f"<div class=many>{''.join(cells)}</div>{table}{more}")
@@ -228,6 +229,11 @@ def _tail(data: Data, summary: Summary) -> str:
     listing = _table(["last tasks", "app", "rank", "began at", "ran"], last, 2)
     idle = f"{percent(summary.tail_wasted_slot_s / (sum(summary.shares.values()) or 1.0))} of the slots' time"
     text = f"From {duration(data.tail_begin_s())} on there was less to do than slots, for good; what was idle then is {idle}."
+    if summary.tail is not None:
+        share = percent(summary.tail.share)
+        text += f" No task waited for a slot in the last {duration(summary.tail.dry_s)}, and {share} of all was idle then."
+        if summary.tail.stragglers and summary.tail.straggling_s > 0:
+            text += f" In the end {html.escape(straggling(summary))}."
     return _section("Tail", text, tail.svg() + listing)
 
 
@@ -245,7 +251,8 @@ def _sizes(summary: Summary) -> str:
         "used well means that 90 % of the slots' time is work."
     )
     table = _table(["slots", "makespan", "utilisation", "slot hours"], rows, marked=marked)
-    return _section("What size would have done", text, table)
+    fitting = "".join(f"<li>{fit(one)}</li>" for one in summary.fits)
+    return _section("What size would have done", text, f"<ul>{fitting}</ul>{table}")
 
 
 def _manager(data: Data) -> list[str]:

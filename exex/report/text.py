@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from exex.record.summary import Summary
-from exex.report.words import count, duration, percent, plural, three
+from exex.record.tail import Fit
+from exex.report.words import count, duration, percent, plural, size, three
 
 SHARES = {
     "work": "functions ran",
@@ -39,12 +40,46 @@ def _head(summary: Summary) -> list[str]:
         f"rate         {three(summary.rate_per_s)} tasks/s",
         f"utilisation  {percent(summary.utilisation)} of the slots' time",
         f"tail         {duration(summary.tail_s)}, {three(summary.tail_wasted_slot_s)} slot seconds idle",
+        *_tail(summary),
         f"critical     {plural(summary.critical_tasks, 'task')} that the end waited for ran {duration(summary.critical_s)}",
         f"manager      busy {percent(summary.manager_busy)} of the time",
     ]
     if summary.dropped:
         lines.append(f"MISSING      {summary.dropped:,} messages are not in the record: its file system was too slow")
     return lines
+
+
+def _tail(summary: Summary) -> list[str]:
+    tail = summary.tail
+    if tail is None:
+        return []
+    lines = [
+        f"             no task waited for a slot in the last {duration(tail.dry_s)}: "
+        f"{three(tail.idle_slot_s)} slot seconds idle, {percent(tail.share)} of all"
+    ]
+    if tail.stragglers and tail.straggling_s > 0:
+        lines.append(f"             {straggling(summary)}")
+    return lines
+
+
+def straggling(summary: Summary) -> str:
+    """What the longest tasks cost: one sentence without a full stop."""
+    tail = summary.tail
+    assert tail is not None
+    late = sum(number for _, number in tail.stragglers)
+    named = ", ".join(f"{number:,} {name}" for name, number in tail.stragglers[:3])
+    more = ", ..." if len(tail.stragglers) > 3 else ""
+    return (
+        f"{plural(late, 'attempt')} at the end ({named}{more}; the longest ran {duration(tail.longest_s)}) left more than half "
+        f"of the slots idle for {duration(tail.straggling_s)}: {three(tail.straggling_idle_slot_s)} slot seconds"
+    )
+
+
+def fit(one: Fit) -> str:
+    """One size that would have been used well."""
+    sure = f"{plural(one.sure_slots, 'slot')} ({plural(one.sure_nodes, 'node')})"
+    most = f"{one.most_slots:,} ({plural(one.most_nodes, 'node')})"
+    return f"{percent(one.target)} used: up to {sure} in any order, {duration(one.sure_s)} at the most; beyond {most} in none"
 
 
 def _shares(summary: Summary) -> list[str]:
@@ -60,11 +95,12 @@ def _apps(summary: Summary, most: int = 8) -> list[str]:
     if not summary.apps:
         return []
     wide = max(20, *(len(app.name) for app in summary.apps[:most]))
-    heads = ("in all", "median", "99 %", "longest")
+    heads = ("in all", "median", "99 %", "longest", "memory")
     lines = [f"{'apps, most time first':<{wide + 2}} {'attempts':>10} {'failed':>8}" + "".join(f"{head:>12}" for head in heads)]
     for app in summary.apps[:most]:
         times = (app.total_s, app.median_s, app.p99_s, app.longest_s)
-        lines.append(f"  {app.name:<{wide}} {app.attempts:>10,} {app.failed:>8,}" + "".join(f"{duration(t):>12}" for t in times))
+        rest = [*map(duration, times), size(app.peak_bytes) if app.peak_bytes else "?"]
+        lines.append(f"  {app.name:<{wide}} {app.attempts:>10,} {app.failed:>8,}" + "".join(f"{text:>12}" for text in rest))
     if len(summary.apps) > most:
         lines.append(f"  and {len(summary.apps) - most} more")
     return [*lines, ""]
@@ -82,11 +118,12 @@ def _stages(summary: Summary) -> list[str]:
 def _sizes(summary: Summary) -> list[str]:
     if not summary.busy_slot_s or summary.size is None:
         return []
-    lines = ["what size would have done, overheads aside"]
-    for size in summary.sizes:
-        mark = "  <- this job" if size.slots == summary.slots else ""
-        if size is summary.size:
+    lines = ["what size would have done: estimates from lengths and needs, overheads aside"]
+    lines += [f"  {fit(one)}" for one in summary.fits]
+    for one in summary.sizes:
+        mark = "  <- this job" if one.slots == summary.slots else ""
+        if one is summary.size:
             mark += "  <- the largest that is used well"
-        between = f"{duration(size.least_s)} to {duration(size.most_s)}"
-        lines.append(f"  {size.slots:>9,} slots  {between:>24}  {percent(size.utilisation):>6} used{mark}")
+        between = f"{duration(one.least_s)} to {duration(one.most_s)}"
+        lines.append(f"  {one.slots:>9,} slots  {between:>24}  {percent(one.utilisation):>6} used{mark}")
     return lines

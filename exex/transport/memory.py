@@ -73,7 +73,30 @@ class Network:
                 self.carry(number, other, GONE)
 
 
-class MemoryLink:
+class InProcess:
+    """What any end has that stays within its process: nothing to wait on, and nothing is ever left unsent."""
+
+    def progress(self) -> bool:
+        """See `Link.progress`."""
+        return False
+
+    def fileno(self) -> int:
+        """See `Link.fileno`."""
+        return -1
+
+    def polled(self) -> bool:
+        """See `Link.polled`: whoever sends here turns the receiver, too."""
+        return True
+
+    def transferring(self) -> bool:
+        """See `Link.transferring`."""
+        return False
+
+    def woken(self) -> None:
+        """See `Link.woken`: `receive` is enough."""
+
+
+class MemoryLink(InProcess):
     """One end in a `Network`."""
 
     def __init__(self, network: Network, number: int) -> None:
@@ -108,28 +131,9 @@ class MemoryLink:
             self.dropped.add(peer)
             self._network.carry(self.number, peer, GONE)
 
-    def progress(self) -> bool:
-        """See `Link.progress`: nothing is ever left unsent."""
-        return False
-
     def forget(self, peer: int) -> None:
         """See `Ranks.forget`."""
         self.forgotten.add(peer)
-
-    def fileno(self) -> int:
-        """See `Link.fileno`: there is none."""
-        return -1
-
-    def polled(self) -> bool:
-        """See `Link.polled`: whoever sends here turns the receiver, too."""
-        return True
-
-    def transferring(self) -> bool:
-        """See `Link.transferring`."""
-        return False
-
-    def woken(self) -> None:
-        """See `Link.woken`: `receive` is enough."""
 
     def close(self) -> None:
         """See `Link.close`."""

@@ -17,6 +17,7 @@ from typing import Any
 from exex.errors import AppBadFormatting, AppException, BashAppNoReturn, BashExitFailure
 from exex.launch.notices import NOTICES
 from exex.worker.context import TaskContext, TaskStopped, stop
+from exex.worker.peak import peak
 
 TAIL_BYTES = 2048
 """How much of the end of stderr an error quotes."""
@@ -167,7 +168,9 @@ def _wait(pid: int) -> int:
     """Wait until bash ends; its exit code. If the task is stopped, bash has got SIGTERM too, and may clean up."""
     try:
         stop.allow()
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        _, status, usage = os.wait4(pid, 0)
+        peak.note_program(usage)
+        return os.waitstatus_to_exitcode(status)
     except TaskStopped:
         try:
             os.waitpid(pid, 0)
@@ -218,7 +221,9 @@ def _wait_and_pass_on(pid: int, pipe: int) -> tuple[int, bytes, bool]:
                 poll.poll(None if pidfd >= 0 else look_s * 1e3)
                 look_s = min(look_s * 1.5, _SLOWEST_LOOK_S)
                 tail, open_still = _pass_on(pipe, tail)
-                ended, code = os.waitpid(pid, os.WNOHANG if open_still else 0)
+                ended, code, usage = os.wait4(pid, os.WNOHANG if open_still else 0)
+                if ended:
+                    peak.note_program(usage)
                 status = code if ended else None
             except TaskStopped:
                 stopped = True  # bash has got SIGTERM too, and may clean up

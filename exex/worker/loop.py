@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from exex.errors import ProtocolError, StartError
 from exex.protocol import codec
 from exex.protocol import payload as payloads
-from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Join, Leave, Outcome, Part, Stop
+from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Join, Leave, Outcome, Part, Retract, Stop
 from exex.protocol.payload import Payload
 from exex.store.exchange import Exchange
 from exex.transport.base import GONE, Link
@@ -312,6 +312,10 @@ class WorkerLoop:
             self._said_s = now_s
             self._send(done)
             traffic = True
+        returned = self.state.take_returned()
+        if returned is not None:
+            self._send(returned)
+            traffic = True
         queue = self.state.queue
         self.at_once = bool(self._inline and queue and filling.may_run_inline(queue[0].spec))
         unsent = self._link.progress()
@@ -444,6 +448,8 @@ class WorkerLoop:
             state.on_drop(self.state, message, now_s)
             if self._together is not None:
                 self._together.revoke(message.tasks)
+        elif type(message) is Retract:
+            state.on_retract(self.state, message)
         elif type(message) is Join:
             state.on_join(self.state, message)
         elif self._needs is not None and type(message) is not Beat:

@@ -9,7 +9,20 @@ from typing import Protocol
 
 from exex.errors import AppTimeout, MemoryLimitExceeded, ProtocolError, StoreFull, TaskProcessDied
 from exex.protocol import payload as payloads
-from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Assign, Done, Drop, Grant, Join, Outcome, Rank, TaskId
+from exex.protocol.messages import (
+    CLIENT_SHIFT,
+    AppSpec,
+    Assign,
+    Done,
+    Drop,
+    Grant,
+    Join,
+    Outcome,
+    Rank,
+    Retract,
+    Returned,
+    TaskId,
+)
 from exex.protocol.payload import Payload
 
 OUTLIER_S = 1e-4
@@ -184,6 +197,7 @@ class WorkerState:
     def __post_init__(self) -> None:
         self.slots = [Slot(number, port) for number, port in enumerate(self.ports)]
         self._clear_done()
+        self._returned: list[TaskId] | None = None
 
     # ---- what is to be reported ----
 
@@ -193,10 +207,17 @@ class WorkerState:
         self.payloads: list[Payload] = []
         self.seconds: list[float] = []
         self.started: list[TaskId] = []
+        self.ran_in: list[int] = []
+        self.peaks: dict[int, int] = {}
 
-    def report(self, call: Call, outcome: int, payload: Payload, seconds: float = 0.0) -> None:
-        """Put the end of an attempt into the next Done."""
+    def report(  # noqa: PLR0917
+        self, call: Call, outcome: int, payload: Payload, seconds: float = 0.0, slot: int = -1, peak_bytes: int = 0
+    ) -> None:
+        """Put the end of an attempt into the next Done; `slot`: where it ran, -1: nowhere."""
         self.tasks_run += 1
+        if peak_bytes:
+            self.peaks[len(self.tasks)] = peak_bytes
+        self.ran_in.append(slot)
         self.tasks.append(call.task)
         self.outcomes.append(outcome)
         self.payloads.append(payload)
@@ -207,10 +228,25 @@ class WorkerState:
         if not self.tasks and not self.started:
             return None
         done = Done(
-            tasks=self.tasks, outcomes=bytes(self.outcomes), payloads=self.payloads, seconds=self.seconds, started=self.started
+            tasks=self.tasks,
+            outcomes=bytes(self.outcomes),
+            payloads=self.payloads,
+            seconds=self.seconds,
+            started=self.started,
+            slots=self.ran_in if len(self.slots) > 1 else [],
+            peaks=self.peaks,
         )
         self._clear_done()
         return done
+
+    def give_back(self, tasks: list[TaskId]) -> None:
+        """Put calls that are not here any more into the next Returned."""
+        self._returned = (self._returned or []) + tasks
+
+    def take_returned(self) -> Returned | None:
+        """The next Returned, if the manager has asked for anything."""
+        returned, self._returned = self._returned, None
+        return None if returned is None else Returned(tasks=returned)
 
     def place(self) -> str:
         """Where this worker is, for messages to people."""
@@ -316,20 +352,38 @@ def on_drop(state: WorkerState, msg: Drop, now_s: float) -> None:
                 state.report(call, Outcome.CANCELLED, b"")
 
 
+def on_retract(state: WorkerState, msg: Retract) -> None:
+    """Give back calls that no task process has begun. Cost: O(calls queued here)."""
+    wanted = set(msg.tasks)
+    for slot in state.slots:
+        if any(call.task in wanted for call in slot.held):
+            recover(state, slot)
+    returned, kept = [], []
+    for call in state.queue:
+        if call.task in wanted and not call.losses:  # one that has lost its process here is counted here
+            returned.append(call.task)
+        else:
+            kept.append(call)
+    if returned:
+        state.queue.clear()
+        state.queue.extend(kept)
+    state.give_back(returned)
+
+
 # ---- from the slots -------------------------------------------------------------------------------------------
 
 
 def on_slot_done(state: WorkerState, slot: Slot, msg: Done, now_s: float) -> None:
     """Results of a task process, in the order in which it was given the calls."""
-    held, paces = slot.held, state.paces
-    for task, outcome, payload, seconds in zip(msg.tasks, msg.outcomes, msg.payloads, msg.seconds):
+    held, paces, peaks = slot.held, state.paces, msg.peaks
+    for i, (task, outcome, payload, seconds) in enumerate(zip(msg.tasks, msg.outcomes, msg.payloads, msg.seconds)):
         call = held.popleft()
         if call.task != task:
             raise ProtocolError(f"slot {slot.number} reports task {task} before {call.task}")
         number = call.spec.app
         pace = paces.get(number)
         paces[number] = seconds if pace is None else pace + (min(seconds, 10 * pace + OUTLIER_S) - pace) * 0.05
-        state.report(call, outcome, payload, seconds)
+        state.report(call, outcome, payload, seconds, slot.number, peaks.get(i, 0) if peaks else 0)
         if call.grant is not None:
             _free_helpers(state, call)
         if slot.condemned == task:
@@ -372,16 +426,16 @@ def on_slot_died(  # noqa: PLR0917
         seconds = now_s - slot.moved_s
         sentence = slot.sentence if slot.ending_s >= 0 and running.task == slot.condemned else -1
         if sentence == Outcome.CANCELLED:
-            state.report(running, Outcome.CANCELLED, b"", seconds)
+            state.report(running, Outcome.CANCELLED, b"", seconds, slot.number)
         elif sentence == Outcome.FAILED:
             error = _exceeded(state, slot, running)
-            state.report(running, Outcome.FAILED, payloads.dump_error(error, ""), seconds)
+            state.report(running, Outcome.FAILED, payloads.dump_error(error, ""), seconds, slot.number, slot.used_bytes)
         elif blameless and running.losses < LOSSES_TOLERATED:
             running.losses += 1
             (state.queue if running.grant is None else state.big).appendleft(running)
         else:
             died = _died(state, running, exitcode, stderr_tail, blameless)
-            state.report(running, Outcome.LOST, payloads.dump_error(died, ""), seconds)
+            state.report(running, Outcome.LOST, payloads.dump_error(died, ""), seconds, slot.number)
     slot.reset()
     slot.moved_s = now_s
 

@@ -28,6 +28,7 @@ from exex.transport.stream import BlockingStream
 from exex.worker import condition, context, granted, marks
 from exex.worker.context import STOP_SIGNAL, Place, TaskContext
 from exex.worker.execute import TASK_NUMBER, execute, flush_output, open_function
+from exex.worker.peak import LEAST_S, peak
 from exex.worker.processes import dropped
 from exex.worker.stored import Run, StoredValues
 
@@ -145,6 +146,8 @@ class TaskLoop:
                 result = self._stored.kept(app.spec, outcome, result, tasks[i], attempts.get(i, 1))
                 if type(result) is Large:  # over memory that the next call may write to
                     self._sent_s = -math.inf
+            if seconds >= LEAST_S:
+                self._peaks[len(self._tasks)] = peak.look()
             self._tasks.append(tasks[i])
             self._outcomes.append(outcome)
             self._payloads.append(result)
@@ -174,6 +177,7 @@ class TaskLoop:
         self._outcomes = bytearray()
         self._payloads: list[Payload] = []
         self._seconds: list[float] = []
+        self._peaks: dict[int, int] = {}
         self._sent_s = perf_counter()
 
     def _send(self) -> None:
@@ -182,7 +186,14 @@ class TaskLoop:
             return
         if marks.are_on():
             self._flush_marked()
-        done = Done(tasks=self._tasks, outcomes=bytes(self._outcomes), payloads=self._payloads, seconds=self._seconds, started=[])
+        done = Done(
+            tasks=self._tasks,
+            outcomes=bytes(self._outcomes),
+            payloads=self._payloads,
+            seconds=self._seconds,
+            started=[],
+            peaks=self._peaks,
+        )
         self._stream.send(self._encoder.encode(done))
         self._clear()
 

@@ -388,6 +388,38 @@ print("fine")
     )
 
 
+def test_what_is_queued_behind_a_long_task_runs_elsewhere(launch: Launch) -> None:
+    """The long task waits for all others, of which some are queued behind it: its length is not what its app has shown."""
+    fine(
+        launch.workflow(
+            3,
+            """
+import os
+import time
+from exex import python_app
+
+@python_app
+def work(file=""):
+    while file and not os.path.exists(file):
+        time.sleep(0.01)
+
+for done in [work() for _ in range(200)]:
+    done.result()
+for number in range(3):
+    long = work(f"go{number}")
+    short = [work() for _ in range(300)]
+    for done in short:
+        done.result(timeout=30)
+    assert not long.done()
+    open(f"go{number}", "w").close()
+    long.result(timeout=30)
+print("fine")
+""",
+            EXEX_SLOTS="1",
+        )
+    )
+
+
 def test_a_task_can_start_mpiexec(launch: Launch) -> None:
     fine(
         launch.workflow(

@@ -31,6 +31,8 @@ from exex.protocol.messages import (
     NodeShape,
     Part,
     Promise,
+    Retract,
+    Returned,
     Share,
     Stop,
     Submit,
@@ -88,6 +90,8 @@ def corpus(bomb: Path) -> list[Frames]:
         Part(4, 0, large, 0.1),
         Part(4, 1, small, 0.1),
         Drop([1]),
+        Retract([1, 2]),
+        Returned([2]),
         Stop(""),
     ]
     return [[bytes(frame) for frame in encode(message)] for message in messages]
@@ -241,6 +245,8 @@ class Liar:
         if rng.random() < 0.3:
             task = rng.choice(held) if held and rng.random() < 0.9 else self._number()
             message = Part(task, rng.choice([0, 0, 1, 2, 4, 5, 9]), self._payload(), rng.choice([1e-5, 1e-5, -1.0, float("nan")]))
+        if rng.random() < 0.1:
+            message = Returned(rng.choice([tasks, tasks * 2, held]))
         if rng.random() < 0.1:
             message = rng.choice([Bye(1), Hello("1", "3.11.0", "n", 1, self._number() % 2**63, "", [], self._numbers(), self._number(), ["0"] * rng.randrange(3))])
         return self._frames(message)

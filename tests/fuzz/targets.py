@@ -26,6 +26,8 @@ from exex.protocol.messages import (
     Kind,
     Outcome,
     Part,
+    Retract,
+    Returned,
     Submit,
     Welcome,
 )
@@ -202,6 +204,8 @@ class ManagerTarget:
                 elif type(message) is Join and rank != message.runs[0]:
                     link.send(0, self.encoder.encode(Part(message.task, Outcome.DONE, b"", 1e-5)))
                     self.parts += 1
+                elif type(message) is Retract and rank != 3:
+                    link.send(0, self.encoder.encode(Returned([])))  # all have begun
                 elif type(message) is Drop and rank != 3:
                     pass  # they are run nevertheless: the manager hears of each once
             if tasks and (rank != 3):

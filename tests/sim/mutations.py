@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from exex.manager import assigning, grants, keeping, memo, packing, placement, teams, transitions
+from exex.manager import assigning, grants, keeping, memo, packing, placement, retraction, teams, transitions
 from exex.manager.line import Line, Shape
 from exex.manager.liveness import Liveness
 from exex.manager.loop import ManagerLoop
@@ -117,6 +117,18 @@ MUTATIONS = [
     Mutation("a cancelled big attempt gives back before it has ended", transitions.cancel, "        state.dropped[task.id] = task.rank", "        state.dropped[task.id] = task.rank; task.id in state.holdings and grants.give_back(state, task.id)"),
     Mutation("the lead of a broken gang is not told", transitions._break, "state.drops.setdefault(task.rank, []).append(task_id)", "pass"),
     Mutation("a broken gang is begun again beside itself", transitions._break, "state.broken[task_id] = loss", "state.assigned -= 1; _attempt_lost(state, task, loss)"),
+    Mutation("what comes back is not queued again", retraction._take_back, "state.ready.put_back(reversed(tasks))", "pass"),
+    Mutation("what comes back still counts as held", retraction._take_back, "worker.held -= len(tasks)", "pass"),
+    Mutation("what comes back still counts as assigned", retraction._take_back, "state.assigned -= len(tasks)", "pass"),
+    Mutation("an unwanted task that comes back is awaited", retraction.on_returned, "del state.dropped[task_id]", "pass"),
+    Mutation("a worker that has answered counts as asked", retraction.on_returned, "del state.stock.asked[rank]", "pass"),
+    Mutation("a worker is asked before it has answered", retraction._queues, "worker.rank in stock.asked or", ""),
+    Mutation("tasks come back for ever", retraction._ask, "stock.returns.get(task.id, 0) < MOST_RETURNS", "True"),
+    Mutation("what has no better is taken back for it", retraction._ask, "task.app.spec.priority <= below", "False"),
+    Mutation("a lost worker is asked", transitions.on_worker_lost, "state.stock.forget(worker)", "pass"),
+    Mutation("what is given back is run, too", worker.on_retract, "    if returned:\n        state.queue.clear()", "    if False:\n        state.queue.clear()"),
+    Mutation("a call that has begun is given back", worker.on_retract, "    state.give_back(returned)", "    state.give_back(returned + [c.task for s in state.slots for c in s.held if c.task in wanted])"),
+    Mutation("what a process holds and has not begun is kept", worker.on_retract, "            recover(state, slot)", "            pass"),
     Mutation("a broken gang counts as failed", transitions._break, "state.broken[task_id] = loss", "pass"),
     Mutation("a broken gang that ends well stays broken", transitions._retire, "state.broken.pop(task_id, None)", "pass"),
     Mutation("what a lost rank had lent is expected back", grants.forget_worker, "            del holding.lent[worker]\n            broken", "            broken"),
@@ -136,7 +148,7 @@ MUTATIONS = [
     Mutation("what could run is said to be impossible", Shape.is_possible, "self.capable >= self.request.nodes", "self.capable > self.request.nodes"),
     Mutation("a big task that is cancelled still counts", Line.forget, "self._count_one_less(self.shapes[task.app.request or SINGLE])", "pass"),
     Mutation("a big task is begun though it is too long", packing._Turn.start_first, "elif not fits_in_time(state, task.app):", "elif False:"),
-    Mutation("an affinity is kept for ever", ManagerState.finish_task, "self.ready.affinity.pop(task.id, None)", "pass"),
+    Mutation("an affinity is kept for ever", ManagerState.finish_task, "self.ready.affinity, ", ""),
     Mutation("a big call is given fewer slots than it was granted", filling._fill_big, "if len(idle) < call.grant.slots:", "if not idle:"),
     Mutation("helping slots get calls of their own", filling.fill, " and slot.helps is None", ""),
     Mutation("slots of a big call that ends stay taken", worker.on_slot_done, "_free_helpers(state, call)", "pass"),
@@ -175,7 +187,7 @@ MUTATIONS = [
     Mutation("a sign of life of a guard is not heeded", ManagerLoop.heard, "self._liveness.heard(rank, self._clock())", "pass"),
     Mutation("ranks that no node can hold any more wait", packing._fail_all, "request is not None and impossible(\"\", request, nodes) is None", "False"),
     Mutation("what was spread over other nodes keeps its old shape", packing._fail_all, "task.app.request = request", "pass"),
-    Mutation("a lead runs its call alone", worker._queue_some_big, "if join is not None:", "if False:"),
+    Mutation("a lead runs its call alone", worker._queue, "if join is not None:", "if False:"),
     Mutation("a second notice makes the end later", ManagerLoop.notice, "ends_s is None or (sooner and ends_s > self._clock() + left_s)", "True"),
 ]  # fmt: skip
 

@@ -285,7 +285,7 @@ class SimClient:
                 partial = hashlib.blake2b(payload, digest_size=KEY_BYTES).digest()
                 keys[i] = CacheKey(partial, ignored, OUTPUTS if planned.has_outputs else [])
             if chosen:
-                needs[i] = [-1 if need < 0 or need in self.answers else need for need in chosen]
+                needs[i] = [-1 if need < 0 else -2 - need if need in self.answers else need for need in chosen]
                 if known := {place: self.given(need) for place, need in enumerate(chosen) if need < 0 or need in self.answers}:
                     given[i] = known
         rng = self.sim.rng

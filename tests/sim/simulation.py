@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -33,12 +33,28 @@ from exex.manager.nodes import WorkerRecord
 from exex.manager.records import Again, records_of
 from exex.manager.task import TRANSITIONS, CachedTask, Status, Task
 from exex.protocol import codec
-from exex.protocol.messages import Absent, AppSpec, Assign, Beat, Bye, Done, Drop, Grant, Hello, Join, Outcome, Part, Share, Stop
+from exex.protocol.messages import (
+    Absent,
+    AppSpec,
+    Assign,
+    Beat,
+    Bye,
+    Done,
+    Drop,
+    Grant,
+    Hello,
+    Join,
+    Outcome,
+    Part,
+    Retract,
+    Share,
+    Stop,
+)
 from exex.protocol.payload import Stored
 from exex.record.recorder import Recorder
 from exex.store import exchange as exchanges
 from exex.transport.base import Link
-from exex.transport.memory import Network
+from exex.transport.memory import InProcess, Network
 from exex.worker import filling
 from exex.worker import state as worker
 from exex.worker.needs import Needs
@@ -62,6 +78,7 @@ near.LEAST_BYTES, near.BYTES_PER_S = 1, 10.0
 exchanges.CHUNK_BYTES, exchanges.WINDOW_BYTES = CHUNK, 2 * CHUNK
 ALLOWED = {(old, new) for old, new, _ in TRANSITIONS if old}
 STORY = 60
+MIXED_S, SHORT_S = (1e-6, 0.01, 3.0), (1e-6,)
 BEATS = 8
 """Beats of a worker within the limit of silence."""
 SMALL_BYTES, LARGE_BYTES = 2500, 10**6
@@ -196,6 +213,8 @@ class SimWorker:
             elif type(message) is Drop:
                 self.sim.owed_drops.difference_update((self.rank, task) for task in message.tasks)
                 worker.on_drop(self.state, message, now)
+            elif type(message) is Retract:
+                self._retract(message)
             elif type(message) is Join:
                 worker.on_join(self.state, message)
             elif type(message) is Stop:
@@ -229,6 +248,21 @@ class SimWorker:
             assert not self.state.aside
             join, call = self.state.parts.popleft()
             self.part = PlayedPart(self, join, call)
+
+    def _retract(self, message: Retract) -> None:
+        """What is asked back is given back, or has begun: nothing between."""
+        worker.on_retract(self.state, message)
+        returned = self.state.take_returned()
+        assert returned is not None and set(returned.tasks) <= set(message.tasks)
+        unbegun = {call.task for call in self.state.queue if not call.losses}
+        for process in self.processes:
+            unbegun.update(call.task for call in process.given[process.started :])
+        assert not unbegun & set(message.tasks), f"rank {self.rank}: {unbegun} have not begun, and are kept"
+        here = {call.task for slot in self.state.slots for call in slot.held} | unbegun
+        assert not here & set(returned.tasks), f"rank {self.rank}: {returned.tasks} are given back, and kept"
+        self.sim.tell(f"rank {self.rank}: gives {returned.tasks} back of {message.tasks}")
+        self.sim.asked.discard(self.rank)
+        self.link.send(MANAGER, self.encoder.encode(returned))
 
     def _step_part(self) -> None:
         """Inside of a function on a communicator."""
@@ -313,7 +347,7 @@ class SimWorker:
         sim.tell(f"rank {self.rank}: task {call.task} attempt {call.attempt} ends {Outcome(outcome).name}")
         if outcome == Outcome.DONE and sim.is_stored(call):
             value = self.needs.exchange.store.write(value_name(call.task, call.attempt), value)  # type: ignore[assignment,arg-type]
-        process.results.append((outcome, value, rng.choice([1e-6, 0.01, 3.0])))
+        process.results.append((outcome, value, rng.choice(sim.lengths_s)))
         if rng.random() < 0.7:
             self._report(number)
 
@@ -473,6 +507,8 @@ class Simulation:
         end_at: the step at which the manager learns that the allocation ends soon; -1 for never.
         notices: how often it is told so by a signal.
         lives: how often the script is run, at least.
+        lengths_s: running times that attempts tell of.
+        prefetch_s: how much is queued at workers.
         past: what earlier lives have left.
 
     Attributes:
@@ -511,8 +547,11 @@ class Simulation:
         end_at: int = -1,
         notices: int = 0,
         lives: int = 1,
+        lengths_s: Sequence[float] = MIXED_S,
+        prefetch_s: float = 0.005,
         past: Past | None = None,
     ) -> None:
+        self.lengths_s, self.prefetch_s = lengths_s, prefetch_s
         self.past = past = past or Past()
         self.seed, self.failure_rate, self.death_rate, self.cancel_rate = seed, failure_rate, death_rate, cancel_rate
         self.rng = random.Random(f"{seed} life {past.lives}")
@@ -539,6 +578,8 @@ class Simulation:
         self.starvings: Counter[int] = Counter()
         self.again: set[tuple[int, int]] = set()  # attempts that make again what was lost
         self.owed_drops: set[tuple[int, int]] = set()  # (rank, task) that must still be told
+        self.asked: set[int] = set()  # ranks that have not answered a Retract
+        self.asked_back = 0  # tasks
         self.heard_s: dict[int, float] = {}  # when the manager has received something of a rank
         self.paused_s = self.turned_s = self.busy_s = 0.0
         self.done_apps: set[int] = set()  # of which an attempt has succeeded, so that their length is known
@@ -563,7 +604,7 @@ class Simulation:
     def _new_loop(self, ranks: int) -> ManagerLoop:
         """The real loop, with an ear at four of its methods."""
         settings = Settings(
-            "1", "3.11.0", 0, frozenset(range(1, ranks + 1)), "run", 1e9, 1e9, 0.005,
+            "1", "3.11.0", 0, frozenset(range(1, ranks + 1)), "run", 1e9, 1e9, self.prefetch_s,
             heartbeat_limit_s=self.limit_s, memory_bytes=SMALL_BYTES if self.small_memory else LARGE_BYTES, grace_s=0.5,
             store=self.data.store(self.data.home).directory, store_key=self.data.home if self.data_rate else "", keep_bytes=1,
         )  # fmt: skip
@@ -605,11 +646,13 @@ class Simulation:
         teams = random.Random(f"world {seed} teams")
         stored = random.Random(f"world {seed} data")
         is_last = past.lives + 1 >= lives
+        queues = random.Random(f"world {seed} queues")
+        has_queues = queues.random() < 0.2  # many tasks, and long queues
         team_rate = teams.choice([0.0, 0.3, 0.7])
         has_teams = team_rate > 0 and teams.random() < 0.8
         return cls(
             seed,
-            tasks=rng.choice([20, 40, 80]) // clients + 1,
+            tasks=rng.choice([20, 40, 80]) * (1 + 2 * has_queues) // clients + 1,
             ranks=rng.randint(1, 6) + 2 * has_teams,
             slots=1 if has_teams else rng.randint(1, 3),
             clients=clients,
@@ -637,6 +680,8 @@ class Simulation:
             end_at=-1 if is_last else life.choice([-1, -1, life.randrange(100), life.randrange(1000)]),
             notices=0 if is_last else life.choice([0, 0, 1, 2]),
             lives=lives,
+            lengths_s=queues.choice([MIXED_S, MIXED_S, SHORT_S]),
+            prefetch_s=100.0 if has_queues else 0.005,
             past=past,
         )
 
@@ -669,7 +714,23 @@ class Simulation:
             self.teams.note_join(rank, message)
         elif type(message) is Assign:
             self.teams.check_assigned(rank, message.tasks)
+        elif type(message) is Retract:
+            self._check_retract(rank, message)
         self._to_worker(rank, message)
+
+    def _check_retract(self, rank: int, message: Retract) -> None:
+        """Somebody gains by it: a slot is idle, a node is kept, or something better waits; and no task comes back for ever."""
+        state, one = self.manager, self.manager.workers[rank]
+        self.tell(f"the manager asks rank {rank} for {message.tasks} back")
+        self.asked_back += len(message.tasks)
+        assert message.tasks and len(message.tasks) <= one.held - one.room, f"rank {rank} is asked for more than it has queued"
+        assert rank not in self.asked, f"rank {rank} is asked again before it has answered"
+        self.asked.add(rank)
+        first = state.ready.first()
+        has_idle = any(other.held < other.open for other in state.workers.values())
+        tasks = [state.tasks[number] for number in message.tasks]
+        is_worse = first is not None and all(task.app.spec.priority > first.app.spec.priority for task in tasks)  # type: ignore[union-attr]
+        assert has_idle or one.home.kept is not None or is_worse, f"rank {rank} is asked for tasks, and nobody gains by it"
 
     def could_ever_run(self, spec: AppSpec) -> bool:
         """Whether the nodes that are left can meet a request when they are idle."""
@@ -1025,6 +1086,7 @@ class Simulation:
         assert not self.manager.teams and not self.teams.inside, f"{self.manager.teams} {self.teams.inside}"
         assert not self.manager.holdings and not self.manager.broken and not self.manager.packing.kept
         assert not self.manager.ready.line.count and not self.manager.ready.affinity
+        assert not self.manager.stock.asked and not self.manager.stock.returns
         for one in self.manager.workers.values():
             assert one.room == one.open == one.slots, f"rank {one.rank}: slots are not given back"
             assert one.held == 0 and one.held_s == 0.0, f"rank {one.rank}: {one.held} attempts, {one.held_s} s are held"
@@ -1067,7 +1129,7 @@ class Simulation:
         raise AssertionError(f"not idle: {list(self.manager.tasks.values())[:5]} {self.manager.dropped}")
 
 
-class _Part:
+class _Part(InProcess):
     """The manager's end of the network, seen as a link to workers only or to clients only."""
 
     def __init__(self, end: Link, workers: bool, queues: dict[bool, list], on_heard: Callable[[int], None]) -> None:
@@ -1088,23 +1150,8 @@ class _Part:
     def drop(self, peer: int) -> None:
         self.end.drop(peer)  # type: ignore[attr-defined]
 
-    def progress(self) -> bool:
-        return False
-
     def forget(self, peer: int) -> None:
         """Nothing: late messages of a lost rank must do no harm."""
-
-    def fileno(self) -> int:
-        return -1
-
-    def polled(self) -> bool:
-        return True
-
-    def transferring(self) -> bool:
-        return False
-
-    def woken(self) -> None:
-        pass
 
     def close(self) -> None:
         self.end.close()

@@ -42,6 +42,21 @@ def test_nothing_runs_twice_without_loss(seed: int) -> None:
     assert set(sim.ran.values()) == {1}
 
 
+@pytest.mark.parametrize("start", range(0, 40, 10))
+def test_what_is_queued_comes_back_exactly(start: int) -> None:
+    """Long queues, so that others idle, better tasks wait, and nodes are kept; ranks, processes and wishes come and go."""
+    asked = came_back = 0
+    for seed in range(start, start + 10):
+        sim = Simulation(
+            seed, tasks=150, ranks=5, slots=1 + seed % 2, prefetch_s=100.0, failure_rate=0.02, lose_ranks=seed % 3, lose_templates=seed % 2,
+            cache_rate=0.1,
+        )  # fmt: skip
+        sim.run()
+        asked += sim.asked_back
+        came_back += sim.manager.stock.returned
+    assert 100 < came_back <= asked
+
+
 def test_a_second_life_runs_nothing_that_the_first_has_recorded() -> None:
     first_attempts = second_attempts = 0
     for seed in range(20):
@@ -96,6 +111,7 @@ QUICK = [mutation for mutation in MUTATIONS if mutation.name in (
     "a call on a communicator ends with its first part",
     "nobody stands in for a lost lead",
     "ranks in a function are given up for their silence",
+    "a call that has begun is given back",
 )]  # fmt: skip
 
 
@@ -113,4 +129,4 @@ def test_every_mutation_fits_the_code(mutation: Mutation) -> None:
 
 
 def test_the_quick_mutations_exist() -> None:
-    assert len(QUICK) == 15
+    assert len(QUICK) == 16

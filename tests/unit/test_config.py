@@ -33,6 +33,7 @@ VALUES = [
     ("tasks_per_process", "unlimited", '"unlimited"', "unlimited"),
     ("run_dir", "/scratch/run", '"/scratch/run"', "/scratch/run"),
     ("max_waiting", "10", "10", 10),
+    ("max_waiting", "auto", '"auto"', "auto"),
     ("max_waiting_bytes", "1048576", "1048576", 1 << 20),
     ("prefetch_s", "1e-3", "1e-3", 0.001),
 ]
@@ -54,7 +55,7 @@ WRONG = [
     ("progress", "2", "1", "true or false"),
     ("tasks_per_process", "0", "0", "an integer, at least 1, or unlimited"),
     ("run_dir", "", '""', "text"),
-    ("max_waiting", "0", "0", "an integer, at least 1"),
+    ("max_waiting", "0", "0", "an integer, at least 1, or auto"),
 ]
 
 
@@ -83,7 +84,7 @@ def test_defaults():
         progress=False,
         tasks_per_process="unlimited",
         run_dir="runinfo",
-        max_waiting=250_000,
+        max_waiting="auto",
         max_waiting_bytes=2 << 30,
         prefetch_s=0.005,
     )
@@ -188,7 +189,7 @@ def test_help_covers_every_field_and_names_its_default():
         assert row.variable == "EXEX_" + row.name.upper()
         assert row.variable not in INTERNAL_VARIABLES
         assert (row.metavar == "") == (row.kind == "bool")
-    defaults = "auto auto auto auto auto auto process none none none auto 65536 auto auto 0 60 10 auto 20 2 no 10 120 no unlimited runinfo auto inherit 1048576 250000 2147483648 0.005 none no task_exit 60 268435456".split()
+    defaults = "auto auto auto auto auto auto process none none none auto 65536 auto auto 0 60 10 auto 20 2 no 10 120 no unlimited runinfo auto inherit 1048576 auto 2147483648 0.005 none no task_exit 60 268435456".split()
     assert [row.help.rpartition(" Default: ")[2] for row in rows] == [f"{default}." for default in defaults]
 
 
@@ -201,6 +202,7 @@ def test_help_shows_choices_in_place_of_a_type():
         "store_bytes": "N|auto",
         "tasks_per_process": "N|unlimited",
         "output": "inherit|files",
+        "max_waiting": "N|auto",
         "checkpoint_mode": "task_exit|periodic|dfk_exit|manual",
     }
 

@@ -229,6 +229,13 @@ def test_submitting_blocks_and_goes_on(manager):
         script.join()
 
 
+@pytest.mark.parametrize("slots, asked, most", [(2, "auto", 250_000), (262_144, "auto", 1_048_576), (262_144, 1000, 1000)])
+def test_the_bound_grows_with_the_slots_of_the_world(slots, asked, most):
+    with Job(FakeManager(slots=slots), max_waiting=asked):
+        assert proxy().pressure.limit == most
+        assert echo(1).result() == 1
+
+
 def test_large_arguments_block_by_their_bytes():
     with Job(max_waiting_bytes=20_000_000) as manager:
         manager.hold("held")

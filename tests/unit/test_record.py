@@ -11,6 +11,7 @@ from array import array
 from collections import defaultdict
 
 import h5py
+import msgspec
 import numpy as np
 import pytest
 
@@ -99,6 +100,34 @@ def test_a_task_becomes_a_row():
     assert row["start_us"] == 3_750_000 and row["run_s"] == 0.25
 
 
+def test_slot_and_memory_of_an_attempt_are_in_its_row():
+    told = Told()
+    told.turn(1.0).hello(1, HELLO)
+    told.turn(2.0).client_said(0, submit(0, 4, apps=[SPEC]), APPS)
+    told.turn(3.0).assign(1, assign(0, 1, 2, 3))
+    ended = msgspec.structs.replace(done(0, 1, 2, outcomes=b"\0\0\2"), slots=[1, 0, -1], peaks={1: 5 << 20}, seconds=[0.5, 0.5, 0.0])
+    told.turn(4.0).done(1, ended)
+    told.turn(5.0).done(1, done(3))  # of a worker with one slot
+    rows = {row["task"]: (row["slot"], row["peak_bytes"]) for row in told.rows()}
+    assert rows == {0: (1, 0), 1: (0, 5 << 20), 2: (-1, 0), 3: (0, 0)}
+
+
+def test_an_attempt_that_was_taken_back_has_one_row():
+    told = Told()
+    told.turn(1.0).client_said(0, submit(0, 2), APPS)
+    told.turn(2.0).assign(1, assign(0, 1))
+    told.turn(3.0).returned([0, 1])
+    told.turn(4.0).assign(2, assign(0))
+    record = told.turn(5.0)
+    record.lost(1, 0, "died")
+    record.done(2, done(0))
+    record.answer(0, type("A", (), {"tasks": [0], "outcomes": b"\0"}))
+    record.client_said(0, Cancel(tasks=[1]), APPS)
+    first, second = told.rows()
+    assert (first["task"], first["attempt"], first["rank"], first["how"], first["assign_us"]) == (0, 1, 2, How.DONE, 4_000_000)
+    assert (second["task"], second["attempt"], second["rank"], second["how"]) == (1, 0, -1, How.CANCELLED)
+
+
 def test_short_results_of_one_message_ran_one_after_the_other():
     told = Told()
     told.turn(1.0).hello(1, HELLO)
@@ -146,6 +175,13 @@ def test_tasks_that_never_ran_and_those_without_an_end_have_rows_too():
     }
 
 
+def test_needs_are_edges_also_where_the_client_had_the_value():
+    told = Told()
+    told.turn(1.0).client_said(3, submit(7, 3, needs={0: [5, -2 - 6, -1], 2: [-2 - 0]}), APPS)
+    base = 3 << 40
+    assert [(row["task"], row["need"]) for row in told.rows("edges")] == [(base + 7, base + 5), (base + 7, base + 6), (base + 9, base + 0)]
+
+
 def test_what_was_dropped_makes_no_trouble():
     told = Told()
     told.turn(1.0).assign(1, assign(5, 1 << 41))
@@ -166,7 +202,7 @@ def test_memory_does_not_grow_with_the_tasks():
         for kind, a, body in (
             (Kind.SUBMIT, first, np.zeros(1000, "u4").tobytes() + array("I", [0]).tobytes()),
             (Kind.ASSIGN, 1, tasks.astype("i8").tobytes()),
-            (Kind.DONE, 1, tasks.astype("i8").tobytes() + np.zeros(2000, "u4").tobytes() + bytes(1000)),
+            (Kind.DONE, 1, tasks.astype("i8").tobytes() + np.zeros(2000, "u4").tobytes() + bytes(9000)),
             (Kind.ANSWER, 0, tasks.astype("i8").tobytes() + bytes(1000)),
         ):
             (frame,) = take_frames(bytearray(HEADER.pack(len(body), kind, first, a, 1000) + body))

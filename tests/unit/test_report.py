@@ -31,7 +31,8 @@ def attempt(task, rank, begin_s, end_s, app=0, how=How.DONE, ready_s=1.0, number
     times = {"submit_us": 1.0, "ready_us": ready_s, "assign_us": begin_s, "start_us": begin_s, "end_us": end_s, "done_us": end_s}
     return {
         "task": task, "app": app, "attempt": number, "rank": rank, "how": how, "run_s": end_s - begin_s,
-        "answer_us": int(end_s * SECOND), "bytes_in": 1, "bytes_out": 1,
+        "answer_us": int(end_s * SECOND), "bytes_in": 1, "bytes_out": 1, "slot": 0,
+        "peak_bytes": (task + 1) << 20,
         **{name: int(value * SECOND) for name, value in times.items()},
     }  # fmt: skip
 

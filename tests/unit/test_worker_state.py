@@ -54,6 +54,22 @@ def assign(state, app, *tasks, now=0.0):
     filling.fill(state, now)
 
 
+def test_where_attempts_ran_and_what_they_used_is_told():
+    state, _ = make(slots=2)
+    assign(state, 0, 7, 8)
+    ended = Done(tasks=[8], outcomes=b"\0", payloads=[b""], seconds=[0.1], started=[], peaks={0: 4096})
+    worker.on_slot_done(state, state.slots[1], ended, 0.0)
+    assign(state, 0, 9, 10)
+    worker.on_drop(state, Drop([10]), 0.0)
+    told = state.take_done()
+    assert (told.tasks, told.slots, told.peaks) == ([8, 10], [1, -1], {0: 4096})
+    state, _ = make()
+    assign(state, 0, 7)
+    done(state, 7)
+    told = state.take_done()
+    assert (told.slots, told.peaks) == ([], {})
+
+
 def done(state, *tasks, now=0.0, seconds=1e-6, slot=0):
     message = Done(
         tasks=list(tasks), outcomes=bytes(len(tasks)), payloads=[b""] * len(tasks), seconds=[seconds] * len(tasks), started=[]
