@@ -155,6 +155,7 @@ def _make_again(state: ManagerState, record: Kept) -> None:
             task.values = [_record_of(state, value, lost.client) for value in origin.values]
             todo += [value for value in task.values if type(value) is Kept and not value.is_there()]
         state.tasks[task.id] = task
+        state.data.repeated.add(task.id)
         state.clients[lost.client].unfinished += 1
         begun.append(task)
     for task in begun:

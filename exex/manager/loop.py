@@ -88,6 +88,7 @@ class ManagerLoop:
             record.sample = sampler(self.state)
             self.state.ready.pushed = record.ready
             self.state.told = record.done
+            record.repeated = self.state.data.repeated
         self.error = ""
         self.lost: dict[Rank, str] = {}
         self.out_of_time = False

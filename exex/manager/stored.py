@@ -42,6 +42,7 @@ class Data:
         changed: records about which `data.settle` has to do something.
         is_lost: some were lost, or are doubted: tasks that are ready may need them.
         unwanted: tasks that make again what nobody needs any more.
+        repeated: all tasks that ever ran once more because their values were lost.
         starved: of unfinished tasks, how often they were.
     """
 
@@ -61,6 +62,7 @@ class Data:
         self.changed: dict[str, Kept] = {}
         self.is_lost = False
         self.unwanted: list[TaskId] = []
+        self.repeated: set[TaskId] = set()
         self.starved: dict[TaskId, int] = {}
 
     def store(self, key: str) -> StoreRecord:
