@@ -138,6 +138,7 @@ class FakeManager(threading.Thread):
 
     def close(self) -> None:
         """End the thread, if it has not ended, and close its descriptors."""
+        self.finished.wait(20.0)  # what the client says last should have been heard
         self.end(None)
         self.join(20.0)
         os.close(self._bell_read)

@@ -10,6 +10,7 @@ from exex.manager.stored import HOME
 from exex.manager.task import Status
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, Outcome, TaskId
+from exex.protocol.payload import Stored
 
 FETCHES_TOLERATED = 20
 """A payload that rank 0 could not get so often, though it is said to be there, is given up."""
@@ -129,35 +130,28 @@ def _give_up(record: Kept, why: str) -> None:
     record.error = payloads.dump_error(error, "")
 
 
-def _make_again(state: ManagerState, record: Kept) -> None:
-    """Run the task once more that has made a payload, and before it all whose values it needs and that are gone as well."""
-    todo, begun = [record], []
-    while todo:
-        lost = todo.pop()
-        if lost.again or lost.error is not None or lost.value is not None or lost.holders:
-            continue
-        origin = lost.origin
-        if origin is None:
-            _give_up(lost, "it was in no store any more, and only its client could have made it again")
-            state.data.note(lost)
-            continue
-        origin.losses += 1
-        if origin.losses > transitions.LOSSES_TOLERATED:
-            _give_up(lost, f"it was lost {origin.losses} times with the ranks that had it")
-            state.data.note(lost)
-            continue
-        lost.again = True
-        if isinstance(state.tasks.get(origin.task), Again):
-            continue  # begun for a record that nobody needed any more
-        task = Again(origin)
-        if origin.values is not None:
-            task.values = [_record_of(state, value, lost.client) for value in origin.values]
-            todo += [value for value in task.values if type(value) is Kept and not value.is_there()]
-        state.tasks[task.id] = task
-        state.clients[lost.client].unfinished += 1
-        begun.append(task)
-    for task in begun:
-        transitions.requeue(state, task)
+def _make_again(state: ManagerState, lost: Kept) -> None:
+    """Run the task once more that has made a payload. If what it needs is gone as well, it waits for that, and `settle` goes on."""
+    origin = lost.origin
+    if origin is None:
+        _give_up(lost, "it was in no store any more, and only its client could have made it again")
+        state.data.note(lost)
+        return
+    origin.losses += 1
+    if origin.losses > transitions.LOSSES_TOLERATED:
+        _give_up(lost, f"it was lost {origin.losses} times with the ranks that had it")
+        state.data.note(lost)
+        return
+    lost.again = True
+    if isinstance(state.tasks.get(origin.task), Again):
+        return  # begun for a record that nobody needed any more
+    task = Again(origin)
+    if origin.values is not None:
+        task.values = [_record_of(state, value, lost.client) for value in origin.values]
+    state.tasks[task.id] = task
+    state.data.repeated.add(task.id)
+    state.clients[lost.client].unfinished += 1
+    transitions.requeue(state, task)
 
 
 def _record_of(state: ManagerState, value: object, client: int) -> object:
@@ -166,5 +160,5 @@ def _record_of(state: ManagerState, value: object, client: int) -> object:
         return value
     record = value.get()
     if record is None:
-        record = Kept(state.data, payloads.Stored(f"t{value.task}.{value.attempt}", ()), client, value)
+        record = Kept(state.data, Stored(f"t{value.task}.{value.attempt}", ()), client, value)
     return record

@@ -88,6 +88,7 @@ class ManagerLoop:
             record.sample = sampler(self.state)
             self.state.ready.pushed = record.ready
             self.state.told = record.done
+            record.repeated = self.state.data.repeated
         self.error = ""
         self.lost: dict[Rank, str] = {}
         self.out_of_time = False
@@ -195,7 +196,7 @@ class ManagerLoop:
         """End the job when time is up, or once nothing that is left fits."""
         state = self.state
         assert state.ends_s is not None
-        if not state.shelved or state.assigned or state.ready.count or state.ready.line.count:
+        if not state.shelved or state.assigned or state.ready.count or len(state.ready.near) or state.ready.line.count:
             self._quiet_since_s = now_s
         if now_s < state.ends_s and now_s - self._quiet_since_s < QUIET_S:
             return
@@ -386,7 +387,10 @@ class ManagerLoop:
             return ANSWER_S
         most_s = teams.LOOK_S if self.state.teams else 1.0
         look_s = retraction.next_look_s(self.state) if self.state.stock.workers else None
-        return most_s if look_s is None else min(most_s, max(0.0, look_s - self._clock()))
+        for next_s in (look_s, self.state.ready.near.end_s()):
+            if next_s is not None:
+                most_s = min(most_s, max(0.0, next_s - self._clock()))
+        return most_s
 
     def _to_worker(self, rank: Rank, message: object) -> None:
         try:

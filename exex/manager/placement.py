@@ -9,6 +9,7 @@ import math
 
 from exex.manager import keeping, longest, packing
 from exex.manager.assigning import give, give_short
+from exex.manager.near_data import place_near
 from exex.manager.nodes import WorkerRecord
 from exex.manager.retraction import retract
 from exex.manager.state import ManagerState
@@ -39,6 +40,8 @@ def place(state: ManagerState) -> None:
 def _place(state: ManagerState) -> None:
     """Big ones first; small ones to free slots, evenly, then as prefetch behind short tasks."""
     ready = state.ready
+    if len(ready.near):
+        place_near(state)
     if not ready.line.in_use:
         _place_small(state)
         return

@@ -1,4 +1,5 @@
-"""The queue of tasks that could run now: the small ones, which take one slot each, and at its side the line of the big ones."""
+"""The queue of tasks that could run now: the small ones, which take one slot each; at its sides the line of the big ones, and
+those that wait for a slot where their data is."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterable
 
 from exex.manager import longest
 from exex.manager.line import Line
+from exex.manager.near import Near
+from exex.manager.records import StoreRecord
 from exex.manager.task import LEAST_TASK_S, Status, Task
 from exex.protocol.messages import TaskId
 
@@ -26,17 +29,20 @@ class ReadyQueue:
     Attributes:
         count: of small tasks.
         line: of those that ask for more than one slot, or prefer a node.
+        near: small tasks that wait for a slot where their data is; not in `count`.
         affinity: of unfinished tasks, the task whose node they prefer.
         next_sort_s: when it may be sorted anew; `is_unsorted`: an app has changed its class.
         pushed: for the run record: gets the number of each task that is not ready from its submission on; None: nobody asks.
     """
 
     __slots__ = (
-        "_buckets", "_keys", "_owed_s", "_served", "_turn", "affinity", "count", "is_unsorted", "line", "next_sort_s", "pushed",
+        "_buckets", "_keys", "_owed_s", "_served", "_turn", "affinity", "count", "is_unsorted", "line", "near", "next_sort_s",
+        "pushed",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.line = Line()
+        self.near = Near()
         self.affinity: dict[TaskId, TaskId] = {}
         self._buckets: dict[Key, deque[Task]] = {}
         self._keys: list[Key] = []  # heap of the keys of `_buckets`
@@ -55,7 +61,19 @@ class ReadyQueue:
             self.pushed.append(task.id)
         if task.app.request is not None or (self.affinity and task.id in self.affinity):
             self.line.push(task)
-            return
+        else:
+            self.add(task)
+
+    def push_near(self, task: Task, store: StoreRecord, until_s: float) -> None:
+        """Add a small task that waits for a slot at a store first, until then."""
+        if self.pushed is not None:
+            self.pushed.append(task.id)
+        task.status = Status.READY
+        self.near.push(task, store, until_s)
+
+    def add(self, task: Task) -> None:
+        """Put a small task, which becomes READY, at the end of those with its key."""
+        assert task.app is not None
         task.status = Status.READY
         self._bucket(task).append(task)
         self.count += 1
@@ -95,6 +113,9 @@ class ReadyQueue:
     def forget(self, task: Task) -> None:
         """Count one READY task less: its caller gives it another status, which takes it out of the queue."""
         assert task.app is not None
+        if task.id in self.near:
+            self.near.take(task.id)
+            return
         if task.app.request is not None or task.id in self.affinity:
             self.line.forget(task)
             return

@@ -148,7 +148,11 @@ class Kept(Stored):
         self.doubted.discard(store)
 
     def was_made_again(self, stored: Stored, store: StoreRecord, rank: Rank) -> None:
-        """It has another name from now on."""
+        """It has another name from now on; nobody needs what may be left under the old one."""
+        for other in (*self.holders.values(), *self.others, *(getter for getter, _ in self.coming.values())):
+            self.data.free(other, self.name)
+        self.holders.clear()
+        self.doubted.clear()
         self.names.append(self.name)
         self.name, self.sizes = stored.name, stored.sizes
         self.data.records[self.name] = ref(self)

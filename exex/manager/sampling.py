@@ -16,7 +16,7 @@ def sampler(state: ManagerState) -> Callable[[], Sequence[int]]:
 
     def sample() -> Sequence[int]:
         counts = state.counts
-        ready = state.ready.count + state.ready.line.count
+        ready = state.ready.count + len(state.ready.near) + state.ready.line.count
         waiting = len(state.tasks) - ready - state.assigned
         resident = int(os.pread(statm.fileno(), 128, 0).split()[1]) * _PAGE_BYTES
         return waiting, ready, state.assigned, counts.done, counts.failed, counts.cancelled, state.slots(), resident

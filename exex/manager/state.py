@@ -326,11 +326,13 @@ class ManagerState:
         if not isinstance(task, Again):
             return False
         record = task.origin.get()
+        del task.origin
         if record is not None:
             record.again = False
-            if outcome == Outcome.DONE and payload is not record:
-                record.value = payload
-            elif outcome not in (Outcome.DONE, Outcome.CANCELLED):
+            if outcome == Outcome.DONE:
+                if type(payload) is not Kept:
+                    record.value = payload
+            elif outcome != Outcome.CANCELLED and not record.is_there():
                 record.error = payload
             self.data.note(record)
         if client.finished and not client.unfinished:

@@ -42,6 +42,7 @@ class Data:
         changed: records about which `data.settle` has to do something.
         is_lost: some were lost, or are doubted: tasks that are ready may need them.
         unwanted: tasks that make again what nobody needs any more.
+        repeated: all tasks that ever ran once more because their values were lost.
         starved: of unfinished tasks, how often they were.
     """
 
@@ -61,6 +62,7 @@ class Data:
         self.changed: dict[str, Kept] = {}
         self.is_lost = False
         self.unwanted: list[TaskId] = []
+        self.repeated: set[TaskId] = set()
         self.starved: dict[TaskId, int] = {}
 
     def store(self, key: str) -> StoreRecord:
@@ -126,10 +128,12 @@ class Data:
             raise ProtocolError(f"rank {worker.rank} reports task {task_id} with a stored value {stored.name}")
         if isinstance(task, Again):
             record = task.origin.get()
-            if record is not None:
+            origin: Origin | None = None
+            if record is None:
+                origin = task.origin
+            elif not record.is_there():  # else it has turned up meanwhile
                 record.was_made_again(stored, worker.store, worker.rank)
                 return record
-            origin: Origin | None = task.origin
         else:
             origin = None if task is None else Origin(task)
         record = Kept(self, stored, task_id >> CLIENT_SHIFT, origin)
@@ -294,6 +298,7 @@ class Data:
                 asked = next((other for other, holder in record.holders.items() if holder == source), None)
             if asked is not None:
                 self.check(record, asked)
+        self.in_use = True  # so that this is forgotten with the task
         count = self.starved[task.id] = self.starved.get(task.id, 0) + 1
         return count
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from exex.errors import ProtocolError, WorkerLost
 from exex.manager import grants, keeping, teams
+from exex.manager.near_data import wait_near
 from exex.manager.nodes import WorkerRecord
 from exex.manager.records import Again
 from exex.manager.state import ClientRecord, ManagerState
@@ -144,6 +145,8 @@ def requeue(state: ManagerState, task: Task) -> None:
     if state.data.in_use and not state.data.admit(task):
         return
     if not isinstance(task, CachedTask) or task.key or state.memo.enter(task):
+        if state.data.in_use and wait_near(state, task):
+            return
         state.ready.push(task)
 
 
@@ -366,6 +369,8 @@ def _retire(state: ManagerState, worker: WorkerRecord, msg: Done) -> None:
         worker.held_s = 0.0
     worker.tasks = held or None
     state.places.note(msg.tasks, worker.home)
+    if state.data.in_use:
+        state.ready.near.touch(worker.store)
     if state.nodes.watched:
         state.nodes.touch(worker)
     state.list_worker(worker)

@@ -22,6 +22,7 @@ class How(IntEnum):
     PROCESS_LOST = 4  # its task process died
     WORKER_LOST = 5  # its worker rank died or was given up
     UNFINISHED = 6  # the record ended before it
+    STARVED = 7  # it did not begin: a stored value that it needs was not to be had from where it was said to be; tried again
 
 
 class Column(NamedTuple):

@@ -10,13 +10,29 @@ import json
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from exex.protocol.messages import CLIENT_SHIFT, Answer, AppSpec, Assign, Cancel, Done, Finish, Hello, Rank, Submit, TaskId
+from msgspec import structs
+
+from exex.protocol.messages import (
+    CLIENT_SHIFT,
+    Answer,
+    AppSpec,
+    Assign,
+    Cancel,
+    Done,
+    Finish,
+    Hello,
+    Outcome,
+    Rank,
+    Submit,
+    TaskId,
+)
 from exex.protocol.payload import Payload
+from exex.record.columns import How
 from exex.record.frames import HEADER, Kind
 
 if TYPE_CHECKING:
@@ -32,6 +48,7 @@ SAMPLE_US = 50_000
 
 _SAMPLES = 5000
 _LARGEST = 2**32 - 1
+_STARVED = bytes([Outcome.STARVED])
 
 Sample = Sequence[int]
 
@@ -52,6 +69,7 @@ class Recorder:
 
     Attributes:
         dropped: messages that are missing in the record.
+        repeated: ended tasks that have run once more because their values were lost: what they do then has no rows.
         ready: tasks that have become ready in this turn, one by one: the queue of ready tasks appends them.
     """
 
@@ -67,6 +85,7 @@ class Recorder:
         self.sample = sample
         self.dropped = 0
         self.ready: list[TaskId] = []
+        self.repeated: Set[TaskId] = frozenset()
         self._fd = fd
         self._zero_s = zero_s
         self._clock = clock
@@ -148,6 +167,10 @@ class Recorder:
 
     def assign(self, rank: Rank, msg: Assign) -> None:
         """Attempts were sent to a worker."""
+        if self.repeated and not self.repeated.isdisjoint(msg.tasks):
+            at = [i for i, task in enumerate(msg.tasks) if task not in self.repeated]
+            attempts = {new: msg.attempts[old] for new, old in enumerate(at) if old in msg.attempts}
+            msg = structs.replace(msg, tasks=[msg.tasks[i] for i in at], attempts=attempts)
         body = _pack("q", msg.tasks)
         if msg.attempts:
             body += _pack("I", list(chain.from_iterable(msg.attempts.items())))
@@ -155,6 +178,8 @@ class Recorder:
 
     def done(self, rank: Rank, msg: Done) -> None:
         """Attempts have ended."""
+        if self.repeated and not self.repeated.isdisjoint(msg.tasks):
+            msg = _without(msg, self.repeated)
         if not msg.tasks:
             return
         count = len(msg.tasks)
@@ -162,11 +187,12 @@ class Recorder:
         peaks = bytes(4 * count)
         if msg.peaks:  # in KiB, rounded up, so that 0 stays 'not known'
             peaks = _pack("I", [min(-(-msg.peaks.get(i, 0) // 1024), _LARGEST) for i in range(count)])
-        body = _pack("q", msg.tasks) + _pack("f", msg.seconds) + _sizes(msg.payloads) + msg.outcomes + slots + peaks
+        body = _pack("q", msg.tasks) + _pack("f", msg.seconds) + _sizes(msg.payloads) + _hows(msg.outcomes) + slots + peaks
         self._put(Kind.DONE, rank, len(msg.tasks), body)
 
     def returned(self, tasks: Sequence[TaskId]) -> None:
         """Attempts that had not begun were taken back; they will be assigned again."""
+        tasks = [task for task in tasks if task not in self.repeated]
         self._put(Kind.RETURNED, 0, len(tasks), _pack("q", tasks))
 
     def answer(self, client: int, msg: Answer) -> None:
@@ -179,7 +205,8 @@ class Recorder:
     def placed(self) -> None:
         """What this turn has readied is placed, and is about to be sent."""
         if self.ready:
-            self._put(Kind.READY, 0, len(self.ready), _pack("q", self.ready))
+            ready = [task for task in self.ready if task not in self.repeated] if self.repeated else self.ready
+            self._put(Kind.READY, 0, len(ready), _pack("q", ready))
             self.ready.clear()
 
     # ---- the pipe ----
@@ -281,6 +308,24 @@ def _write_all(fd: int, waiting: deque[memoryview], until_s: float, clock: Calla
             return
         if not waiting[0]:
             waiting.popleft()
+
+
+def _without(msg: Done, tasks: Set[TaskId]) -> Done:
+    """What a message says of other tasks."""
+    at = [i for i, task in enumerate(msg.tasks) if task not in tasks]
+    return structs.replace(
+        msg,
+        tasks=[msg.tasks[i] for i in at],
+        outcomes=bytes(msg.outcomes[i] for i in at),
+        payloads=[msg.payloads[i] for i in at],
+        seconds=[msg.seconds[i] for i in at],
+        slots=[msg.slots[i] for i in at] if msg.slots else msg.slots,
+        peaks={new: msg.peaks[old] for new, old in enumerate(at) if old in msg.peaks},
+    )
+
+
+def _hows(outcomes: bytes) -> bytes:
+    return outcomes.replace(_STARVED, bytes([How.STARVED])) if _STARVED in outcomes else outcomes
 
 
 def _sizes(payloads: Sequence[Payload]) -> bytes:

@@ -100,10 +100,13 @@ class PlayedHoldings:
         self.names.difference_update(names)
         self.store.remove(names)
 
-    def is_above(self) -> bool:
+    def tick(self, now_s: float) -> None:
+        pass
+
+    def is_busy(self) -> bool:
         return False
 
-    def spill(self) -> bool:
+    def work(self) -> bool:
         return False
 
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from exex.manager import transitions
+from exex.manager import near, transitions
 from exex.manager.liveness import LOOKS, PAUSE
 from exex.manager.loop import QUIET_S, ManagerLoop, Settings
 from exex.manager.nodes import WorkerRecord
@@ -74,6 +74,7 @@ from tests.sim.played_data import CHUNK, Data
 from tests.sim.played_journal import PlayedJournal
 from tests.sim.played_teams import PlayedPart, PlayedTeams
 
+near.LEAST_BYTES, near.BYTES_PER_S = 1, 10.0
 exchanges.CHUNK_BYTES, exchanges.WINDOW_BYTES = CHUNK, 2 * CHUNK
 ALLOWED = {(old, new) for old, new, _ in TRANSITIONS if old}
 STORY = 60

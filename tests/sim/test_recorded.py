@@ -9,6 +9,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+from exex.manager.records import Again
 from exex.protocol.messages import CLIENT_SHIFT, Outcome
 from exex.record.columns import TABLES, How
 from exex.record.frames import take_frames
@@ -35,7 +36,7 @@ class Recorded(Simulation):
         return self.recorder
 
     def finish_task(self, task, outcome, *args) -> None:
-        if task.app is not None:
+        if task.app is not None and not isinstance(task, Again):
             assert task.id not in self.ends
             self.ends[task.id] = outcome
         super().finish_task(task, outcome, *args)
@@ -71,13 +72,13 @@ class Recorded(Simulation):
 
 MAY_END = {
     Outcome.DONE: {How.DONE},
-    Outcome.FAILED: {How.FAILED, How.WORKER_LOST, How.PROCESS_LOST, How.CANCELLED},
+    Outcome.FAILED: {How.FAILED, How.WORKER_LOST, How.PROCESS_LOST, How.CANCELLED, How.STARVED},
     Outcome.LOST: {How.PROCESS_LOST, How.WORKER_LOST, How.CANCELLED},
-    Outcome.NEED_FAILED: {How.NEED_FAILED, How.FAILED},
+    Outcome.NEED_FAILED: {How.NEED_FAILED, How.FAILED, How.STARVED},
     Outcome.CANCELLED: {How.CANCELLED, How.WORKER_LOST, How.DONE, How.FAILED, How.PROCESS_LOST, How.UNFINISHED},
 }
 """A cancelled task may have ended at its worker, before that heard of it, or was lost with it. A gang that has lost a node is
-cancelled at its lead, and fails if that was once too often."""
+cancelled at its lead, and fails if that was once too often. What starved fails if what it needs is lost for good."""
 
 
 def run(seed: int) -> Recorded:

@@ -331,7 +331,7 @@ def test_the_last_worker_ends_the_job_by_breaking_the_protocol() -> None:
 
 # ---- nothing is opened at rank 0 --------------------------------------------------------------------------------
 
-MAY_USE = {"Large", "Payload", "dump_error", "same"}
+MAY_USE = {"Large", "Payload", "Stored", "dump_error", "same"}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "manager").glob("*.py")), ids=lambda path: path.name)
