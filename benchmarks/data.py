@@ -1,9 +1,11 @@
-"""Large values and arguments: how fast they get where they are needed, how often they are in memory, and what rank 0 moves of them.
+"""Large values and arguments: how fast they get where they are needed, how often they are in memory, what rank 0 moves.
 
-`python -m benchmarks.data` runs jobs of four ranks on this machine. Argument and result of 64 MiB are timed beside `memcpy` of as much
-into fresh memory, in one run, turn by turn; copies are counted from `smaps_rollup` of all processes of the job and from the files of the
-store. Then 8 dependents use a result of 8 MiB on ranks that play nodes of their own, and all bytes are counted that rank 0 sends
-and receives; once more with a result of 8 bytes, for what the tasks themselves cost. Prints Markdown tables.
+`python -m benchmarks.data` runs jobs on this machine. Argument and result of 64 MiB are timed beside `memcpy` of as much into
+fresh memory, in one run, turn by turn; copies are counted from `smaps_rollup` of all processes of the job and from the files of
+the store. Then 8 dependents use a result of 8 MiB on ranks that play nodes of their own, and all bytes are counted that rank 0
+sends and receives; once more with a result of 8 bytes, for what the tasks themselves cost. Last, tasks that take an array and
+return another, all submitted at once, with values that stay where they are and with values that travel (`--keep-bytes 0`).
+Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,7 @@ def pids() -> list[int]:
 
 def held_bytes(numbers: list[int], store: str) -> int:
     """Memory of the processes' own, and files of the store."""
-    total = sum(path.stat().st_blocks * 512 for path in Path(store).glob("**/*") if path.is_file() and "spill" not in path.parts)
+    total = sum(entry.stat().st_blocks * 512 for entry in os.scandir(store) if entry.is_file()) if store else 0
     for number in numbers:
         try:
             lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
@@ -108,20 +111,24 @@ def one_node(size: int, rounds: int) -> dict[str, Any]:
     def make(count: int) -> Any:
         return np.ones(count)
 
+    def ask(array: Any) -> None:
+        look(array).result()
+
     store = current("benchmark").proxy.welcome.store
     count = size // 8
-    spent: dict[str, list[float]] = {"memcpy": [], "argument": [], "result": [], "no-op": []}
+    spent: dict[str, list[float]] = {"memcpy, huge pages": [], "memcpy": [], "argument": [], "result": [], "no-op": []}
     look(np.ones(1)).result()
     add_up(np.ones(count)).result()
     for _ in range(rounds):
         source = np.ones(count)
-        spent["memcpy"].append(timed(source.copy))
-        spent["no-op"].append(timed(lambda: look(1.0 * np.ones(1)).result()))
-        spent["argument"].append(timed(lambda: look(source).result()))  # noqa: B023
+        spent["memcpy, huge pages"].append(timed(source.copy))
+        spent["memcpy"].append(timed(partial(bytearray, memoryview(source).cast("B"))))
+        spent["no-op"].append(timed(partial(ask, np.ones(1))))
+        spent["argument"].append(timed(partial(ask, source)))
         future = make(count)
         while not future.done():
             time.sleep(0.001)
-        spent["result"].append(timed(lambda: future.result()[-1]))  # noqa: B023, PLW0108
+        spent["result"].append(timed(future.result))
         del future, source
     time.sleep(0.2)
     copies = {}
@@ -162,6 +169,26 @@ def dependents(size: int, count: int) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began_s, "processes": len({pid for _, pid in found})}
 
 
+def through(size: int, count: int) -> dict[str, Any]:
+    """Arrays of `size` bytes in and out of tasks."""
+    import numpy as np
+
+    from exex import python_app
+
+    @python_app
+    def add_one(array: Any) -> Any:
+        return array + 1
+
+    array = np.ones(size // 8)
+
+    def all_of_them() -> None:
+        for future in [add_one(array) for _ in range(count)]:
+            future.result()
+
+    all_of_them()
+    return {"seconds": min(timed(all_of_them) for _ in range(5)) / count}
+
+
 # ---- outside --------------------------------------------------------------------------------------------------
 
 
@@ -192,9 +219,9 @@ def show_one_node(size: int, rounds: int) -> None:
     """First table."""
     found, _ = run(["one_node", str(size), str(rounds)], 2)
     seconds, copies = found["seconds"], found["copies"]
-    print(f"| {size / MIB:.0f} MiB on one node | ms | of memcpy's speed | copies, at most |\n|---|---|---|---|")
-    for name in ("memcpy", "argument", "result"):
-        share = f"{seconds['memcpy'] / seconds[name]:.0%}"
+    print(f"| {size / MIB:.0f} MiB on one node | ms | of memcpy's best speed | copies, at most |\n|---|---|---|---|")
+    for name in ("memcpy, huge pages", "memcpy", "argument", "result"):
+        share = f"{seconds['memcpy, huge pages'] / seconds[name]:.0%}"
         print(f"| {name} | {seconds[name] * 1e3:.1f} | {share} | {f'{copies[name]:.2f}' if name in copies else ''} |")
     print(f"| (a no-op, there and back) | {seconds['no-op'] * 1e3:.1f} | | |\n")
 
@@ -209,10 +236,24 @@ def show_dependents(size: int, count: int, ranks: int) -> None:
                 os.mkdir(f"{directory}/node{rank}")
             variable = "PMI_RANK" if "MPICH" in mpi_library() else "OMPI_COMM_WORLD_RANK"
             words = ["dependents", str(each), str(count)]
-            found, counted = run(words, ranks, "--store-dir", f"{directory}/node${variable}", module="benchmarks.drivers.counted_run")
+            options = ("--store-dir", f"{directory}/node${variable}")
+            found, counted = run(words, ranks, *options, module="benchmarks.drivers.counted_run")
         totals.append(sum(counted.values()))
         print(f"| {each} bytes | {found['seconds']:.2f} | {totals[-1]:,} |")
     print(f"| of it | | {totals[1] - totals[0]:,} |\n")
+
+
+def show_through(sizes: list[int], rounds: int) -> None:
+    """Third table."""
+    print("| an array in, an array out | stays, ms per task | travels, ms per task |\n|---|---|---|")
+    for size in sizes:
+        spent: dict[str, list[float]] = {"65536": [], "0": []}
+        for _ in range(rounds):
+            for keep_bytes, found in spent.items():
+                words = ["through", str(size), str(max(4, min(200, 64 * MIB // size)))]
+                found.append(run(words, 3, "--keep-bytes", keep_bytes)[0]["seconds"])
+        stays, travels = (statistics.median(found) * 1e3 for found in spent.values())
+        print(f"| {size >> 10} KiB | {stays:.2f} | {travels:.2f} |")
 
 
 def mpi_library() -> str:
@@ -229,10 +270,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.inside:
         what, *numbers = args.inside
-        print(json.dumps({"one_node": one_node, "dependents": dependents}[what](*map(int, numbers))))
+        print(json.dumps({"one_node": one_node, "dependents": dependents, "through": through}[what](*map(int, numbers))))
         return
     show_one_node(64 * MIB, args.rounds)
     show_dependents(8 * MIB, 8, 5)
+    show_through([64 << 10, 256 << 10, MIB, 8 * MIB], 3)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 import socket
 from collections.abc import Iterable, Sequence
 
 from exex.errors import StoreFull
 from exex.protocol.payload import Buffer, Large, Stored
+from exex.store.mapping import map_privately
 from exex.store.recycling import remove_all, take
 
 ALIGNMENT = 64
@@ -130,7 +130,7 @@ class NodeStore:
             except FileNotFoundError:
                 continue
             try:
-                return _mapped(fd, os.fstat(fd).st_size)
+                return map_privately(fd, os.fstat(fd).st_size)
             finally:
                 os.close(fd)
         raise FileNotFoundError(errno.ENOENT, "not in the store of this node", name)
@@ -225,7 +225,7 @@ class Incoming:
     def view(self) -> memoryview:
         """All bytes. Only those that were written may be looked at: there may be no room for others."""
         if self._view is None:
-            self._view = _mapped(self._fd, self.size)
+            self._view = map_privately(self._fd, self.size)
         return self._view
 
     def complete(self) -> None:
@@ -257,12 +257,6 @@ def free_bytes(directory: str) -> int:
     """What may still be written below a directory."""
     found = os.statvfs(directory)
     return max(0, found.f_bavail * found.f_frsize - SPARE_BYTES)
-
-
-def _mapped(fd: int, size: int) -> memoryview:
-    if not size:
-        return memoryview(bytearray())
-    return memoryview(mmap.mmap(fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE))
 
 
 def _unlink(path: str) -> None:

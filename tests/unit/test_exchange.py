@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections import deque
+from typing import ClassVar
 
 import pytest
 
@@ -23,8 +24,19 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(exchange, "WINDOW_BYTES", 4000)
 
 
+@pytest.fixture(autouse=True)
+def no_descriptors_left():
+    """Payloads that had not ended to arrive when a test did have files open."""
+    yield
+    for each in World.all:
+        each.on_lost(list(each._arrivals))
+    World.all.clear()
+
+
 class World:
     """Ranks and the messages between them, in order on each link, coded as they would be."""
+
+    all: ClassVar[list[Exchange]] = []
 
     def __init__(self, path, nodes, seed=0):
         self.rng = random.Random(seed)
@@ -43,6 +55,8 @@ class World:
                 stores[node] = str(path / f"{node}")
             holdings = Holdings(NodeStore.begin(stores[node], "", 1 << 40), 1 << 40)
             self.ranks[rank] = Exchange(rank, holdings, self._sender(rank), self._hearer(rank), self._let_go(rank))
+
+        World.all += self.ranks.values()
 
     def _sender(self, rank):
         def send(peer, message):

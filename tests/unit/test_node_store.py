@@ -1,5 +1,6 @@
 """The store of a node: files of payloads, in memory and on disk. Both are directories of the test's own."""
 
+import ctypes
 import errno
 import os
 
@@ -9,7 +10,7 @@ import pytest
 from exex.errors import StoreFull
 from exex.protocol import payload as payloads
 from exex.protocol.payload import Stored
-from exex.store import node_store
+from exex.store import mapping, node_store
 from exex.store.holdings import PIECE_BYTES, Holdings
 from exex.store.node_store import ALIGNMENT, NodeStore
 
@@ -73,6 +74,35 @@ def test_what_is_mapped_stays_when_its_file_goes(store):
     assert value.sum() == np.arange(100_000).sum()
     with pytest.raises(FileNotFoundError):
         store.map(stored)
+
+
+def test_mapped_payloads_hold_no_descriptors_and_give_their_memory_back(store):
+    stored = store.write("t1.1", [b"x" * 1_000_000])
+    before = len(os.listdir("/proc/self/fd")), mapped_kib()
+    values = [store.map(stored) for _ in range(50)]
+    assert len(os.listdir("/proc/self/fd")) == before[0] and mapped_kib() - before[1] > 40_000
+    del values
+    assert mapped_kib() - before[1] < 5000
+
+
+def mapped_kib():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+def test_what_the_kernel_maps_no_more_of_is_read(store, monkeypatch):
+    stored = store.write("t1.1", [b"abc", b"x" * 10_000])
+
+    def no_more(*_):
+        ctypes.set_errno(errno.ENOMEM)
+
+    monkeypatch.setattr(mapping, "_libc", type("Libc", (), {"mmap": no_more}))
+    assert [bytes(frame) for frame in store.map(stored).frames] == [b"abc", b"x" * 10_000]
+
+
+def test_a_file_that_cannot_be_mapped_is_an_error(store, monkeypatch):
+    with pytest.raises(OSError, match="1000000 bytes cannot be mapped"):
+        mapping.map_privately(-1, 1_000_000)
 
 
 def test_a_file_of_another_size_is_not_what_was_announced(store):

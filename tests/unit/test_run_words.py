@@ -61,7 +61,7 @@ def test_it_never_reads_what_click_refuses(words: list[str]) -> None:
 def test_a_rank_imports_neither_click_nor_the_manager() -> None:
     """What is imported on each of thousands of ranks, and what is not."""
     code = (
-        f"NEEDED = {[f'exex.store.{name}' for name in ('exchange', 'holdings', 'node_store')]}\n"
+        f"NEEDED = {[f'exex.store.{name}' for name in ('exchange', 'holdings', 'mapping', 'node_store', 'recycling')]}\n"
         "import sys\nfrom exex import run\nfrom exex.launch.run_words import read_command\n"
         f"assert read_command([{SCRIPT!r}], {{}})\nimport exex.guard\n"
         "import exex.rank, exex.transport.mpi\n"
