@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import time
@@ -35,7 +36,8 @@ class Reaper:
     """
 
     def __init__(self) -> None:
-        self.tag = f"{os.getpid()}-{time.time_ns():x}"
+        guard = os.getpid()
+        self.tag = f"{guard}-{time.time_ns():x}"
         read_end, self._pipe = os.pipe2(os.O_CLOEXEC)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -44,7 +46,7 @@ class Reaper:
             try:
                 if os.fork() == 0:  # an orphan, so that nobody waits for it or counts it
                     os.close(self._pipe)
-                    _wait_and_reap(read_end, self.tag)
+                    _wait_and_reap(read_end, guard, self.tag)
             finally:
                 os._exit(0)
         os.close(read_end)
@@ -70,20 +72,23 @@ class Reaper:
             pass  # somebody killed it
 
 
-def _wait_and_reap(read_end: int, tag: str) -> None:
+def _wait_and_reap(read_end: int, guard: int, tag: str) -> None:
     os.setsid()
+    death = _open_death(guard)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)  # a launcher waits until its pipes are closed
-    os.dup2(read_end, 3)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    kept = sorted(fd for fd in (read_end, death) if fd >= 0)
+    for low, high in zip([3, *(fd + 1 for fd in kept)], [*kept, os.sysconf("SC_OPEN_MAX")]):
+        os.closerange(low, high)
     told = b""
-    while data := os.read(3, 65536):
+    while data := os.read(read_end, 65536):
         told += data
     if told.endswith(_ORDERLY):
         return
+    _await_death(death)
     kill_tagged(tag)
     for line in told.splitlines():
         note = json.loads(line)
@@ -92,6 +97,26 @@ def _wait_and_reap(read_end: int, tag: str) -> None:
             from exex.launch.stage_hold import remove_if_left
 
             remove_if_left(note["staged"])
+
+
+def _open_death(guard: int) -> int:
+    """Readable when the guard is dead; -1 if it is already, or on a kernel (before Linux 5.3) that cannot tell."""
+    try:
+        return os.pidfd_open(guard)
+    except OSError:
+        return -1
+
+
+def _await_death(death: int) -> None:
+    """Wait until the guard has passed its death on to its children.
+
+    The kernel closes its pipes before that, and a keeper that still lives would report a launcher that we kill as one that
+    was killed while all was well.
+    """
+    if death >= 0:
+        poll = select.poll()
+        poll.register(death, select.POLLIN)
+        poll.poll(_MOST_S * 1e3)
 
 
 def kill_tagged(tag: str) -> None:

@@ -91,6 +91,17 @@ class Launch:
             raise AssertionError(f"{process.args} did not end in {limit_s} s\n{tree}\nstdout:\n{out}\nstderr:\n{err}") from None
         return Ended(process.returncode, out, err, time.monotonic() - began)
 
+    def read_until(self, process: subprocess.Popen[str], text: str) -> str:
+        """Read a started program's stdout up to a line with this text; that line. If it ends before, the test fails with its stderr."""
+        assert process.stdout is not None
+        read = []
+        while line := process.stdout.readline():
+            if text in line:
+                return line
+            read.append(line)
+        ended = self.finish(process)
+        raise AssertionError(f"{text!r} never came; status {ended.status}\nstdout:\n{''.join(read)}\nstderr:\n{ended.err}")
+
     def module(self, ranks: int, module: str, *args: str, limit_s: float = LIMIT_S, **extra: str) -> Ended:
         """Run `mpiexec -n RANKS python -m MODULE ARGS` to its end."""
         return self.finish(self.start(self.argv(ranks, "-m", module, *args), **extra), limit_s)

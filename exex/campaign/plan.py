@@ -204,6 +204,9 @@ def _job(table: Table) -> dict[str, Any]:
 
 # ---- one job ----
 
+RECORD = "run.h5"
+"""The run record of a job, in its directory, where `exex_args` do not say otherwise."""
+
 
 def make_job(campaign: Campaign, point: Point, env: Mapping[str, str]) -> Job:
     """The batch job of a point.
@@ -215,6 +218,8 @@ def make_job(campaign: Campaign, point: Point, env: Mapping[str, str]) -> Job:
     shape = point.shape
     out = str(campaign.folder(point) / "result.json")
     words = list(campaign.exex_args)
+    if not any(word.partition("=")[0] == "--record" for word in words):
+        words += ["--record", str(campaign.folder(point) / RECORD)]
     if shape.slots is not None:
         words += ["--slots", str(shape.slots)]
     values = {

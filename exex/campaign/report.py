@@ -60,23 +60,30 @@ def at(curve: Curve | None, workers: int) -> float | None:
 
 def table(campaign: Campaign, sizes: Sequence[Size], costs: Costs) -> str:
     """For people; one line for each size."""
-    rows = [
-        ("shape", "each", "nodes", "slots", "tasks", "start-up", "makespan", "model", "EXEX", "efficiency", "tasks/s", "tail")
-    ]
+    rows: list[tuple[str, ...]] = [
+        (
+            "shape", "each", "nodes", "slots", "tasks", "start-up", "makespan", "model", "EXEX", "efficiency", "busy", "tasks/s",
+            "tail",
+        )
+    ]  # fmt: skip
     for size in sizes:
         curve = published_curve(campaign, size.load.length_s)
         rows.append(
             (
                 size.shape.name, size.load.name, f"{size.nodes:,}", f"{size.slots:,}", f"{size.tasks:,}" if size.tasks else "-",
                 _seconds(size.startup_s), _seconds(size.makespan_s), _seconds(model_s(campaign, size, costs)),
-                _seconds(at(curve, size.slots)), "-" if size.efficiency is None else f"{size.efficiency:.1%}",
-                "-" if size.rate is None else f"{size.rate:,.0f}", _seconds(size.tail_s),
+                _seconds(at(curve, size.slots)), _share(size.efficiency),
+                _share(size.utilisation), "-" if size.rate is None else f"{size.rate:,.0f}", _seconds(size.tail_s),
             )
         )  # fmt: skip
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths)) for row in rows]
     notes = ["Times in seconds. model: a simulation, not a measurement. EXEX: read off the figures of HPDC'19, Blue Waters."]
     return "\n".join([*lines, *notes])
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _seconds(value: float | None) -> str:

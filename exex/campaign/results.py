@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from exex.campaign.plan import Campaign, Load, Point, Shape
+from exex.campaign.plan import RECORD, Campaign, Load, Point, Shape
 from exex.campaign.workload import FORMAT
-from exex.errors import ConfigError
+from exex.errors import ConfigError, RecordError
+
+RUN_FIELDS = (
+    "closed", "done", "failed", "lost_workers", "startup_s", "makespan_s", "rate_per_s", "utilisation", "tail_s",
+    "tail_wasted_slot_s", "manager_busy",
+)  # fmt: skip
+"""Of `exex.record.summary.Summary`, what `collect` takes over."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Size:
         startup_s: from the job script's first line until the script began.
         makespan_s: from the first call to the last result.
         tail_s: of it, how long fewer tasks were left than there are slots.
+        utilisation: share of the slots' time in which functions ran, as the run records say.
         efficiency: share of the slots' time that is the tasks' own; of a script, against the smallest size.
     """
 
@@ -36,6 +43,7 @@ class Size:
     makespan_s: float
     tail_s: float | None
     repeats: int
+    utilisation: float | None = None
     efficiency: float | None = None
 
     @property
@@ -67,7 +75,25 @@ def _read(campaign: Campaign, point: Point) -> dict[str, Any] | None:
         raise ConfigError(f"{path} is damaged: {error}; remove it, and submit again") from error
     if not isinstance(result, dict) or result.get("format") != FORMAT or result.get("point") != point.name:
         raise ConfigError(f"{path} is no result of {point.name}; remove it, and submit again")
-    return {**result, "nodes": point.nodes}
+    return {**result, "nodes": point.nodes, "run": _run(campaign, point)}
+
+
+def _run(campaign: Campaign, point: Point) -> dict[str, Any] | None:
+    """What the job's record says; None if there is none.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    path = campaign.folder(point) / RECORD
+    if not path.exists():
+        return None
+    from exex.record.summary import summarize
+
+    try:
+        summary = summarize(str(path))
+    except RecordError as error:
+        raise ConfigError(f"{error}; remove it, and collect again") from error
+    return {"record": str(path), **{name: getattr(summary, name) for name in RUN_FIELDS}}
 
 
 def sizes(campaign: Campaign, results: Iterable[dict[str, Any]]) -> list[Size]:
@@ -83,8 +109,8 @@ def sizes(campaign: Campaign, results: Iterable[dict[str, Any]]) -> list[Size]:
 
 
 def _size(shape: Shape, load: Load, nodes: int, group: list[dict[str, Any]]) -> Size:
-    def median(name: str) -> float | None:
-        values = [result[name] for result in group if result.get(name) is not None]
+    def median(name: str, part: Callable[[dict[str, Any]], dict[str, Any]] = lambda result: result) -> float | None:
+        values = [value for result in group if (value := part(result).get(name)) is not None]
         return statistics.median(values) if values else None
 
     makespan_s = median("makespan_s")
@@ -92,7 +118,7 @@ def _size(shape: Shape, load: Load, nodes: int, group: list[dict[str, Any]]) -> 
     first = group[0]
     return Size(
         shape, load, nodes, first["workers"], first["slots"], first["tasks"], median("startup_s"), makespan_s, median("tail_s"),
-        len(group),
+        len(group), median("utilisation", lambda result: result["run"] or {}),
     )  # fmt: skip
 
 

@@ -101,16 +101,9 @@ def main() -> None:
         "tasks": tasks,
         "length_s": args.length,
         "startup_s": ready_s - float(began) if began else None,
-        "record": _record(welcome.run_dir),
     }
     times = run_script(args.script[0], args.script[1:]) if args.script else run(tasks, args.length, welcome.slots)
     write(args.out, {**result, **times})
-
-
-def _record(run_dir: str) -> str | None:
-    """The run record of this job, where there is one."""
-    path = os.path.join(run_dir, "run.h5")
-    return os.path.abspath(path) if os.path.exists(path) else None
 
 
 if __name__ == "__main__":

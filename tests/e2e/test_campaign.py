@@ -82,6 +82,10 @@ def test_a_campaign_from_plan_to_report(cluster, launch):
     again = campaign("submit", "--wait")
     assert again.count(": job ") == 1 and "node-10ms-n00002-r1: job " in again and "(try 2)" in again
     assert "3 of 3 results" in campaign("collect")
+    for result in json.loads((launch.cwd / "tiny" / "results.json").read_text()):
+        run = result["run"]
+        assert run["closed"] and run["done"] == result["tasks"] + result["slots"] and not run["failed"], "no-ops to warm up, and the tasks"
+        assert 0.1 < run["utilisation"] <= 1 and run["rate_per_s"] > 0
     table = campaign("report")
     assert [line.split()[2] for line in table.splitlines()[1:4]] == ["1", "2", "4"]
     for result in json.loads((launch.cwd / "tiny" / "results.json").read_text()):

@@ -139,9 +139,7 @@ def test_a_killed_job_leaves_nothing(launch: Launch, node: Path, archive: Path) 
     path.write_text(WAITS)
     argv = launch.argv(3, "-m", "exex.run", *options(node, archive), str(path))
     process = launch.start(argv)
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith("pid"):
-        assert process.poll() is None
+    launch.read_until(process, "pid")
     assert left(node)
     guards = [each for each in psutil.Process(process.pid).children(recursive=True) if "exex.run" in each.cmdline()]
     for each in [psutil.Process(process.pid), *guards]:

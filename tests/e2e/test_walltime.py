@@ -66,9 +66,7 @@ def test_a_signal_gives_notice(launch: Launch, workflow: Path, number: int) -> N
     if launch.family == "mpich" and number == signal.SIGUSR1:
         pytest.skip("Hydra sends SIGUSR1 when a process dies, so it is no notice there")
     process = launch.start(exex_run("--notice-s", "2", str(workflow)))
-    assert process.stdout is not None
-    while "done 0" not in process.stdout.readline():
-        pass
+    launch.read_until(process, "done 0")
     process.send_signal(number)
     ended = launch.finish(process, 30)
     check(ended.status, "done 0\n" + ended.out, ended.err)
