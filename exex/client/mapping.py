@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from exex.protocol.payload import Large
 if TYPE_CHECKING:
     from exex.client.session import Session
 
+_PAUSE_S = 0.001
 _CHUNK_S = 0.005
 _MOST_ITEMS = 1000
 _GROWTH = 4
@@ -215,18 +216,51 @@ class Mapping:
 
     # ---- results ---------------------------------------------------------------------------------------------------
 
-    def results(self, timeout: float | None) -> Iterator[Any]:
-        """Begin, and return the iterator over the values.
+    def begin(self) -> None:
+        """Send the first chunks.
 
         Raises:
             Exception: already the first item cannot be sent.
         """
-        end_s = None if timeout is None else time.monotonic() + timeout
         self._session.mappings.add(self)
         self.feed()
         if self._error is not None and not self._chunks:
             raise self._error
+
+    def results(self, timeout: float | None) -> Iterator[Any]:
+        """Begin, and return the iterator over the values. Errors as `begin`."""
+        end_s = None if timeout is None else time.monotonic() + timeout
+        self.begin()
         return self._iterate(end_s)
+
+    async def iterate_in_loop(self, end_s: float | None) -> AsyncIterator[Any]:
+        """The values, after `begin`, in an event loop, which is never blocked."""
+        import asyncio
+
+        from exex.client.awaiting import until_ended
+
+        exempted = self._session.proxy.pressure.exempted  # what is ahead is bounded by the window
+        self._started = True
+        try:
+            while self._chunks or not self._exhausted:
+                with exempted():
+                    self.feed()
+                if not self._chunks:
+                    if not self._exhausted:
+                        await asyncio.sleep(_PAUSE_S)  # another thread is at it
+                    continue
+                chunk = self._chunks[0]
+                await until_ended(chunk.future, None if end_s is None else end_s - time.monotonic())
+                with exempted():
+                    values, error = self._take(chunk)
+                for value in values:
+                    yield value
+                if error is not None:
+                    raise error
+            if self._error is not None:
+                raise self._error
+        finally:
+            self._abandon()
 
     def _iterate(self, end_s: float | None) -> Iterator[Any]:
         self._started = True
@@ -249,9 +283,12 @@ class Mapping:
             if self._error is not None:
                 raise self._error
         finally:
-            self._stop_feeding()
-            for chunk in list(self._chunks):
-                chunk.future.cancel()
+            self._abandon()
+
+    def _abandon(self) -> None:
+        self._stop_feeding()
+        for chunk in list(self._chunks):
+            chunk.future.cancel()
 
     def _take(self, chunk: _Chunk) -> tuple[list[Any], BaseException | None]:
         """The values of the first chunk, and the error of the item after them; sends the rest again if it may be."""
