@@ -17,6 +17,7 @@ from exex.client.resources import check_memory, check_possible, check_resources
 from exex.client.session import Session
 from exex.protocol import payload as payloads
 from exex.protocol.messages import AppSpec, Kind
+from exex.protocol.payload import Payload
 
 _REMEMBERED = 1024
 """Functions whose calls are remembered by their identity."""
@@ -113,8 +114,10 @@ class Executor(concurrent.futures.Executor):
         while len(self._calls) > _REMEMBERED:
             self._calls.pop(next(iter(self._calls)), None)
 
-    def _new_call(self, function: Callable[..., Any], name: str, kind: Kind) -> Call:
-        digest, payload = payloads.dump_function(function)
+    def _new_call(
+        self, function: Callable[..., Any], name: str, kind: Kind, pickled: tuple[bytes, Payload] | None = None
+    ) -> Call:
+        digest, payload = pickled or payloads.dump_function(function)
         settings = self._session.settings
         retries = settings.retries if self._retries is None else self._retries
         handler = settings.retry_handler
@@ -161,8 +164,18 @@ class Executor(concurrent.futures.Executor):
         return self._new_mapping(fn, iterables, chunksize, buffersize).results(timeout)
 
     def _new_mapping(
-        self, fn: Callable[..., Any], iterables: tuple[Iterable[Any], ...], chunksize: int | None, buffersize: int | None
+        self,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        chunksize: int | None,
+        buffersize: int | None,
+        pickled: tuple[bytes, Payload] | None = None,
     ) -> Mapping:
+        """A map that has not begun.
+
+        Args:
+            pickled: what `dump_function` says of `fn`, if that is known.
+        """
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
         for name, number in (("chunksize", chunksize), ("buffersize", buffersize)):
@@ -172,7 +185,7 @@ class Executor(concurrent.futures.Executor):
         if isinstance(fn, (BashApp, JoinApp)):
             return Mapping(self._session, iterables, None, lambda args: self._submit_new(fn, args, {}), 1, buffersize, self)
         function = fn.func if isinstance(fn, App) else fn
-        call = self._new_call(function, _name_of(function), Kind.MAP)
+        call = self._new_call(function, _name_of(function), Kind.MAP, pickled)
         send = self._session.proxy.submit
         return Mapping(self._session, iterables, call, lambda columns: send(call, columns, {}), chunksize, buffersize, self)
 

@@ -30,6 +30,14 @@ Columns = tuple[Any, ...]
 """A chunk: from each iterable as many items; a slice of it where it can be sliced."""
 
 
+def can_be_sliced(iterable: object) -> bool:
+    """Whether slices of `iterable` can be sent instead of its items one by one."""
+    cls = type(iterable)
+    if cls in _SLICED:
+        return True
+    return cls.__name__ == "ndarray" and cls.__module__ == "numpy" and bool(iterable.shape)  # type: ignore[attr-defined]
+
+
 class _Slices:
     """Cuts chunks from sequences."""
 
@@ -110,7 +118,7 @@ class Mapping:
         buffersize: int | None,
         owner: object,
     ) -> None:
-        sliced = all(type(iterable) in _SLICED for iterable in iterables) and bool(iterables)
+        sliced = all(map(can_be_sliced, iterables)) and bool(iterables)
         self.owner = owner
         self._session = session
         self._call = call
