@@ -156,7 +156,7 @@ def test_objects_that_change_are_taken_as_they_are_and_do_not_pile_up(manager, m
 
 
 def initialise(value):
-    global given  # noqa: PLW0603
+    global given
     given = value
 
 
