@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 _PAUSE_S = 0.001
 _CHUNK_S = 0.005
+_LEAST_S = 0.0003
 _MOST_ITEMS = 1000
+_MOST_AT_FIRST = 16  # the function may have been quick with other items
 _GROWTH = 4
 _MOST_BYTES = 256 * 1024 * 1024
 _SLICED = (range, list, tuple)
@@ -129,7 +131,9 @@ class Mapping:
         self._window = 2 * max(1, session.proxy.welcome.slots)
         self._fixed_size = chunksize
         self._size = chunksize or 1
-        self._item_s = -1.0
+        self._item_s = -1.0 if call is None else session.item_s.get(call.number, -1.0)
+        if chunksize is None and self._item_s >= 0:
+            self._size = min(self._best_size(), _MOST_AT_FIRST)
         self._most_items = buffersize
         self._chunks: deque[_Chunk] = deque()
         self._last_ended: _Chunk | None = None
@@ -166,7 +170,7 @@ class Mapping:
     def _send_next(self) -> _Chunk | None:
         size, left = self._size, self._source.left()
         if self._fixed_size is None and left is not None:
-            size = max(1, min(size, left // self._window))  # the last chunks are small, so that all slots end together
+            size = max(self._least_size(), min(size, left // self._window))  # the last are small, so that all slots end together
         if self._most_items is not None:
             size = min(size, self._most_items - self._buffered)
         try:
@@ -215,8 +219,15 @@ class Mapping:
         if values:
             item_s = seconds / len(values)
             self._item_s = item_s if self._item_s < 0 else (self._item_s + item_s) / 2
-            best = int(_CHUNK_S / max(self._item_s, _CHUNK_S / _MOST_ITEMS))
-            self._size = max(1, min(best, self._size * _GROWTH))
+            self._session.item_s[self._call.number] = self._item_s
+            self._size = min(self._best_size(), self._size * _GROWTH)
+
+    def _least_size(self) -> int:
+        """Of which smaller chunks would gain nothing."""
+        return 1 if self._item_s < 0 else max(1, min(self._size, int(_LEAST_S / max(self._item_s, _LEAST_S / _MOST_ITEMS))))
+
+    def _best_size(self) -> int:
+        return max(1, int(_CHUNK_S / max(self._item_s, _CHUNK_S / _MOST_ITEMS)))
 
     def _stop_feeding(self) -> None:
         self._exhausted = True

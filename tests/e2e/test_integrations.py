@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.launch import Launch
+from tests.e2e.test_docs import check, whole
+from tests.launch import ROOT, Launch
 
 
-def fine(launch: Launch, script: str, *, ranks: int = 3) -> None:
-    done = launch.workflow(ranks, script)
+def fine(launch: Launch, script: str) -> None:
+    done = launch.workflow(3, script, OMP_NUM_THREADS="1")  # each slot is one core
     assert (done.status, done.err, done.out.splitlines()[-1:]) == (0, "", ["fine"]), (done.status, done.out, done.err)
 
 
@@ -196,3 +197,9 @@ def test_a_program_for_mpi4py_futures_needs_another_import(launch: Launch) -> No
     assert (one.status, other.status, other.err) == (0, 0, ""), (one.err, other.err)
     assert other.out == one.out
     assert other.out.splitlines()[-1] == "[5, 6, 7] True"
+
+
+def test_the_page_about_them(launch: Launch) -> None:
+    for name in ("sklearn", "dask.array", "emcee", "adaptive"):
+        pytest.importorskip(name)
+    check(launch, whole(ROOT / "docs/integrations.md"), OMP_NUM_THREADS="1")

@@ -98,7 +98,18 @@ def check_submit_runs_the_call_elsewhere_and_returns_a_future(executor):
 
 
 def check_every_kind_of_value_comes_back(executor):
-    values = [None, False, "", b"\0" * 100_000, {"a": [1, (2, {3})]}, ValueError("a value"), NotImplemented, Ellipsis, int, 10**400]
+    values = [
+        None,
+        False,
+        "",
+        b"\0" * 100_000,
+        {"a": [1, (2, {3})]},
+        ValueError("a value"),
+        NotImplemented,
+        Ellipsis,
+        int,
+        10**400,
+    ]
     for value, future in [(value, executor.submit(lambda x: x, value)) for value in values]:
         assert repr(future.result()) == repr(value)
     assert executor.submit(Box, 3).result().content == 3
