@@ -1,8 +1,8 @@
 """Libraries on exex, beside the same libraries alone and on their own backends.
 
 `python -m benchmarks.integrations [--repeats 5] [--only grid,emcee]` starts one job with two one-slot workers, and runs each case
-in turns: alone, on its own backend with two processes, on exex. All must give the same answer. The first round, in which everybody
-imports the libraries, does not count; the median of the others does.
+in turns: alone, on its own backend with two processes, on exex. All must give the same answer. The first round, in which all
+libraries are imported, does not count; the median of the others does.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ ONE_IMPORTER = {
     "cloudpickle": "protocol/payload.py",
     "h5py": "record/hdf5.py",
     "click": "cli.py",
+    "joblib": "integrations/joblib.py",
+    "dask": "integrations/dask.py",
 }
 
 
