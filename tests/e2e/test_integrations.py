@@ -8,8 +8,9 @@ from tests.e2e.test_docs import check, whole
 from tests.launch import ROOT, Launch
 
 
-def fine(launch: Launch, script: str) -> None:
-    done = launch.workflow(3, script, OMP_NUM_THREADS="1")  # each slot is one core
+def fine(launch: Launch, script: str, preload: str) -> None:
+    options = ("--slots", "2", "--preload", preload)  # imported once for both task processes
+    done = launch.workflow(2, script, options=options, OMP_NUM_THREADS="1")
     assert (done.status, done.err, done.out.splitlines()[-1:]) == (0, "", ["fine"]), (done.status, done.out, done.err)
 
 
@@ -44,6 +45,7 @@ with joblib.parallel_config("exex"):
     except ZeroDivisionError:
         print("fine")
 """,
+        preload="sklearn.svm,sklearn.model_selection",
     )
 
 
@@ -85,6 +87,7 @@ with dask.config.set(scheduler=get):
 assert "100% Completed" in open("bar.txt").read()
 print("fine")
 """,
+        preload="dask.array",
     )
 
 
@@ -124,6 +127,7 @@ with Pool() as pool:
     assert (one == other).all()
 print("fine")
 """,
+        preload="emcee,scipy.optimize",
     )
 
 
@@ -160,6 +164,7 @@ with Executor() as executor:
     assert executor.submit(peak, 0.5).result()[1] != os.getpid()
 print("fine")
 """,
+        preload="adaptive",
     )
 
 
