@@ -105,12 +105,16 @@ def used_bytes(pids: Iterable[int], limit_bytes: int, template: int) -> int:
 
 
 def _proportional(pid: int) -> tuple[int, int]:
-    """Of one process: its share of memory, and how much of that it shares with others, at the most."""
+    """Of one process: its share of memory, and how much of that it shares with others, at the most.
+
+    The page cache is in neither: a forked process has none of its parent's file pages before it looks at them itself.
+    """
     fields = _fields(f"/proc/{pid}/smaps_rollup", (*_EXACT, "Pss", "Private_Clean", "Private_Dirty"))
-    if "Pss_Anon" not in fields:  # before Linux 5.4, or a process that may not be looked at
-        own = fields.get("Pss") or sum(_fields(f"/proc/{pid}/status", _UNSHARED).values())
-    else:
+    if "Pss_Anon" in fields:
         own = sum(fields.get(name, 0) for name in _EXACT)
+        return own, max(0, own - fields.get("SwapPss", 0) - fields.get("Private_Dirty", 0))
+    # before Linux 5.4, or a process that may not be looked at
+    own = fields.get("Pss") or sum(_fields(f"/proc/{pid}/status", _UNSHARED).values())
     private = fields.get("Private_Clean", 0) + fields.get("Private_Dirty", 0)
     return own, max(0, fields.get("Pss", 0) - private)
 
