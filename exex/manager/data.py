@@ -77,6 +77,8 @@ def _withdraw(state: ManagerState) -> None:
 
 def _look_after(state: ManagerState, record: Kept) -> None:
     """A record has changed."""
+    if record.client not in state.clients:
+        return  # gone, and only the note of the change is left
     if record.error is not None:
         _fail_waiters(state, record)
     elif record.value is not None or record.is_there():
