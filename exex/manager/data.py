@@ -133,7 +133,7 @@ def _give_up(record: Kept, why: str) -> None:
 
 
 def _make_again(state: ManagerState, lost: Kept) -> None:
-    """Run the task once more that has made a payload. If what it needs is gone as well, it waits for that, and `settle` goes on."""
+    """Run the task once more that has made a payload. What it needs, and is gone as well, it waits for: `settle` goes on."""
     origin = lost.origin
     if origin is None:
         _give_up(lost, "it was in no store any more, and only its client could have made it again")
