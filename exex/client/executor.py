@@ -17,6 +17,7 @@ from exex.client.resources import check_memory, check_possible, check_resources
 from exex.client.session import Session
 from exex.protocol import payload as payloads
 from exex.protocol.messages import AppSpec, Kind
+from exex.protocol.payload import Payload
 
 _REMEMBERED = 1024
 """Functions whose calls are remembered by their identity."""
@@ -63,6 +64,11 @@ class Executor(concurrent.futures.Executor):
         self._calls: dict[Any, Call | None] = {}  # None: seen once
         self._shut = False
 
+    @property
+    def slots(self) -> int:
+        """Slots of all workers of the job: so many tasks of one core can run at a time."""
+        return self._session.proxy.welcome.slots
+
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> AppFuture:
         """Run `fn(*args, **kwargs)` as a task. An app is taken for its function; a join app is called.
 
@@ -108,8 +114,10 @@ class Executor(concurrent.futures.Executor):
         while len(self._calls) > _REMEMBERED:
             self._calls.pop(next(iter(self._calls)), None)
 
-    def _new_call(self, function: Callable[..., Any], name: str, kind: Kind) -> Call:
-        digest, payload = payloads.dump_function(function)
+    def _new_call(
+        self, function: Callable[..., Any], name: str, kind: Kind, pickled: tuple[bytes, Payload] | None = None
+    ) -> Call:
+        digest, payload = pickled or payloads.dump_function(function)
         settings = self._session.settings
         retries = settings.retries if self._retries is None else self._retries
         handler = settings.retry_handler
@@ -153,6 +161,21 @@ class Executor(concurrent.futures.Executor):
             TimeoutError: while iterating, as do the errors of the calls.
             RuntimeError: after `shutdown`.
         """
+        return self._new_mapping(fn, iterables, chunksize, buffersize).results(timeout)
+
+    def _new_mapping(
+        self,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        chunksize: int | None,
+        buffersize: int | None,
+        pickled: tuple[bytes, Payload] | None = None,
+    ) -> Mapping:
+        """A map that has not begun.
+
+        Args:
+            pickled: what `dump_function` says of `fn`, if that is known.
+        """
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
         for name, number in (("chunksize", chunksize), ("buffersize", buffersize)):
@@ -160,15 +183,11 @@ class Executor(concurrent.futures.Executor):
                 raise ValueError(f"{name} must be >= 1.")
         self._session.proxy.check_open("Executor.map")
         if isinstance(fn, (BashApp, JoinApp)):
-            mapping = Mapping(self._session, iterables, None, lambda args: self._submit_new(fn, args, {}), 1, buffersize, self)
-        else:
-            function = fn.func if isinstance(fn, App) else fn
-            call = self._new_call(function, _name_of(function), Kind.MAP)
-            send = self._session.proxy.submit
-            mapping = Mapping(
-                self._session, iterables, call, lambda columns: send(call, columns, {}), chunksize, buffersize, self
-            )
-        return mapping.results(timeout)
+            return Mapping(self._session, iterables, None, lambda args: self._submit_new(fn, args, {}), 1, buffersize, self)
+        function = fn.func if isinstance(fn, App) else fn
+        call = self._new_call(function, _name_of(function), Kind.MAP, pickled)
+        send = self._session.proxy.submit
+        return Mapping(self._session, iterables, call, lambda columns: send(call, columns, {}), chunksize, buffersize, self)
 
     # ---- shutdown ------------------------------------------------------------------------------------------------
 
@@ -187,10 +206,14 @@ class Executor(concurrent.futures.Executor):
                 if not future.running():
                     future.cancel()
         if wait:
-            for mapping in self._mappings():
-                mapping.run_out()
+            self._run_out()
             for future in self._open_futures():
                 future._wait()
+
+    def _run_out(self) -> None:
+        """Return when all calls of maps are submitted."""
+        for mapping in self._mappings():
+            mapping.run_out()
 
     def _mappings(self) -> list[Mapping]:
         return [mapping for mapping in list(self._session.mappings) if mapping.owner is self]
@@ -207,6 +230,15 @@ def _name_of(function: Callable[..., Any]) -> str:
 _default: tuple[Session, Executor] | None = None
 
 
+def default() -> Executor:
+    """The executor of this session with the settings of the configuration."""
+    global _default  # noqa: PLW0603
+    current = session.current("exex.map")
+    if _default is None or _default[0] is not current:
+        _default = (current, Executor())
+    return _default[1]
+
+
 def map(
     fn: Callable[..., Any],
     *iterables: Iterable[Any],
@@ -215,8 +247,4 @@ def map(
     buffersize: int | None = None,
 ) -> Iterator[Any]:
     """`Executor.map` of an executor with the settings of the configuration."""
-    global _default  # noqa: PLW0603
-    current = session.current("exex.map")
-    if _default is None or _default[0] is not current:
-        _default = (current, Executor())
-    return _default[1].map(fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
+    return default().map(fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)

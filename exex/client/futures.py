@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import Any
@@ -82,6 +82,11 @@ class AppFuture(LazyFuture):
 
         return apps.lift(function, self, key)
 
+    def __await__(self) -> Generator[Any, None, Any]:
+        from exex.client.awaiting import outcome
+
+        return outcome(self)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._tid} {self._call.name} at {self.task_status()}>"
 
@@ -157,6 +162,11 @@ class DataFuture(Future[File]):
     def cancelled(self) -> bool:
         """Whether the task was cancelled."""
         return self.app_future.cancelled()
+
+    def __await__(self) -> Generator[Any, None, File]:
+        from exex.client.awaiting import outcome
+
+        return outcome(self)
 
     def __repr__(self) -> str:
         return f"<DataFuture {self.file_obj.url!r} of {self.app_future!r}>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,25 @@ from exex.protocol.payload import Large, Stored
 if TYPE_CHECKING:
     from exex.client.session import Session
 
+_PAUSE_S = 0.001
 _CHUNK_S = 0.005
+_LEAST_S = 0.0003
 _MOST_ITEMS = 1000
+_MOST_AT_FIRST = 16  # the function may have been quick with other items
 _GROWTH = 4
 _MOST_BYTES = 256 * 1024 * 1024
 _SLICED = (range, list, tuple)
 
 Columns = tuple[Any, ...]
 """A chunk: from each iterable as many items; a slice of it where it can be sliced."""
+
+
+def can_be_sliced(iterable: object) -> bool:
+    """Whether slices of `iterable` can be sent instead of its items one by one."""
+    cls = type(iterable)
+    if cls in _SLICED:
+        return True
+    return cls.__name__ == "ndarray" and cls.__module__ == "numpy" and bool(iterable.shape)  # type: ignore[attr-defined]
 
 
 class _Slices:
@@ -109,7 +120,7 @@ class Mapping:
         buffersize: int | None,
         owner: object,
     ) -> None:
-        sliced = all(type(iterable) in _SLICED for iterable in iterables) and bool(iterables)
+        sliced = all(map(can_be_sliced, iterables)) and bool(iterables)
         self.owner = owner
         self._session = session
         self._call = call
@@ -120,7 +131,9 @@ class Mapping:
         self._window = 2 * max(1, session.proxy.welcome.slots)
         self._fixed_size = chunksize
         self._size = chunksize or 1
-        self._item_s = -1.0
+        self._item_s = -1.0 if call is None else session.item_s.get(call.number, -1.0)
+        if chunksize is None and self._item_s >= 0:
+            self._size = min(self._best_size(), _MOST_AT_FIRST)
         self._most_items = buffersize
         self._chunks: deque[_Chunk] = deque()
         self._last_ended: _Chunk | None = None
@@ -157,7 +170,7 @@ class Mapping:
     def _send_next(self) -> _Chunk | None:
         size, left = self._size, self._source.left()
         if self._fixed_size is None and left is not None:
-            size = max(1, min(size, left // self._window))  # the last chunks are small, so that all slots end together
+            size = max(self._least_size(), min(size, left // self._window))  # the last are small, so that all slots end together
         if self._most_items is not None:
             size = min(size, self._most_items - self._buffered)
         try:
@@ -206,8 +219,15 @@ class Mapping:
         if values:
             item_s = seconds / len(values)
             self._item_s = item_s if self._item_s < 0 else (self._item_s + item_s) / 2
-            best = int(_CHUNK_S / max(self._item_s, _CHUNK_S / _MOST_ITEMS))
-            self._size = max(1, min(best, self._size * _GROWTH))
+            self._session.item_s[self._call.number] = self._item_s
+            self._size = min(self._best_size(), self._size * _GROWTH)
+
+    def _least_size(self) -> int:
+        """Of which smaller chunks would gain nothing."""
+        return 1 if self._item_s < 0 else max(1, min(self._size, int(_LEAST_S / max(self._item_s, _LEAST_S / _MOST_ITEMS))))
+
+    def _best_size(self) -> int:
+        return max(1, int(_CHUNK_S / max(self._item_s, _CHUNK_S / _MOST_ITEMS)))
 
     def _stop_feeding(self) -> None:
         self._exhausted = True
@@ -215,18 +235,51 @@ class Mapping:
 
     # ---- results ---------------------------------------------------------------------------------------------------
 
-    def results(self, timeout: float | None) -> Iterator[Any]:
-        """Begin, and return the iterator over the values.
+    def begin(self) -> None:
+        """Send the first chunks.
 
         Raises:
             Exception: already the first item cannot be sent.
         """
-        end_s = None if timeout is None else time.monotonic() + timeout
         self._session.mappings.add(self)
         self.feed()
         if self._error is not None and not self._chunks:
             raise self._error
+
+    def results(self, timeout: float | None) -> Iterator[Any]:
+        """Begin, and return the iterator over the values. Errors as `begin`."""
+        end_s = None if timeout is None else time.monotonic() + timeout
+        self.begin()
         return self._iterate(end_s)
+
+    async def iterate_in_loop(self, end_s: float | None) -> AsyncIterator[Any]:
+        """The values, after `begin`, in an event loop, which is never blocked."""
+        import asyncio
+
+        from exex.client.awaiting import until_ended
+
+        exempted = self._session.proxy.pressure.exempted  # what is ahead is bounded by the window
+        self._started = True
+        try:
+            while self._chunks or not self._exhausted:
+                with exempted():
+                    self.feed()
+                if not self._chunks:
+                    if not self._exhausted:
+                        await asyncio.sleep(_PAUSE_S)  # another thread is at it
+                    continue
+                chunk = self._chunks[0]
+                await until_ended(chunk.future, None if end_s is None else end_s - time.monotonic())
+                with exempted():
+                    values, error = self._take(chunk)
+                for value in values:
+                    yield value
+                if error is not None:
+                    raise error
+            if self._error is not None:
+                raise self._error
+        finally:
+            self._abandon()
 
     def _iterate(self, end_s: float | None) -> Iterator[Any]:
         self._started = True
@@ -249,9 +302,12 @@ class Mapping:
             if self._error is not None:
                 raise self._error
         finally:
-            self._stop_feeding()
-            for chunk in list(self._chunks):
-                chunk.future.cancel()
+            self._abandon()
+
+    def _abandon(self) -> None:
+        self._stop_feeding()
+        for chunk in list(self._chunks):
+            chunk.future.cancel()
 
     def _take(self, chunk: _Chunk) -> tuple[list[Any], BaseException | None]:
         """The values of the first chunk, and the error of the item after them; sends the rest again if it may be."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _RESUME = 0.75
 """Part of a bound that must be left before threads that were held back go on, so that they do not stop at each task."""
 
-_PATIENCE_S = 1.0
+PATIENCE_S = 1.0
+"""Time without an answer after which open promises count as a reason to go on."""
 
 
 class Pressure:
@@ -22,6 +24,7 @@ class Pressure:
 
     Attributes:
         limit: a call with this task number, or a higher one, must `hold_back`.
+        ended: number of tasks that have ended so far.
     """
 
     def __init__(self, most_tasks: int, most_bytes: int, unfinished: Callable[[], tuple[int, int]]) -> None:
@@ -29,11 +32,12 @@ class Pressure:
         self._most_tasks = most_tasks
         self._most_bytes = most_bytes
         self._unfinished = unfinished
-        self._ended = 0
+        self.ended = 0
         self._closed = False
         self._waiting = 0
         self._room = threading.Condition()
         self._exempt: set[int] = set()
+        self._calls: list[Callable[[], object]] = []  # when there is room; each counts as one that waits
 
     def allow(self, most_tasks: int) -> None:
         """Change the bound on tasks, before the first of them."""
@@ -43,19 +47,30 @@ class Pressure:
         """Never hold the calling thread back."""
         self._exempt.add(threading.get_ident())
 
+    @contextmanager
+    def exempted(self) -> Iterator[None]:
+        """Within it the calling thread, which may not block, is not held back: it has looked at `has_room` before."""
+        thread = threading.get_ident()
+        is_new = thread not in self._exempt
+        self._exempt.add(thread)
+        try:
+            yield
+        finally:
+            if is_new:
+                self._exempt.discard(thread)
+
     def update(self, ended: int) -> None:
         """Something was sent, or answered. From the proxy thread.
 
         Args:
             ended: number of tasks that have ended so far.
         """
-        self._ended = ended
+        self.ended = ended
         if not self._closed:
             self.limit = ended + self._most_tasks
             self.look_at_bytes()
         if self._waiting and self._is_below(_RESUME):
-            with self._room:
-                self._room.notify_all()
+            self._let_through()
 
     def look_at_bytes(self) -> None:
         """A large payload was added, which may be one too many."""
@@ -66,8 +81,27 @@ class Pressure:
         """Let everybody through."""
         self._closed = True
         self.limit = 0
+        self._let_through()
+
+    def has_room(self) -> bool:
+        """Whether the next call would not be held back."""
+        return self._closed or self._is_below(1.0)
+
+    def call_when_room(self, function: Callable[[], object]) -> None:
+        """Call `function()` once when there is room again, from whatever thread notices it."""
+        with self._room:
+            self._waiting += 1
+            self._calls.append(function)
+        if self._closed or self._is_below(_RESUME):
+            self._let_through()
+
+    def _let_through(self) -> None:
         with self._room:
             self._room.notify_all()
+            calls, self._calls = self._calls, []
+            self._waiting -= len(calls)
+        for call in calls:
+            call()
 
     def hold_back(self, promises_open: Callable[[], bool]) -> None:
         """Wait for room, if there is none."""
@@ -77,8 +111,8 @@ class Pressure:
             self._waiting += 1
             try:
                 while not self._closed and not self._is_below(_RESUME):
-                    before = self._ended
-                    if not self._room.wait(_PATIENCE_S) and before == self._ended and promises_open():
+                    before = self.ended
+                    if not self._room.wait(PATIENCE_S) and before == self.ended and promises_open():
                         return
             finally:
                 self._waiting -= 1

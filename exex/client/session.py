@@ -62,6 +62,7 @@ class Session:
         self.proxy = Proxy(link, settings.max_waiting, settings.max_waiting_bytes, self._ask)
         self.proxy.journal = settings.journal
         self.mappings: set[Mapping] = set()  # whose calls are not all submitted
+        self.item_s: dict[int, float] = {}  # what an item has taken in earlier maps of an app
         self._foreign_call = Call(self.proxy, -1, "concurrent Future")
         self._records: dict[int, TaskRecord] = {}
         exempt = self.proxy.pressure.exempt  # what these threads submit is what others wait for

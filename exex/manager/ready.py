@@ -17,6 +17,9 @@ from exex.protocol.messages import TaskId
 
 Key = tuple[int, int, int]
 
+OF_A_CLASS = 16
+"""Tasks of one class of longer ones that are looked at for a gap in which little fits."""
+
 
 class ReadyQueue:
     """Ready small tasks: by priority (lower first), then depth (deeper first), then class of length (longer first: see
@@ -244,17 +247,23 @@ class ReadyQueue:
         return taken
 
     def take_fitting(self, most: int, fits: Callable[[Task], bool], looked_at: int) -> list[Task]:
-        """Remove and return the first tasks that fit, out of the first `looked_at` of the queue; the others keep their places."""
+        """Remove and return the first tasks that fit, out of the first `looked_at` of the queue; the others keep their places.
+
+        Only a part of these are of one class of longer tasks, so that shorter ones, which may fit, are looked at as well.
+        """
         taken: list[Task] = []
         for key in sorted(self._keys):
             bucket = self._buckets[key]
             passed: list[Task] = []
-            while bucket and len(taken) < most and looked_at > 0:
+            looks = looked_at if not key[2] else min(looked_at, OF_A_CLASS)
+            looked_at -= looks
+            while bucket and len(taken) < most and looks > 0:
                 task = bucket.popleft()
                 if task.status != Status.READY:
                     continue
-                looked_at -= 1
+                looks -= 1
                 (taken if fits(task) else passed).append(task)
+            looked_at += looks
             bucket.extendleft(reversed(passed))
             if len(taken) == most or looked_at <= 0:
                 break

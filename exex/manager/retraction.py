@@ -40,6 +40,9 @@ LOOK_SHARE = 2e-5
 LOOKED_AT = 256
 """Idle workers that are counted at a look, and workers that are asked."""
 
+QUEUES = 8192
+"""Queues that are looked at at once; where there are more, others the next time."""
+
 
 def retract(state: ManagerState) -> None:
     """Decide what is to come back. After placement, once per turn; O(1) unless it is time to look."""
@@ -48,7 +51,9 @@ def retract(state: ManagerState) -> None:
         for worker in list(stock.drains):
             _drain(state, worker)
     if not stock.workers or state.now_s < stock.next_look_s or state.must_place:
+        stock.must_look = True
         return
+    stock.must_look = False
     if state.ready.count:
         first = state.ready.first()
         if first is not None and first.app is not None and first.app.spec.priority < stock.lowest:
@@ -60,7 +65,7 @@ def retract(state: ManagerState) -> None:
 def next_look_s(state: ManagerState) -> float | None:
     """When a turn must follow though nothing arrives; None if queues need no look: a slot must come free first."""
     stock = state.stock
-    if not stock.workers or state.ready.count or not state.free or not _idle_slots(state, 1):
+    if not stock.must_look or not stock.workers or state.ready.count or not state.free or not _idle_slots(state, 1):
         return None
     return stock.next_look_s
 
@@ -74,15 +79,21 @@ def _queues(state: ManagerState) -> list[tuple[float, int, WorkerRecord]]:
     Forgets those that have none any more.
     """
     stock, now_s = state.stock, state.now_s
-    stock.next_look_s = now_s + LOOK_S + len(stock.workers) * LOOK_SHARE
+    looked_at = list(islice(stock.workers, QUEUES))
+    stock.next_look_s = now_s + LOOK_S + len(looked_at) * LOOK_SHARE
+    if len(looked_at) < len(stock.workers):
+        stock.must_look = True
+        for worker in looked_at:
+            stock.workers[worker] = stock.workers.pop(worker)  # to the end
     found = []
-    for place, worker in enumerate(list(stock.workers)):
+    for place, worker in enumerate(looked_at):
         queued = worker.held - worker.room
         if queued <= 0:
             del stock.workers[worker]
             continue
         if worker.rank in stock.asked or worker.in_team or stock.moves(worker, now_s) == -math.inf:
             continue
+        stock.must_look = True
         found.append((worker.held_s * queued / worker.held / max(1, worker.room), place, worker))
     return found
 

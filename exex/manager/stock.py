@@ -27,10 +27,11 @@ class Stock:
         returned: how many have, in all.
         outgoing: questions of this turn.
         next_look_s: when queues may be looked at again.
+        must_look: something may have changed since the last look, or may be asked for at the next one.
         lowest: the highest priority number of any app: what has it, nothing has to make way for.
     """
 
-    __slots__ = ("asked", "drains", "gave", "lowest", "next_look_s", "outgoing", "returned", "returns", "workers")
+    __slots__ = ("asked", "drains", "gave", "lowest", "must_look", "next_look_s", "outgoing", "returned", "returns", "workers")
 
     def __init__(self) -> None:
         self.workers: dict[WorkerRecord, tuple[int, float]] = {}
@@ -41,6 +42,7 @@ class Stock:
         self.returned = 0
         self.outgoing: list[tuple[Rank, Retract]] = []
         self.next_look_s = 0.0
+        self.must_look = False
         self.lowest = -(1 << 63)
 
     def put(self, worker: WorkerRecord, now_s: float) -> None:

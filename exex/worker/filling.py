@@ -45,10 +45,11 @@ def fill(state: WorkerState, now_s: float) -> None:
 
 def _share(state: WorkerState, now_s: float) -> None:
     """If a slot is idle, take back what a stuck slot has queued. O(slots) and only while nothing is queued here."""
-    if len(state.slots) == 1 or not any(not slot.held and slot.helps is None for slot in state.slots):
+    loaded = [slot for slot in state.slots if len(slot.held) > 1]
+    if not loaded or not any(not slot.held and slot.helps is None for slot in state.slots):
         return
-    for slot in state.slots:
-        if len(slot.held) > 1 and now_s - slot.moved_s > STUCK_S:
+    for slot in loaded:
+        if now_s - slot.moved_s > STUCK_S:
             recover(state, slot)
 
 

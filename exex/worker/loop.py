@@ -77,6 +77,7 @@ class ProcessPort:
             },
         )
         process.give(len(calls), self._loop.encoder.encode(message))
+        self._loop.sending.add(self)
 
     def take_back(self) -> int:
         """See `SlotPort.take_back`."""
@@ -165,6 +166,7 @@ class WorkerLoop:
         stopped: the manager has said Stop, and our Bye is on its way.
         together: it has said that all ranks can leave MPI in order.
         at_once: there is more to do.
+        sending: ports to whose process there may be something unsent.
     """
 
     def __init__(
@@ -190,6 +192,7 @@ class WorkerLoop:
         self.stopped = False
         self.together = False
         self.at_once = False
+        self.sending: set[ProcessPort] = set()
         self._beat_s = beat_s
         self._limit_s = limit_s
         self._said_s = self._heard_s = self._turned_s = time.monotonic()
@@ -322,11 +325,20 @@ class WorkerLoop:
         if self.state.parts and not unsent and not self.stopped:
             self._take_part()
             traffic = self.at_once = True
-        for port in self._ports:
+        if self.sending:
+            self._send_the_rest()
+        return traffic
+
+    def _send_the_rest(self) -> None:
+        """To task processes that did not take all at once. Not a look at every slot: a turn is for a single message, too."""
+        for port in list(self.sending):
+            is_unsent = False
             if port.process is not None:
                 stream = port.process.link
-                self._waiter.watch_output(stream.fileno(), stream.progress() and not stream.gone)
-        return traffic
+                is_unsent = stream.progress() and not stream.gone
+                self._waiter.watch_output(stream.fileno(), is_unsent)
+            if not is_unsent:
+                self.sending.discard(port)
 
     def _keep_in_touch(self, now_s: float) -> None:
         """Beat if there was nothing to say for long; give up if the manager has been silent for too long.
@@ -487,6 +499,7 @@ class WorkerLoop:
                 self._printed.ended(slot, len(done.tasks), now_s)
             state.on_slot_done(self.state, slot, done, now_s)
             traffic = True
+        self.sending.add(port)  # what was held back until it has dropped what was taken back is sent now
         return traffic
 
     def _pass_on_all(self, port: ProcessPort) -> None:

@@ -68,6 +68,26 @@ def test_a_mixed_workflow_in_other_shapes(launch: Launch, options: tuple[str, ..
     fine(launch.workflow(3, MIXED, options=options))
 
 
+LARGE = """
+from exex import python_app
+
+@python_app
+def size(data):
+    return len(data)
+
+data = [bytes(3_000_000 + i) for i in range(4)]
+futures = [size(data[i % 4]) for i in range(16)]
+assert [future.result() for future in futures] == [3_000_000 + i % 4 for i in range(16)]
+print("fine")
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_arguments_that_no_socket_takes_at_once(launch: Launch, ranks: int) -> None:
+    """A process that is slow to take its own does not hold up those of the other slots, nor is the rest forgotten."""
+    fine(launch.workflow(ranks, LARGE, options=("--slots", "4")))
+
+
 def test_without_isolation_python_runs_in_the_rank_and_bash_does_not(launch: Launch) -> None:
     fine(
         launch.workflow(

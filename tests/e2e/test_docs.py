@@ -17,7 +17,7 @@ from tests.launch import ROOT, Launch
 from tests.unit.test_docs import blocks
 
 A_SCRIPT_PER_BLOCK = ("README.md", "docs/quickstart.md")
-ONE_SCRIPT = ("docs/apps-and-futures.md", "docs/resume.md", "docs/coming-from-parsl.md")
+ONE_SCRIPT = ("docs/apps-and-futures.md", "docs/asyncio.md", "docs/resume.md", "docs/coming-from-parsl.md")
 
 
 class Example(NamedTuple):
@@ -50,11 +50,14 @@ def examples() -> list[object]:
     for name in A_SCRIPT_PER_BLOCK:
         for number, part in enumerate(parts(ROOT / name), start=1):
             found.append(pytest.param(part, id=f"{name}-{number}"))
-    for name in ONE_SCRIPT:
-        all_parts = parts(ROOT / name)
-        whole = Example("\n".join(part.script for part in all_parts), "".join(part.output or "" for part in all_parts))
-        found.append(pytest.param(whole, id=name))
+    found += [pytest.param(whole(ROOT / name), id=name) for name in ONE_SCRIPT]
     return found
+
+
+def whole(document: Path) -> Example:
+    """All Python blocks of a page as one script."""
+    all_parts = parts(document)
+    return Example("\n".join(part.script for part in all_parts), "".join(part.output or "" for part in all_parts))
 
 
 def comparable(text: str) -> list[str]:
@@ -68,7 +71,12 @@ def comparable(text: str) -> list[str]:
 
 @pytest.mark.parametrize("example", examples())
 def test_examples_run(launch: Launch, example: Example) -> None:
-    done = launch.workflow(3, example.script)
+    check(launch, example)
+
+
+def check(launch: Launch, example: Example, **environment: str) -> None:
+    """Run an example, and compare what it prints."""
+    done = launch.workflow(3, example.script, **environment)
     assert done.status == 0, (done.out, done.err)
     assert done.err == "", done.err
     if example.output is not None:

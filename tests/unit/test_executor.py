@@ -488,3 +488,22 @@ def test_a_handler_decides_about_items():
     tries.clear()
     with Job(retry_handler=lambda error, record: 0 if record["fail_count"] < 9 else 1):
         assert list(exex.map(flaky, range(20))) == list(range(20))
+
+
+def test_a_map_begins_with_what_earlier_maps_have_found(manager, executor):
+    def chunks(function, count):
+        before = sizes(manager)
+        assert len(list(executor.map(function, range(count)))) == count
+        return sizes(manager) - before
+
+    def begin(function):
+        taken = []
+        executor.map(function, (taken.append(i) or i for i in range(100)))
+        return len(taken)
+
+    assert chunks(double, 8) > 4
+    chunks(double, 1000)
+    assert chunks(double, 8) == 1  # it takes microseconds
+    assert chunks(slow, 8) == 8  # of another function nothing is known
+    assert chunks(slow, 8) > 2
+    assert begin(double) == 2 * 2 * 16

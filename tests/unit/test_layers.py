@@ -15,7 +15,8 @@ LAYERS = [
     {"protocol"},
     {"transport", "store", "launch", "record"},
     {"manager", "worker", "client", "reaper", "report"},
-    {"guard", "remote", "campaign"},
+    {"guard", "remote", "campaign", "aio"},
+    {"integrations"},
     {"reach", "rank", "run", "cli", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -25,6 +26,8 @@ ONE_IMPORTER = {
     "cloudpickle": "protocol/payload.py",
     "h5py": "record/hdf5.py",
     "click": "cli.py",
+    "joblib": "integrations/joblib.py",
+    "dask": "integrations/dask.py",
 }
 
 

@@ -73,11 +73,36 @@ def test_one_question_at_a_time_and_none_again_that_was_in_vain() -> None:
     manager = queued(1, 1)
     assert asked(manager, 1.0)
     assert asked(manager, 2.0) == {}
-    assert retraction.next_look_s(manager.state) is not None
+    assert retraction.next_look_s(manager.state) is None, "its answer will come"
     retraction.on_returned(manager.state, 1, Returned(tasks=[]))
     assert asked(manager, 3.0) == {}, "it said that all have begun"
+    assert retraction.next_look_s(manager.state) is None
     manager.done(1, 1, seconds=1e-3)
     assert asked(manager, 4.0), "it has gone on"
+
+
+def test_a_queue_that_may_get_stuck_is_looked_at_again_though_nothing_arrives() -> None:
+    manager = queued(1, 1, seconds=1e-5)
+    assert asked(manager, 0.001) == {}
+    look_s = retraction.next_look_s(manager.state)
+    assert look_s is not None
+    assert asked(manager, look_s + retraction.STUCK_S)
+
+
+def test_very_many_queues_are_looked_at_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retraction, "QUEUES", 2)
+    manager = Manager(1, 1, 1)
+    manager.submit(3)
+    manager.turn()
+    for task in list(manager.state.tasks.values()):
+        manager.done(task.rank, task.id, seconds=1e-3)
+    manager.submit(9)
+    manager.turn()
+    first, second, third = (one.rank for one in manager.state.stock.workers)
+    transitions.on_hello(manager.state, 4, hello(9))
+    assert asked(manager, 1.0).keys() == {first, second}
+    assert [one.rank for one in manager.state.stock.workers] == [third, first, second]
+    assert asked(manager, 2.0).keys() == {third}
 
 
 def test_the_longest_queue_is_asked_first() -> None:
