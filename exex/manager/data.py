@@ -77,6 +77,8 @@ def _withdraw(state: ManagerState) -> None:
 
 def _look_after(state: ManagerState, record: Kept) -> None:
     """A record has changed."""
+    if record.client not in state.clients:
+        return  # gone, and only the note of the change is left
     if record.error is not None:
         _fail_waiters(state, record)
     elif record.value is not None or record.is_there():
@@ -130,36 +132,28 @@ def _give_up(record: Kept, why: str) -> None:
     record.error = payloads.dump_error(error, "")
 
 
-def _make_again(state: ManagerState, record: Kept) -> None:
-    """Run the task once more that has made a payload, and before it all whose values it needs and that are gone as well."""
-    todo, begun = [record], []
-    while todo:
-        lost = todo.pop()
-        if lost.again or lost.error is not None or lost.value is not None or lost.holders:
-            continue
-        origin = lost.origin
-        if origin is None:
-            _give_up(lost, "it was in no store any more, and only its client could have made it again")
-            state.data.note(lost)
-            continue
-        origin.losses += 1
-        if origin.losses > transitions.LOSSES_TOLERATED:
-            _give_up(lost, f"it was lost {origin.losses} times with the ranks that had it")
-            state.data.note(lost)
-            continue
-        lost.again = True
-        if isinstance(state.tasks.get(origin.task), Again):
-            continue  # begun for a record that nobody needed any more
-        task = Again(origin)
-        if origin.values is not None:
-            task.values = [_record_of(state, value, lost.client) for value in origin.values]
-            todo += [value for value in task.values if type(value) is Kept and not value.is_there()]
-        state.tasks[task.id] = task
-        state.data.repeated.add(task.id)
-        state.clients[lost.client].unfinished += 1
-        begun.append(task)
-    for task in begun:
-        transitions.requeue(state, task)
+def _make_again(state: ManagerState, lost: Kept) -> None:
+    """Run the task once more that has made a payload. What it needs, and is gone as well, it waits for: `settle` goes on."""
+    origin = lost.origin
+    if origin is None:
+        _give_up(lost, "it was in no store any more, and only its client could have made it again")
+        state.data.note(lost)
+        return
+    origin.losses += 1
+    if origin.losses > transitions.LOSSES_TOLERATED:
+        _give_up(lost, f"it was lost {origin.losses} times with the ranks that had it")
+        state.data.note(lost)
+        return
+    lost.again = True
+    if isinstance(state.tasks.get(origin.task), Again):
+        return  # begun for a record that nobody needed any more
+    task = Again(origin)
+    if origin.values is not None:
+        task.values = [_record_of(state, value, lost.client) for value in origin.values]
+    state.tasks[task.id] = task
+    state.data.repeated.add(task.id)
+    state.clients[lost.client].unfinished += 1
+    transitions.requeue(state, task)
 
 
 def _record_of(state: ManagerState, value: object, client: int) -> object:

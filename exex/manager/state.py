@@ -326,6 +326,7 @@ class ManagerState:
         if not isinstance(task, Again):
             return False
         record = task.origin.get()
+        del task.origin
         if record is not None:
             record.again = False
             if outcome == Outcome.DONE:

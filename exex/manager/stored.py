@@ -298,6 +298,7 @@ class Data:
                 asked = next((other for other, holder in record.holders.items() if holder == source), None)
             if asked is not None:
                 self.check(record, asked)
+        self.in_use = True  # so that this is forgotten with the task
         count = self.starved[task.id] = self.starved.get(task.id, 0) + 1
         return count
 

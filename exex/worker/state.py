@@ -353,18 +353,21 @@ def on_drop(state: WorkerState, msg: Drop, now_s: float) -> None:
 
 
 def on_retract(state: WorkerState, msg: Retract) -> None:
-    """Give back calls that no task process has begun. Cost: O(calls queued here)."""
+    """Give back calls that no task process has begun, also those that stand aside. Cost: O(calls queued here)."""
     wanted = set(msg.tasks)
     for slot in state.slots:
         if any(call.task in wanted for call in slot.held):
             recover(state, slot)
-    returned, kept = [], []
+    returned = [task for task, (call, _) in state.aside.items() if task in wanted and call.grant is None]
+    kept = []
+    for task in returned:
+        del state.aside[task]
     for call in state.queue:
         if call.task in wanted and not call.losses:  # one that has lost its process here is counted here
             returned.append(call.task)
         else:
             kept.append(call)
-    if returned:
+    if len(kept) < len(state.queue):
         state.queue.clear()
         state.queue.extend(kept)
     state.give_back(returned)

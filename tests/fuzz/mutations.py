@@ -12,34 +12,45 @@ import msgspec
 
 from exex.protocol import codec
 from exex.protocol.messages import (
+    Absent,
     Answer,
     Applied,
     AppSpec,
     Assign,
     Attach,
+    Brought,
     Bye,
     Cancel,
+    Chunk,
+    Copy,
     Done,
     Drop,
+    Fetch,
     Finish,
+    Free,
     Fulfil,
     Grant,
     Hello,
+    Here,
+    Holds,
     JobEnds,
     Join,
     Kind,
     NodeShape,
     Part,
     Promise,
+    Release,
     Retract,
     Returned,
     Share,
+    Spread,
     Stop,
     Submit,
     Verdict,
+    Want,
     Welcome,
 )
-from exex.protocol.payload import Large
+from exex.protocol.payload import Large, Stored
 
 FUNCTION = b"f" * 16
 SPEC = AppSpec(app=0, name="f", function=FUNCTION)
@@ -93,6 +104,21 @@ def corpus(bomb: Path) -> list[Frames]:
         Retract([1, 2]),
         Returned([2]),
         Stop(""),
+        Submit(9, [], {}, [0], [Stored("c1.1", [10, 20])], {0: [-1]}, {0: {0: Stored("c1.2", [5])}}, 0),
+        Spread(Stored("c1.3", [1 << 20])),
+        Want(["t0.1", "c1.1"], True),
+        Release(["t0.1"]),
+        Brought("t0.1", 0, large),
+        Brought("t0.1", 0, Stored("t0.2", [100])),
+        Done([0], b"\0", [Stored("t0.1", [100, 50_000])], [0.1], []),
+        Holds(["t0.1"]),
+        Assign([], {}, [5], [0], [Stored("c1.1", [10, 20])], {0: [Stored("t0.1", [100])]}, {}, {}, {"c1.1": 0, "t0.1": 2}),
+        Copy([Stored("c1.3", [1 << 20])], 0),
+        Free(["c1.3"]),
+        Fetch(["t0.1"]),
+        Chunk("t0.1", 0, Large([small])),
+        Here(["t0.1"]),
+        Absent(["t0.1"]),
     ]
     return [[bytes(frame) for frame in encode(message)] for message in messages]
 
@@ -159,11 +185,27 @@ class Liar:
 
     def _payload(self) -> Any:
         choice = self.rng.random()
-        if choice < 0.85:
+        if choice < 0.75:
             return self.small
+        if choice < 0.85:
+            return self._stored()
         if choice < 0.95:
             return Large([self.small, b"x" * self.rng.choice([0, 1, 40_000])])
         return self.rng.choice([None, 3, "text", [b"", [b""]], {1: b""}, 1.5, msgspec.msgpack.Ext(5, b"??")])
+
+    def _stored(self) -> Stored:
+        """A name that there may be, or not."""
+        sizes = self.rng.choice([[1], [40_000], [3, 4], [0], [], [2**44], [2**63], [1] * 70_000])
+        return Stored(self._name(), sizes)
+
+    def _name(self) -> str:
+        rng = self.rng
+        if rng.random() < 0.05:
+            return rng.choice(["", "../x", "t1", "c1.", "t1.1/", "t" + "1" * 100 + ".1", "\0", "spill"])
+        return f"{rng.choice('ct')}{rng.randrange(4)}.{rng.randint(0, 3)}"
+
+    def _names(self) -> list[str]:
+        return [self._name() for _ in range(self.rng.randint(0, 4))]
 
     def _payloads(self, count: int) -> list[Any]:
         if self.rng.random() < 0.03:
@@ -202,7 +244,7 @@ class Liar:
 
     def of_client(self, first: int = 0) -> Frames:
         """From a client whose next task is `first`, if it tells the truth."""
-        rng, kind = self.rng, self.rng.randrange(10)
+        rng, kind = self.rng, self.rng.randrange(11)
         count = rng.randint(1, 4)
         start = first if rng.random() < 0.8 else self._number() % 2**64
         message: object
@@ -229,6 +271,8 @@ class Liar:
             message = Cancel(self._numbers())
         elif kind == 7:
             message = Verdict(self._number(), rng.random() < 0.5, self._payload())
+        elif kind == 10:
+            message = rng.choice([Want(self._names(), rng.random() < 0.5), Release(self._names()), Spread(self._payload())])
         elif kind == 8:
             message = Applied(rng.choice([0, self._number()]))
         else:
@@ -241,7 +285,12 @@ class Liar:
         tasks = [rng.choice(held) if held and rng.random() < 0.9 else self._number() for _ in range(rng.randint(0, 3))]
         seconds = [rng.choice([0.0, 1e-6, 1.0, -1.0, float("nan"), float("inf"), 1e308]) if rng.random() < 0.1 else 1e-5 for _ in tasks]
         outcomes = bytes(rng.choice([0, 0, 0, 0, 1, 4, 6]) for _ in tasks)
-        message: object = Done(tasks, outcomes, self._payloads(len(tasks)), seconds, self._numbers(2))
+        payloads = [Stored(f"t{task}.{rng.randint(1, 3)}", [40_000]) if rng.random() < 0.3 else payload for task, payload in zip(tasks, self._payloads(len(tasks)))]
+        message: object = Done(tasks, outcomes, payloads, seconds, self._numbers(2))
+        if rng.random() < 0.3:
+            names = [f"t{task}.{rng.randint(1, 3)}" for task in held[-4:]] if rng.random() < 0.7 else self._names()
+            of_names = rng.choice([Holds, Absent, Fetch, Here])
+            return self._frames(of_names(names) if rng.random() < 0.9 else Chunk(self._name(), self._number() % 2**63, self._payload()))
         if rng.random() < 0.3:
             task = rng.choice(held) if held and rng.random() < 0.9 else self._number()
             message = Part(task, rng.choice([0, 0, 1, 2, 4, 5, 9]), self._payload(), rng.choice([1e-5, 1e-5, -1.0, float("nan")]))

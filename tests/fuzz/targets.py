@@ -14,14 +14,17 @@ from exex.errors import ProtocolError
 from exex.manager.loop import ManagerLoop, Settings
 from exex.protocol import codec
 from exex.protocol.messages import (
+    Absent,
     Answer,
     Applied,
     AppSpec,
     Assign,
     Attach,
+    Copy,
     Done,
     Drop,
     Hello,
+    Holds,
     Join,
     Kind,
     Outcome,
@@ -31,6 +34,7 @@ from exex.protocol.messages import (
     Submit,
     Welcome,
 )
+from exex.protocol.payload import Large, Stored
 from exex.transport.base import GONE
 from exex.transport.memory import Network
 from exex.transport.stream import StreamLink
@@ -75,6 +79,50 @@ class CodecTarget:
         """Nothing to do."""
 
 
+class LyingStore:
+    """The manager's exchange: what is fetched arrives or does not, and files vanish."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.ended: list[tuple[str, bool]] = []
+
+    def on_message(self, rank: int, message: object) -> None:
+        pass
+
+    def fetch(self, stored: Stored, source: int) -> None:
+        self.ended.append((stored.name, self.rng.random() < 0.7))
+
+    def events(self) -> list[tuple[str, bool]]:
+        ended, self.ended = self.ended, []
+        return ended
+
+    def has(self, name: str) -> bool:
+        return self.rng.random() < 0.9
+
+    def payload(self, stored: Stored) -> Large:
+        if self.rng.random() < 0.05:
+            raise FileNotFoundError(stored.name)
+        return Large([b"x"])
+
+    def free(self, names: list[str]) -> None:
+        pass
+
+    def adopt(self, stored: Stored) -> None:
+        pass
+
+    def on_gone(self, rank: int) -> None:
+        pass
+
+    def tick(self, now_s: float) -> None:
+        pass
+
+    def is_busy(self) -> bool:
+        return False
+
+    def work(self) -> bool:
+        return False
+
+
 class ManagerTarget:
     """A manager with three workers and two clients, of which the last of each lie; the honest client gets its answers.
 
@@ -94,14 +142,15 @@ class ManagerTarget:
     def _start(self) -> None:
         gc.collect()  # the networks of before are cyclic, and the manager has turned collections off
         self.workers_net, self.clients_net = Network(), Network()
-        settings = Settings("1", "3.11.0", 0, frozenset((1, 2, 3)), "run", 1e9, 1e9, 0.005)
-        self.loop = ManagerLoop(settings, self.workers_net.end(0), None, lambda: None)
+        settings = Settings("1", "3.11.0", 0, frozenset((1, 2, 3)), "run", 1e9, 1e9, 0.005, store="/s", store_key="home", keep_bytes=1)
+        self.loop = ManagerLoop(settings, self.workers_net.end(0), None, lambda: None, exchange=LyingStore(self.rng))
         self.loop.listen(self.clients_net.end(0))
         self.ends = {rank: self.workers_net.end(rank) for rank in (1, 2, 3)}
         self.held: dict[int, list[int]] = {1: [], 2: [], 3: []}
         slots = self.rng.choice([1, 2])  # ranks of one slot take part in calls on communicators
-        for end in self.ends.values():
-            end.send(0, self.encoder.encode(Hello("1", "3.11.0", "n", 1, slots, "", [], [], 1000, ["0", "1"])))
+        for rank, end in self.ends.items():
+            key = self.rng.choice(["home", f"store {rank}", "shared"])
+            end.send(0, self.encoder.encode(Hello("1", "3.11.0", "n", 1, slots, "", [], [], 1000, ["0", "1"], key)))
         self.next_number = 1
         self.honest = self._attach()
         self.hostile = self._attach()
@@ -206,10 +255,13 @@ class ManagerTarget:
                     self.parts += 1
                 elif type(message) is Retract and rank != 3:
                     link.send(0, self.encoder.encode(Returned([])))  # all have begun
+                elif type(message) is Copy and rank != 3:
+                    names = [stored.name for stored in message.payloads]
+                    link.send(0, self.encoder.encode(self.rng.choice([Holds, Absent])(names)))
                 elif type(message) is Drop and rank != 3:
                     pass  # they are run nevertheless: the manager hears of each once
             if tasks and (rank != 3):
-                done = Done([t for t, _, _ in tasks], bytes(len(tasks)), [p for _, p, _ in tasks], [1e-5] * len(tasks), [])
+                done = Done([t for t, _, _ in tasks], bytes(len(tasks)), [b"" if type(p) is Stored else p for _, p, _ in tasks], [1e-5] * len(tasks), [])
                 link.send(0, self.encoder.encode(done))
 
     def _hear_honest(self) -> None:

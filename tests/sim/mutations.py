@@ -14,14 +14,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from exex.manager import assigning, grants, keeping, memo, packing, placement, retraction, teams, transitions
+from exex.manager import (
+    assigning,
+    data,
+    grants,
+    keeping,
+    memo,
+    near_data,
+    packing,
+    placement,
+    retraction,
+    teams,
+    transitions,
+)
 from exex.manager.line import Line, Shape
 from exex.manager.liveness import Liveness
 from exex.manager.loop import ManagerLoop
 from exex.manager.memo import Memo
 from exex.manager.nodes import NodeRecord, Nodes
 from exex.manager.ready import ReadyQueue
+from exex.manager.records import Kept
 from exex.manager.state import ClientRecord, ManagerState
+from exex.manager.stored import Data
 from exex.protocol import parts
 from exex.worker import filling
 from exex.worker import state as worker
@@ -41,8 +55,8 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
-    Mutation("a failed attempt is not queued again", transitions._attempt_failed, "task.attempt += 1\n        state.ready.push(task)", "task.attempt += 1"),
-    Mutation("attempts of a lost rank are not queued again", transitions._attempt_lost, "        state.ready.push(task)", "        pass"),
+    Mutation("a failed attempt is not queued again", transitions._attempt_failed, "task.attempt += 1\n        requeue(state, task)", "task.attempt += 1"),
+    Mutation("attempts of a lost rank are not queued again", transitions._attempt_lost, "        requeue(state, task)", "        pass"),
     Mutation("the attempt's number stays when a rank is lost", transitions._attempt_lost, "task.attempt += 1", "pass"),
     Mutation("attempts of a lost rank still count as assigned", transitions.on_worker_lost, "state.assigned -= 1", "pass"),
     Mutation("a lost rank still gets tasks", transitions.on_worker_lost, "worker.leaving = True", "pass"),
@@ -62,7 +76,7 @@ MUTATIONS = [
     Mutation("a running task that is cancelled is not awaited", transitions.cancel, "state.dropped[task.id] = task.rank", "pass"),
     Mutation("the worker is not told of a cancelled task", transitions.cancel, "state.drops.setdefault(task.rank, []).append(task.id)", "pass"),
     Mutation("the guess of a cancelled task's length is not taken back", transitions.cancel, "held_s -= task.guess_s", "held_s -= 0"),
-    Mutation("what the retry handler grants is not queued", transitions.on_verdict, "        state.ready.push(task)", "        pass"),
+    Mutation("what the retry handler grants is not queued", transitions.on_verdict, "        requeue(state, task)", "        pass"),
     Mutation("a retry handler's task may run on", transitions._attempt_failed, "task.status = Status.ASKING", "state.ready.push(task)"),
     Mutation("tasks of a client that is gone live on", transitions.on_finish, "(msg.cancel or waits_for_client)", "waits_for_client"),
     Mutation("an answer is lost", ManagerState.finish_task, "client.tasks.append(task.id)", "client.tasks.append(task.id) if task.id % 16 else None"),
@@ -71,7 +85,8 @@ MUTATIONS = [
     Mutation("values are never let go of", ClientRecord.applied, "self.kept.pop(task, None)", "pass"),
     Mutation("a free worker's flag stays set", placement._fill_free, "worker.in_free = False", "pass"),
     Mutation("the ready queue counts one too few", ReadyQueue.push_all, "self.count += len(tasks) - 1", "self.count += max(len(tasks) - 2, 0)"),
-    Mutation("a dropped call is not reported", worker.on_drop, "state.report(call, Outcome.CANCELLED, b\"\")", "pass"),
+    Mutation("a dropped call is not reported", worker.on_drop, "                state.report(call, Outcome.CANCELLED, b\"\")", "                pass"),
+    Mutation("a dropped call that stands aside is not reported", worker.on_drop, "        wanted.discard(task)\n        state.report(call, Outcome.CANCELLED, b\"\")", "        wanted.discard(task)"),
     Mutation("a started call is taken back", worker.recover, "min(slot.port.take_back(), len(slot.held))", "min(slot.port.take_back() + 1, len(slot.held))"),
     Mutation("what a dead process had queued is lost", worker.on_slot_died, "state.queue.appendleft(slot.held.pop())", "slot.held.pop()"),
     Mutation("the death of a task process is not reported", worker.on_slot_died, "state.report(running, Outcome.LOST,", "(running, Outcome.LOST,"),
@@ -91,7 +106,7 @@ MUTATIONS = [
     Mutation("the store's answer is awaited for ever", Memo.fetched, "self._fetching.discard(key)", "pass"),
     Mutation("a result that does not count lets nobody run", Memo.fetched, "return line[0]", "return None"),
     Mutation("a recorded result ends only the first", Memo.fetched, "for task in line if", "for task in list(line)[:1] if"),
-    Mutation("tasks that known results ready are forgotten", transitions.on_fetched, "    _end_found(state)", "    pass"),
+    Mutation("tasks that known results ready are forgotten", transitions.on_fetched, "    end_found(state)", "    pass"),
     Mutation("a checkpoint that failed is said to be made", ManagerLoop._drain_journal, "number=asked, error=error", "number=asked, error=''"),
     Mutation("a silent rank is never given up", Liveness.silent, "if now_s - heard_s > self.limit_s]", "if False]"),
     Mutation("the job's own pause counts as silence", Liveness.silent, "if gap_s > self.limit_s * PAUSE:", "if False:"),
@@ -188,6 +203,24 @@ MUTATIONS = [
     Mutation("ranks that no node can hold any more wait", packing._fail_all, "request is not None and impossible(\"\", request, nodes) is None", "False"),
     Mutation("what was spread over other nodes keeps its old shape", packing._fail_all, "task.app.request = request", "pass"),
     Mutation("a lead runs its call alone", worker._queue, "if join is not None:", "if False:"),
+    Mutation("what is freed is not told", Kept.__del__, "data.free(rank, self.name)", "pass"),
+    Mutation("a value that its client may name is freed", ManagerState.finish_task, "client.owned[payload.name] = payload", "pass"),
+    Mutation("what a client releases is kept", transitions.on_release, "client.owned.pop(name, None)", "pass"),
+    Mutation("tasks do not let go of what they needed", ManagerState._is_only_made_again, "task.payload, task.values = b\"\", None", "pass"),
+    Mutation("the client is answered twice", ManagerState._is_only_made_again, "    return True", "    return False"),
+    Mutation("a lost value is not made again", data._make_again, "    transitions.requeue(state, task)", "    pass"),
+    Mutation("tasks that are ready begin without what was lost", data._withdraw, "    if starving:", "    if False:"),
+    Mutation("who waits for a value is forgotten", data._look_after, "                transitions.requeue(state, task)", "                del record.waiters[number]"),
+    Mutation("who waits for what is lost for good waits for ever", data._look_after, "        _fail_waiters(state, record)", "        pass"),
+    Mutation("a value that a client wants is not brought", data._serve, "data.brought += [", "[0 for _ in range(0)] + ["),
+    Mutation("what a lost rank held is still there", Data.on_rank_lost, "if record.holders.get(store) == rank:", "if False:"),
+    Mutation("nobody takes over", Data.on_rank_lost, "heir = self._listener(store)", "heir = None"),
+    Mutation("what was lost is believed to be there", Data.on_absent, "record.drop(store)", "pass"),
+    Mutation("a starved task is not tried again", transitions._attempt_starved, "        requeue(state, task)", "        pass"),
+    Mutation("who holds a copy is not noted", Data.on_holds, "record.hold(store, rank)", "pass"),
+    Mutation("a copy of what is freed stays", Data.on_holds, "self.free(rank, name)", "pass"),
+    Mutation("a key is made without what it needs", Data._can_be_had, "not _is_read_at_home(record, task) or", "True or"),
+    Mutation("a task that waits where its data is counts twice", near_data._place_at, "near.take(task.id)", "pass"),
     Mutation("a second notice makes the end later", ManagerLoop.notice, "ends_s is None or (sooner and ends_s > self._clock() + left_s)", "True"),
 ]  # fmt: skip
 

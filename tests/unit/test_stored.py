@@ -21,6 +21,7 @@ from exex.protocol.messages import (
     Holds,
     Join,
     Outcome,
+    Retract,
     Share,
 )
 from exex.protocol.payload import Large, Stored
@@ -254,6 +255,16 @@ def test_a_call_that_stands_aside_can_be_dropped(desk):
     assert desk.reported() == [(7, Outcome.CANCELLED)]
     desk.arrives("t1.1", 100)
     assert desk.queued() == [8]
+
+
+def test_a_call_that_stands_aside_can_be_given_back_and_what_it_needs_still_comes(desk):
+    grant = Grant(1, [], [Share("nid00012", 1, [], [3])])
+    desk.assign(7, 8, sources={"t1.1": 1}, payload=ONE)
+    desk.assign(9, sources={"t1.1": 1}, payload=ONE, grants={0: grant})
+    worker.on_retract(desk.state, Retract(tasks=[7, 9]))
+    assert desk.state.take_returned().tasks == [7]
+    desk.arrives("t1.1", 100)
+    assert desk.queued() == [8] and len(desk.state.big) == 1 and desk.said == [Holds(names=["t1.1"])]
 
 
 def test_big_calls_and_calls_on_communicators_wait_likewise(desk):
