@@ -199,6 +199,7 @@ class ManagerLoop:
         self.stop(reason)
 
     def _drain_workers(self) -> bool:
+        self.state.stock.is_behind = False
         for count in range(MESSAGES_A_TURN):
             arrived = self._workers.receive()
             if arrived is None:
@@ -227,6 +228,7 @@ class ManagerLoop:
                     self._on_bye(rank)
             except ProtocolError as error:
                 self._on_broken_worker(rank, f"rank {rank} broke the protocol: {error}")
+        self.state.stock.is_behind = True
         return True
 
     def _drain_journal(self, journal: Journal) -> bool:
