@@ -30,7 +30,7 @@ WORTH_S = 0.002
 """What is queued for less than this, per slot, is begun before it could have come back and gone elsewhere."""
 
 STUCK_S = 0.005
-"""A worker that has ended nothing for so long beyond what all that it holds should take runs something longer than was thought."""
+"""A worker that has ended nothing for so long beyond what all that it holds should take runs something longer than thought."""
 
 LOOK_S = 0.002
 """Pause between two looks at the queues, and LOOK_SHARE more for each of them: some fifty times what a look takes."""
