@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from exex.client import session
+from exex.errors import WorkerLost
 from exex.protocol import codec
 from exex.protocol import payload as payloads
 from exex.protocol.messages import (
@@ -21,6 +22,7 @@ from exex.protocol.messages import (
     Applied,
     AppSpec,
     Attach,
+    Brought,
     Cancel,
     Finish,
     Fulfil,
@@ -28,10 +30,15 @@ from exex.protocol.messages import (
     Kind,
     Outcome,
     Promise,
+    Release,
+    Spread,
     Submit,
     Verdict,
+    Want,
     Welcome,
 )
+from exex.protocol.payload import Large, Stored
+from exex.store.node_store import NodeStore
 from exex.transport.base import GONE
 from exex.transport.stream import StreamLink
 from exex.version import __version__
@@ -67,16 +74,23 @@ class FakeManager(threading.Thread):
         complaints: what a real manager would take for an error of the client.
         options: of each task that was run with options, by task.
         ran: numbers of the tasks that were run, in order.
+        kept: stored payloads that the client may name, by name; `far`: frames of those that are on another node.
     """
 
     def __init__(
-        self, slots: int = 2, batch: int = 1000, version: str = __version__, run_dir: str = "/runs/000", nodes: Any = ()
-    ) -> None:
+        self, slots: int = 2, batch: int = 1000, version: str = __version__, run_dir: str = "/runs/000", nodes: Any = (),
+        store: NodeStore | None = None, keep_bytes: int = 0
+    ) -> None:  # fmt: skip
         super().__init__(daemon=True)
         self.received: list[Any] = []
         self.complaints: list[str] = []
         self.options: dict[int, dict[str, Any]] = {}
         self.ran: list[int] = []
+        self.kept: dict[str, Stored] = {}
+        self.far: dict[str, Large] = {}
+        self.released: set[str] = set()
+        self.keeps_far = False  # new values are stored on another node
+        self._store, self._keep_bytes = store, keep_bytes
         self.finished = threading.Event()
         self._slots, self._batch, self._version, self._run_dir = slots, batch, version, run_dir
         self._nodes = list(nodes)
@@ -192,7 +206,10 @@ class FakeManager(threading.Thread):
     def _on(self, message: Any) -> None:
         if isinstance(message, Attach):
             self._send(
-                Welcome(self._version, 0, 4711, 1, self._slots, self._run_dir, self._nodes)
+                Welcome(
+                    self._version, 0, 4711, 1, self._slots, self._run_dir, self._nodes,
+                    store=self._store.directory if self._store else "/nowhere", keep_bytes=self._keep_bytes,
+                )
             )
         elif isinstance(message, Submit):
             self._on_submit(message)
@@ -204,6 +221,8 @@ class FakeManager(threading.Thread):
                 task = self.tasks[tid]
                 assert task.spec is None, f"task {tid} is no promise"
                 assert outcome in (Outcome.DONE, Outcome.FAILED)
+                if isinstance(value, Stored):
+                    self.kept[value.name] = value
                 self._finish(task, outcome, value)
         elif isinstance(message, Cancel):
             for tid in message.tasks:
@@ -221,6 +240,46 @@ class FakeManager(threading.Thread):
             self._applied(message.answered)
         elif isinstance(message, Finish):
             self.finished.set()
+        elif isinstance(message, Want):
+            for name in message.names:
+                self._bring(name, message.here)
+        elif isinstance(message, Release):
+            for name in message.names:
+                known = self.kept.pop(name, None) or name in self.released  # the answer of a promise may cross
+                assert known, f"{name} is released, and was not named"
+                self.released.add(name)
+        elif isinstance(message, Spread):
+            assert self._store is not None and self._store.has(message.payload.name)
+            self.kept[message.payload.name] = message.payload
+
+    def _bring(self, name: str, here: bool) -> None:
+        assert name in self.kept, f"{name} is wanted, and was released"
+        large = self.far.get(name)
+        if large is None:
+            error = payloads.dump_error(WorkerLost(f"the value {name} is lost"), "")
+            self._send(Brought(name, Outcome.FAILED, error))
+        elif here and self._store is not None:
+            self._send(Brought(name, Outcome.DONE, self._store.write(name, large.frames)))
+        else:
+            self._send(Brought(name, Outcome.DONE, large))
+
+    def _keep(self, task: FakeTask, value: Any) -> Any:
+        """A large value as it is sent."""
+        if not self._keep_bytes or len(value) < self._keep_bytes or type(value) is not Large:
+            return value
+        name = f"t{task.tid}.{task.attempt}"
+        if self._store is None or self.keeps_far:
+            self.far[name] = Large([bytes(frame) for frame in value.frames])
+            self.kept[name] = Stored(name, [memoryview(frame).nbytes for frame in value.frames])
+        else:
+            self.kept[name] = self._store.write(name, value.frames)
+        return self.kept[name]
+
+    def open(self, payload: Any) -> Any:
+        """The bytes of what may be stored."""
+        if not isinstance(payload, Stored):
+            return payload
+        return self.far[payload.name] if payload.name in self.far else self._store.map(payload)
 
     def _applied(self, sequence: int) -> None:
         assert sequence <= self._sequence
@@ -321,7 +380,8 @@ class FakeManager(threading.Thread):
             if spec.function not in self._loaded:
                 self._loaded[spec.function] = payloads.load(self._functions[spec.function])
             function = self._loaded[spec.function]
-            call = payloads.load_call(task.payload, task.values)
+            call = payloads.load_call(self.open(task.payload), [self.open(value) for value in task.values])
+            payloads.forget_shared(lambda name: False)  # the next manager's have the same names
             if len(call) == 3:
                 self.options[task.tid] = call[2]
             if spec.kind == Kind.MAP:
@@ -330,7 +390,7 @@ class FakeManager(threading.Thread):
                 value = function(*call[0], **call[1])
                 if spec.kind == Kind.BASH:
                     value = 0
-            return Outcome.DONE, payloads.dump(value)
+            return Outcome.DONE, self._keep(task, payloads.dump(value)) if not spec.sends_value else payloads.dump(value)
         except BaseException as error:
             where = f"task {task.tid} ({spec.name}) on rank 1 at fake, attempt {task.attempt}"
             return Outcome.FAILED, payloads.dump_error(error, where)
@@ -382,4 +442,4 @@ class Job:
         session.finish(cancel=error[0] is not None)
         self.manager.close()
         if error[0] is None:
-            assert self.manager.complaints == []
+            assert self.manager.complaints == [], self.manager.complaints

@@ -77,6 +77,8 @@ def _withdraw(state: ManagerState) -> None:
 
 def _look_after(state: ManagerState, record: Kept) -> None:
     """A record has changed."""
+    if record.client not in state.clients:
+        return  # gone, and only the note of the change is left
     if record.error is not None:
         _fail_waiters(state, record)
     elif record.value is not None or record.is_there():
@@ -131,7 +133,7 @@ def _give_up(record: Kept, why: str) -> None:
 
 
 def _make_again(state: ManagerState, lost: Kept) -> None:
-    """Run the task once more that has made a payload. If what it needs is gone as well, it waits for that, and `settle` goes on."""
+    """Run the task once more that has made a payload. What it needs, and is gone as well, it waits for: `settle` goes on."""
     origin = lost.origin
     if origin is None:
         _give_up(lost, "it was in no store any more, and only its client could have made it again")

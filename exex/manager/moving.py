@@ -123,7 +123,7 @@ class Mover:
         found = self._state.data
         fetches, found.fetches = found.fetches, []
         for record, source in fetches:
-            exchange.fetch(record, source)
+            exchange.fetch(Stored(record.name, record.sizes), source)  # a record would live as long as it is under way
         asked = [stored.name for rank, stored, _ in found.copies if rank == HOME]
         found.copies = [copy for copy in found.copies if copy[0] != HOME]
         here = [name for name in asked if exchange.has(name)]
