@@ -39,7 +39,7 @@ def give_short(state: ManagerState, worker: WorkerRecord, most: int, within_s: f
     if state.ends_s is not None:
         taken = _shelve_what_does_not_fit(state, taken)
     assign(state, worker, taken)
-    if worker.held > worker.room:
+    if taken and worker.held > worker.room:
         state.stock.put(worker, state.now_s)
     return len(taken)
 

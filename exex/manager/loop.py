@@ -208,6 +208,7 @@ class ManagerLoop:
         self.stop(reason)
 
     def _drain_workers(self) -> bool:
+        self.state.stock.is_behind = False
         for count in range(MESSAGES_A_TURN):
             arrived = self._workers.receive()
             if arrived is None:
@@ -236,6 +237,7 @@ class ManagerLoop:
                     self._on_other(rank, message)
             except ProtocolError as error:
                 self._on_broken_worker(rank, f"rank {rank} broke the protocol: {error}")
+        self.state.stock.is_behind = True
         return True
 
     def _on_other(self, rank: Rank, message: object) -> None:

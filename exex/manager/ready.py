@@ -148,7 +148,12 @@ class ReadyQueue:
             bucket = self._buckets[key]
             while bucket:
                 if bucket[0].status == Status.READY:
-                    return bucket if not key[2] or len(self._keys) == 1 else self._by_turns(key, bucket)
+                    if not key[2]:
+                        return bucket
+                    self._served = bucket
+                    if len(bucket) >= self.count:  # nothing else waits
+                        self._owed_s = 0.0
+                    return bucket if self._owed_s <= 0 else self._by_turns(key, bucket)
                 bucket.popleft()
             heapq.heappop(self._keys)
             del self._buckets[key]
@@ -156,9 +161,6 @@ class ReadyQueue:
 
     def _by_turns(self, first: Key, longer: deque[Task]) -> deque[Task]:
         """The first tasks, which are long, or shorter ones, equal otherwise, if these have their turn. O(classes)."""
-        self._served = longer
-        if self._owed_s <= 0:
-            return longer
         for i in range(-first[2]):
             size = (self._turn + i) % -first[2]
             bucket = self._buckets.get((first[0], first[1], -size))
@@ -174,14 +176,14 @@ class ReadyQueue:
 
     def _most(self, bucket: deque[Task], most: int) -> int:
         """How many of a bucket may be taken at once: of shorter tasks than the first ones as many as are owed."""
-        if not self._keys[0][2] or len(self._keys) == 1 or bucket is self._served:
+        if not self._keys[0][2] or bucket is self._served:
             return most
         return min(most, max(1, int(self._owed_s / _length_s(bucket[0]))))
 
     def _note_taken(self, bucket: deque[Task], taken: list[Task]) -> None:
         """Count what was taken: longer tasks owe a part of their time to shorter ones, which pay it back."""
         self.count -= len(taken)
-        if not taken or not self._keys[0][2] or len(self._keys) == 1:
+        if not self._keys[0][2] or len(bucket) >= self.count or not taken:
             return
         took_s = len(taken) * _length_s(taken[0])
         if bucket is self._served:

@@ -30,7 +30,7 @@ WORTH_S = 0.002
 """What is queued for less than this, per slot, is begun before it could have come back and gone elsewhere."""
 
 STUCK_S = 0.005
-"""A worker with a queue that has ended nothing for so long runs something longer than was thought."""
+"""A worker that has ended nothing for so long beyond what all that it holds should take runs something longer than thought."""
 
 LOOK_S = 0.002
 """Pause between two looks at the queues, and LOOK_SHARE more for each of them: some fifty times what a look takes."""
@@ -47,10 +47,11 @@ QUEUES = 8192
 def retract(state: ManagerState) -> None:
     """Decide what is to come back. After placement, once per turn; O(1) unless it is time to look."""
     stock = state.stock
+    stock.gap_s, stock.turned_s = state.now_s - stock.turned_s, state.now_s
     if stock.drains:
         for worker in list(stock.drains):
             _drain(state, worker)
-    if not stock.workers or state.now_s < stock.next_look_s or state.must_place:
+    if not stock.workers or state.now_s < stock.next_look_s or state.must_place or stock.is_behind:
         stock.must_look = True
         return
     stock.must_look = False
@@ -109,6 +110,15 @@ def _idle_slots(state: ManagerState, enough: int = 1 << 30) -> int:
     return idle
 
 
+def _is_stuck(state: ManagerState, worker: WorkerRecord) -> bool:
+    """Whether a worker should have ended all that it holds, and has ended nothing.
+
+    Turns may be long: what is said in one leaves at its end, and what is answered is read in the next.
+    """
+    expected_s = (worker.held_s + worker.held * LEAST_TASK_S) / max(1, worker.room)
+    return state.stock.moves(worker, state.now_s) >= STUCK_S + expected_s + 2 * state.stock.gap_s
+
+
 def _share(state: ManagerState) -> None:
     """Workers idle and nothing is ready: take from the longest queues what the idle slots could begin."""
     stock = state.stock
@@ -122,7 +132,7 @@ def _share(state: ManagerState) -> None:
         if idle <= 0:
             break
         queued = worker.held - worker.room
-        is_stuck = stock.moves(worker, state.now_s) >= STUCK_S
+        is_stuck = _is_stuck(state, worker)
         if not is_stuck and queued_s < WORTH_S:
             continue
         each_s = max(LEAST_TASK_S, worker.held_s / worker.held)
@@ -140,7 +150,7 @@ def _make_way(state: ManagerState, priority: int) -> None:
     for queued_s, _, worker in heapq.nlargest(LOOKED_AT, _queues(state)):
         if wanted <= 0 or queued_s < WORTH_S:
             break
-        if state.stock.moves(worker, state.now_s) < STUCK_S and _ask(state, worker, worker.held - worker.room, priority):
+        if not _is_stuck(state, worker) and _ask(state, worker, worker.held - worker.room, priority):
             wanted -= max(1, worker.room)
 
 

@@ -28,10 +28,15 @@ class Stock:
         outgoing: questions of this turn.
         next_look_s: when queues may be looked at again.
         must_look: something may have changed since the last look, or may be asked for at the next one.
+        is_behind: messages of workers wait that the manager has not read in this turn.
+        turned_s: when the last turn began, and `gap_s`, how long that was after the one before.
         lowest: the highest priority number of any app: what has it, nothing has to make way for.
     """
 
-    __slots__ = ("asked", "drains", "gave", "lowest", "must_look", "next_look_s", "outgoing", "returned", "returns", "workers")
+    __slots__ = (
+        "asked", "drains", "gap_s", "gave", "is_behind", "lowest", "must_look", "next_look_s", "outgoing", "returned", "returns",
+        "turned_s", "workers",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.workers: dict[WorkerRecord, tuple[int, float]] = {}
@@ -43,12 +48,13 @@ class Stock:
         self.outgoing: list[tuple[Rank, Retract]] = []
         self.next_look_s = 0.0
         self.must_look = False
+        self.is_behind = False
+        self.turned_s = self.gap_s = 0.0
         self.lowest = -(1 << 63)
 
     def put(self, worker: WorkerRecord, now_s: float) -> None:
-        """A worker has got tasks beyond what it runs."""
-        if worker not in self.workers:
-            self.workers[worker] = (worker.held, now_s)
+        """A worker has got tasks beyond what it runs, because it has ended some."""
+        self.workers[worker] = (worker.held, now_s)
 
     def forget(self, worker: WorkerRecord) -> None:
         """A worker is lost."""

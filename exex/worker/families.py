@@ -14,6 +14,7 @@ from exex.launch.steps import end_launchers
 
 _KERNEL_LISTS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 _UNSHARED = ("RssAnon", "RssShmem", "VmSwap")
+_HEX = b"0123456789abcdef"
 _EXACT = ("Pss_Anon", "Pss_Shmem", "SwapPss")
 
 
@@ -96,23 +97,37 @@ def used_bytes(pids: Iterable[int], limit_bytes: int, template: int) -> int:
     most = sum(sum(_fields(f"/proc/{pid}/status", _UNSHARED).values()) for pid in pids)
     if most <= limit_bytes or not os.path.exists("/proc/self/smaps_rollup"):
         return most
-    template_share = _proportional(template)[1]
-    total = 0
-    for pid in pids:
-        own, shared = _proportional(pid)
-        total += max(0, own - min(shared, template_share))
-    return total
+    template_share = _shared(template)
+    return sum(max(0, _own(pid) - min(_shared(pid), template_share)) for pid in pids)
 
 
-def _proportional(pid: int) -> tuple[int, int]:
-    """Of one process: its share of memory, and how much of that it shares with others, at the most."""
-    fields = _fields(f"/proc/{pid}/smaps_rollup", (*_EXACT, "Pss", "Private_Clean", "Private_Dirty"))
-    if "Pss_Anon" not in fields:  # before Linux 5.4, or a process that may not be looked at
-        own = fields.get("Pss") or sum(_fields(f"/proc/{pid}/status", _UNSHARED).values())
-    else:
-        own = sum(fields.get(name, 0) for name in _EXACT)
-    private = fields.get("Private_Clean", 0) + fields.get("Private_Dirty", 0)
-    return own, max(0, fields.get("Pss", 0) - private)
+def _own(pid: int) -> int:
+    """A process's proportional share of memory."""
+    fields = _fields(f"/proc/{pid}/smaps_rollup", (*_EXACT, "Pss"))
+    if "Pss_Anon" in fields:
+        return sum(fields.get(name, 0) for name in _EXACT)
+    # before Linux 5.4, or a process that may not be looked at
+    return fields.get("Pss") or sum(_fields(f"/proc/{pid}/status", _UNSHARED).values())
+
+
+def _shared(pid: int) -> int:
+    """Of that, what others have, too, of pages that belong to no file.
+
+    Files do not count: a template shares its libraries with other programs, and a forked process has none of their pages
+    before it looks at them itself.
+    """
+    shared_kb, is_anonymous = 0, False
+    try:
+        with open(f"/proc/{pid}/smaps", "rb") as file:
+            for line in file:
+                if line[0] in _HEX:  # "7f0c...-7f0c... rw-p 00000000 00:00 0   [heap]"
+                    is_anonymous = line.split(None, 5)[4] == b"0"
+                elif is_anonymous and line.startswith((b"Pss:", b"Private_Clean:", b"Private_Dirty:")):
+                    name, number = line.split()[:2]
+                    shared_kb += int(number) if name == b"Pss:" else -int(number)
+    except (OSError, ValueError):
+        return 0
+    return max(0, shared_kb) * 1024
 
 
 def _fields(path: str, names: tuple[str, ...]) -> dict[str, int]:

@@ -141,7 +141,7 @@ MUTATIONS = [
     Mutation("tasks come back for ever", retraction._ask, "stock.returns.get(task.id, 0) < MOST_RETURNS", "True"),
     Mutation("what has no better is taken back for it", retraction._ask, "task.app.spec.priority <= below", "False"),
     Mutation("a lost worker is asked", transitions.on_worker_lost, "state.stock.forget(worker)", "pass"),
-    Mutation("what is given back is run, too", worker.on_retract, "    if returned:\n        state.queue.clear()", "    if False:\n        state.queue.clear()"),
+    Mutation("what is given back is run, too", worker.on_retract, "    if len(kept) < len(state.queue):", "    if False:"),
     Mutation("a call that has begun is given back", worker.on_retract, "    state.give_back(returned)", "    state.give_back(returned + [c.task for s in state.slots for c in s.held if c.task in wanted])"),
     Mutation("what a process holds and has not begun is kept", worker.on_retract, "            recover(state, slot)", "            pass"),
     Mutation("a broken gang counts as failed", transitions._break, "state.broken[task_id] = loss", "pass"),

@@ -1,8 +1,11 @@
 """Memory of real processes that share pages, as /proc tells it."""
 
+import mmap
 import os
 import signal
+import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
@@ -62,7 +65,10 @@ def test_pages_of_the_parent_that_were_written_are(forked):
     assert 30 <= used([forked(write)]) < 70
 
 
-def test_pages_that_a_family_shares_are_charged_once(forked):
+@pytest.mark.parametrize("others", [0, 1])
+def test_pages_that_a_family_shares_are_charged_once(forked, tmp_path, others):
+    """Also where other programs have mapped what the template has, as libraries: a forked child has not."""
+
     def family():
         data = b"x" * (80 * MiB)
         for _ in range(3):
@@ -73,10 +79,21 @@ def test_pages_that_a_family_shares_are_charged_once(forked):
             os.read(read, 1)
         return data
 
-    pid = forked(family)
-    assert len(families.family({pid})) == 4
-    assert 60 <= used(families.family({pid})) < 120
-    assert used(families.family({pid}), limit=1 << 50) > 240  # an upper bound will do below the limit
+    path = tmp_path / "library"
+    path.write_bytes(bytes(50 * MiB))
+    look = "import mmap, sys; file = open(sys.argv[1], 'rb'); m = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ); m[::4096]"
+    with ExitStack() as stack:
+        for _ in range(others):
+            argv = [sys.executable, "-c", f"{look}; print(flush=True); sys.stdin.read()", str(path)]
+            other = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            other.stdout.readline()
+            stack.callback(other.kill)
+        library = mmap.mmap(stack.enter_context(path.open("rb")).fileno(), 0, access=mmap.ACCESS_READ)
+        assert not any(library[::4096])
+        pid = forked(family)
+        assert len(families.family({pid})) == 4
+        assert 60 <= used(families.family({pid})) < 120
+        assert used(families.family({pid}), limit=1 << 50) > 240  # an upper bound will do below the limit
 
 
 def test_programs_are_counted_with_their_own_memory(forked):

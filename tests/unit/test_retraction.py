@@ -32,6 +32,7 @@ def queued(*slots: int, seconds: float = 1e-3, count: int = 40) -> Manager:
 def asked(manager: Manager, now_s: float) -> dict[int, list[int]]:
     """A turn at this time: what is asked of whom."""
     manager.state.now_s = now_s
+    manager.state.stock.turned_s = now_s - 1e-5
     manager.turn()
     questions = dict(manager.state.stock.outgoing)
     manager.state.stock.outgoing.clear()
@@ -86,7 +87,18 @@ def test_a_queue_that_may_get_stuck_is_looked_at_again_though_nothing_arrives() 
     assert asked(manager, 0.001) == {}
     look_s = retraction.next_look_s(manager.state)
     assert look_s is not None
-    assert asked(manager, look_s + retraction.STUCK_S)
+    assert asked(manager, look_s + 2 * retraction.STUCK_S)
+
+
+def test_nothing_stands_still_only_because_the_manager_is_slow() -> None:
+    manager = queued(1, 1, seconds=1e-5)
+    manager.state.now_s = 0.5  # the turn before took so long: what was sent at its end has just arrived
+    manager.turn()
+    assert not manager.state.stock.outgoing
+    manager.state.stock.is_behind = True  # and what is answered may wait unread
+    assert asked(manager, 1.0) == {}
+    manager.state.stock.is_behind = False
+    assert asked(manager, 1.1)
 
 
 def test_very_many_queues_are_looked_at_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
