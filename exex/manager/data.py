@@ -68,7 +68,7 @@ def _withdraw(state: ManagerState) -> None:
         task
         for task in state.tasks.values()
         if task.status == Status.READY
-        and (task.values is not None or type(task.payload) is Kept)
+        and (type(task.payload) is Kept or (task.values is not None and Kept in map(type, task.values)))
         and any(record.value is None and not record.is_there() for record in records_of(task))
     ]
     if starving:
