@@ -67,7 +67,9 @@ def _withdraw(state: ManagerState) -> None:
     starving = [
         task
         for task in state.tasks.values()
-        if task.status == Status.READY and any(record.value is None and not record.is_there() for record in records_of(task))
+        if task.status == Status.READY
+        and (type(task.payload) is Kept or (task.values is not None and Kept in map(type, task.values)))
+        and any(record.value is None and not record.is_there() for record in records_of(task))
     ]
     if starving:
         state.ready.withdraw(starving)

@@ -89,6 +89,11 @@ class Data:
         """`settle` is to look at a record."""
         self.changed[record.name] = record
 
+    def _note_loss(self, record: Kept) -> None:
+        """A store may not have a payload any more."""
+        self.is_lost = self.is_lost or not record.is_there()
+        self.note(record)
+
     def has_work(self) -> bool:
         """Whether a turn must follow."""
         is_changed = self.changed or self.is_lost or self.unwanted
@@ -160,8 +165,7 @@ class Data:
                 del record.coming[store]
             if record.holders.get(store) == rank:
                 record.drop(store)
-                self.is_lost = True
-            self.note(record)
+            self._note_loss(record)
 
     def on_rank_lost(self, store: StoreRecord | None, rank: Rank) -> None:
         """A rank is gone. Others that use its store take over what it had; else that is lost with it. O(records)."""
@@ -186,8 +190,7 @@ class Data:
                     record.holders[store] = heir
                     record.doubted.discard(store)
                     self.check(record, store)
-                self.is_lost = True
-                self.note(record)
+                self._note_loss(record)
 
     def _stop_waiting(self, record: Kept, store: StoreRecord, lost: Rank) -> None:
         """Tell ranks that a payload will not come from one that is lost; MPI may not."""
@@ -214,8 +217,7 @@ class Data:
                 rank = rank if listener is None else listener
             record.doubted.add(store)
             self.copies.append((rank, record, rank))
-            self.is_lost = True
-            self.note(record)
+            self._note_loss(record)
 
     # ---- tasks ----
 
@@ -243,8 +245,7 @@ class Data:
             return True
         assert self.home is not None
         record.drop(self.home)
-        self.is_lost = True
-        self.note(record)
+        self._note_loss(record)
         return False
 
     def _can_be_had(self, record: Kept, task: Task) -> bool:

@@ -144,10 +144,18 @@ def requeue(state: ManagerState, task: Task) -> None:
     """
     if state.data.in_use and not state.data.admit(task):
         return
-    if not isinstance(task, CachedTask) or task.key or state.memo.enter(task):
+    if not isinstance(task, CachedTask) or task.key or _enter(state, task):
         if state.data.in_use and wait_near(state, task):
             return
         state.ready.push(task)
+
+
+def _enter(state: ManagerState, task: CachedTask) -> bool:
+    """Whether a cached call has to run. A file that its key needs may have vanished since it was looked for."""
+    try:
+        return state.memo.enter(task)
+    except OSError:
+        return state.data.admit(task) and state.memo.enter(task)
 
 
 def adopt(state: ManagerState, client: ClientRecord, msg: Submit | Fulfil) -> None:
