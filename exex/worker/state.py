@@ -18,7 +18,6 @@ from exex.protocol.messages import (
     Join,
     Outcome,
     Rank,
-    Retract,
     Returned,
     TaskId,
 )
@@ -313,24 +312,6 @@ def on_drop(state: WorkerState, msg: Drop, now_s: float) -> None:
             for call in [call for call in queue if call.task in wanted]:
                 queue.remove(call)
                 state.report(call, Outcome.CANCELLED, b"")
-
-
-def on_retract(state: WorkerState, msg: Retract) -> None:
-    """Give back calls that no task process has begun. Cost: O(calls queued here)."""
-    wanted = set(msg.tasks)
-    for slot in state.slots:
-        if any(call.task in wanted for call in slot.held):
-            recover(state, slot)
-    returned, kept = [], []
-    for call in state.queue:
-        if call.task in wanted and not call.losses:  # one that has lost its process here is counted here
-            returned.append(call.task)
-        else:
-            kept.append(call)
-    if returned:
-        state.queue.clear()
-        state.queue.extend(kept)
-    state.give_back(returned)
 
 
 # ---- from the slots -------------------------------------------------------------------------------------------
