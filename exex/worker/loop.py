@@ -19,6 +19,7 @@ from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
 from exex.worker import execute, filling, state
 from exex.worker.context import Place
+from exex.worker.giving_back import on_retract
 from exex.worker.needs import Needs
 from exex.worker.output import Outlet
 from exex.worker.printed import Printed
@@ -461,7 +462,7 @@ class WorkerLoop:
             if self._together is not None:
                 self._together.revoke(message.tasks)
         elif type(message) is Retract:
-            state.on_retract(self.state, message)
+            on_retract(self.state, message)
         elif type(message) is Join:
             state.on_join(self.state, message)
         elif self._needs is not None and type(message) is not Beat:

@@ -37,7 +37,7 @@ from exex.manager.records import Kept
 from exex.manager.state import ClientRecord, ManagerState
 from exex.manager.stored import Data
 from exex.protocol import parts
-from exex.worker import filling
+from exex.worker import filling, giving_back
 from exex.worker import state as worker
 from tests.sim.__main__ import SeedFailed, run_seed
 
@@ -141,9 +141,9 @@ MUTATIONS = [
     Mutation("tasks come back for ever", retraction._ask, "stock.returns.get(task.id, 0) < MOST_RETURNS", "True"),
     Mutation("what has no better is taken back for it", retraction._ask, "task.app.spec.priority <= below", "False"),
     Mutation("a lost worker is asked", transitions.on_worker_lost, "state.stock.forget(worker)", "pass"),
-    Mutation("what is given back is run, too", worker.on_retract, "    if len(kept) < len(state.queue):", "    if False:"),
-    Mutation("a call that has begun is given back", worker.on_retract, "    state.give_back(returned)", "    state.give_back(returned + [c.task for s in state.slots for c in s.held if c.task in wanted])"),
-    Mutation("what a process holds and has not begun is kept", worker.on_retract, "            recover(state, slot)", "            pass"),
+    Mutation("what is given back is run, too", giving_back.on_retract, "    if len(kept) < len(state.queue):", "    if False:"),
+    Mutation("a call that has begun is given back", giving_back.on_retract, "    state.give_back(returned)", "    state.give_back(returned + [c.task for s in state.slots for c in s.held if c.task in wanted])"),
+    Mutation("what a process holds and has not begun is kept", giving_back.on_retract, "            recover(state, slot)", "            pass"),
     Mutation("a broken gang counts as failed", transitions._break, "state.broken[task_id] = loss", "pass"),
     Mutation("a broken gang that ends well stays broken", transitions._retire, "state.broken.pop(task_id, None)", "pass"),
     Mutation("what a lost rank had lent is expected back", grants.forget_worker, "            del holding.lent[worker]\n            broken", "            broken"),

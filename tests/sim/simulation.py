@@ -55,7 +55,7 @@ from exex.record.recorder import Recorder
 from exex.store import exchange as exchanges
 from exex.transport.base import Link
 from exex.transport.memory import InProcess, Network
-from exex.worker import filling
+from exex.worker import filling, giving_back
 from exex.worker import state as worker
 from exex.worker.needs import Needs
 from exex.worker.stored import value_name
@@ -251,7 +251,7 @@ class SimWorker:
 
     def _retract(self, message: Retract) -> None:
         """What is asked back is given back, or has begun: nothing between."""
-        worker.on_retract(self.state, message)
+        giving_back.on_retract(self.state, message)
         returned = self.state.take_returned()
         assert returned is not None and set(returned.tasks) <= set(message.tasks)
         unbegun = {call.task for call in self.state.queue if not call.losses}

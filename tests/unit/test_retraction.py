@@ -9,6 +9,7 @@ from exex.manager import retraction, transitions
 from exex.manager.stock import MOST_RETURNS
 from exex.manager.task import Status
 from exex.protocol.messages import AppSpec, Cancel, Outcome, Retract, Returned, Submit
+from exex.worker import giving_back
 from exex.worker import state as worker
 from tests.unit import test_worker_state as workers
 from tests.unit.test_manager import Manager, hello
@@ -221,7 +222,7 @@ def test_a_worker_gives_back_what_has_not_begun_and_nothing_else() -> None:
     workers.assign(state, 0, *range(10))
     assert len(state.slots[0].held) > 3
     port.left = len(state.slots[0].held) - 2  # two have begun
-    worker.on_retract(state, Retract(tasks=[0, 1, 2, 8, 9]))
+    giving_back.on_retract(state, Retract(tasks=[0, 1, 2, 8, 9]))
     returned = state.take_returned()
     assert returned is not None and returned.tasks == [2, 8, 9]
     assert [call.task for call in state.queue] == [3, 4, 5, 6, 7]
@@ -232,7 +233,7 @@ def test_a_worker_gives_back_what_has_not_begun_and_nothing_else() -> None:
 def test_a_question_is_answered_though_all_have_begun() -> None:
     state, _ = workers.make()
     workers.assign(state, 0, 7)
-    worker.on_retract(state, Retract(tasks=[7]))
+    giving_back.on_retract(state, Retract(tasks=[7]))
     assert state.take_returned() == Returned(tasks=[])
     assert [call.task for call in state.slots[0].held] == [7]
 
@@ -241,5 +242,5 @@ def test_a_call_that_has_lost_its_process_stays_where_that_is_counted() -> None:
     state, _ = workers.make()
     workers.assign(state, 0, 7, 8)
     worker.on_slot_died(state, state.slots[0], -9, "", 0.0, "its template has ended")
-    worker.on_retract(state, Retract(tasks=[7, 8]))
+    giving_back.on_retract(state, Retract(tasks=[7, 8]))
     assert state.take_returned() == Returned(tasks=[8])

@@ -30,6 +30,7 @@ from exex.store.exchange import Exchange
 from exex.store.holdings import Holdings
 from exex.store.node_store import NodeStore
 from exex.worker import state as worker
+from exex.worker.giving_back import on_retract
 from exex.worker.needs import Needs
 from exex.worker.stored import StoredValues
 from tests.unit.test_template import World
@@ -261,7 +262,7 @@ def test_a_call_that_stands_aside_can_be_given_back_and_what_it_needs_still_come
     grant = Grant(1, [], [Share("nid00012", 1, [], [3])])
     desk.assign(7, 8, sources={"t1.1": 1}, payload=ONE)
     desk.assign(9, sources={"t1.1": 1}, payload=ONE, grants={0: grant})
-    worker.on_retract(desk.state, Retract(tasks=[7, 9]))
+    on_retract(desk.state, Retract(tasks=[7, 9]))
     assert desk.state.take_returned().tasks == [7]
     desk.arrives("t1.1", 100)
     assert desk.queued() == [8] and len(desk.state.big) == 1 and desk.said == [Holds(names=["t1.1"])]
