@@ -319,11 +319,18 @@ class StreamTarget:
         data = mutations.on_the_wire(self.rng, self.source.frames())
         cut = self.rng.randint(0, len(data))
         ended = False
-        for piece in (data[:cut], data[cut:]):
+        pieces = [memoryview(data)[:cut], memoryview(data)[cut:]]
+        while pieces:
             try:
-                self.peer.sendall(piece)
-            except (BrokenPipeError, ConnectionError):
+                sent = self.peer.send(pieces[0])
+                pieces[0] = pieces[0][sent:]
+            except BlockingIOError:
+                pass  # the other end takes some of it below
+            except ConnectionError:
                 ended = True
+                pieces.clear()
+            if pieces and not pieces[0]:
+                del pieces[0]
             while (arrived := self.link.receive()) is not None:
                 if arrived[1] is GONE:
                     ended = True
@@ -333,6 +340,8 @@ class StreamTarget:
                     self.decoded += 1
                 except ProtocolError:
                     pass
+            if ended:
+                break
         if ended or self.rng.random() < 0.2:  # a header that promises much swallows what follows
             self.ended += ended
             self.close()

@@ -25,6 +25,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from exex.manager import near, transitions
 from exex.manager.liveness import LOOKS, PAUSE
@@ -74,8 +75,23 @@ from tests.sim.played_data import CHUNK, Data
 from tests.sim.played_journal import PlayedJournal
 from tests.sim.played_teams import PlayedPart, PlayedTeams
 
-near.LEAST_BYTES, near.BYTES_PER_S = 1, 10.0
-exchanges.CHUNK_BYTES, exchanges.WINDOW_BYTES = CHUNK, 2 * CHUNK
+
+@contextmanager
+def small_values() -> Iterator[None]:
+    """Values of some bytes are large, for as long as this lasts: worth a wait, and several chunks."""
+    sizes: list[tuple[Any, str, float]] = [
+        (near, "LEAST_BYTES", 1), (near, "BYTES_PER_S", 10.0), (exchanges, "CHUNK_BYTES", CHUNK), (exchanges, "WINDOW_BYTES", 2 * CHUNK)
+    ]  # fmt: skip
+    before = [getattr(module, name) for module, name, _ in sizes]
+    for module, name, size in sizes:
+        setattr(module, name, size)
+    try:
+        yield
+    finally:
+        for (module, name, _), size in zip(sizes, before):
+            setattr(module, name, size)
+
+
 ALLOWED = {(old, new) for old, new, _ in TRANSITIONS if old}
 STORY = 60
 MIXED_S, SHORT_S = (1e-6, 0.01, 3.0), (1e-6,)
@@ -1057,6 +1073,10 @@ class Simulation:
 
     def run(self) -> None:
         """To the end of this life, with every invariant checked on the way."""
+        with small_values():
+            self._run()
+
+    def _run(self) -> None:
         loop = self.manager_loop
         steps = 0
         while self.step() and not loop.out_of_time:
