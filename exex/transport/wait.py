@@ -16,13 +16,6 @@ SPIN_S = 3e-4
 """Silence after which an eager loop begins to sleep. Until then it looks again and again, and lets others run in between: a core
 that has gone to sleep takes longer to wake than a short task takes. See docs/performance.md."""
 
-CROWDED_S = 1e-4
-"""If others ran for longer when they were let, they have work for this core."""
-
-CALM_S = 0.05
-"""Nobody spins for so long after that. Who sleeps gets a core as soon as there is something for it; who has yielded waits for
-the end of the other one's time slice, which is milliseconds, and may belong to the very task that it waits for."""
-
 LONGEST_S = 0.01
 """Longest sleep between polls."""
 
@@ -55,7 +48,6 @@ class Waiter:
         self._links: dict[int, Link] = {}
         self._watched: list[Link] = []
         self._writing: set[int] = set()
-        self._calm_until = 0.0
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)  # ns; the default of 50 us rounds short sleeps up
 
     def watch(self, fd: int) -> None:
@@ -98,7 +90,6 @@ class Waiter:
         if traffic:
             self._silent_since = now
         silence_s = now - self._silent_since
-        eager = eager and now >= self._calm_until
         if any(link.transferring() for link in self._watched):
             pause_s = min(silence_s * 0.1, TRANSFER_POLL_S, most_s)
             if silence_s < TRANSFER_S:
@@ -107,7 +98,7 @@ class Waiter:
         elif any(link.polled() for link in self._watched):
             pause_s = min(silence_s * 0.1, LONGEST_S, most_s)
             if silence_s < (SPIN_S if eager else POLL_S):
-                self._let_others_run()
+                os.sched_yield()
                 at_once = True
         else:
             pause_s = min(max(silence_s * 0.1, UNPOLLED_S), IDLE_S, most_s)
@@ -123,19 +114,8 @@ class Waiter:
         while time.monotonic() < until:
             if poll(0):
                 return True
-            if self._let_others_run():
-                return bool(poll(0))
+            os.sched_yield()
         return False
-
-    def _let_others_run(self) -> bool:
-        """Yield. True if this core is wanted by others, and it is better to sleep for some time."""
-        before = time.monotonic()
-        os.sched_yield()
-        after = time.monotonic()
-        if after - before <= CROWDED_S:
-            return False
-        self._calm_until = after + CALM_S
-        return True
 
     def _ready(self) -> list[int]:
         ready = [fd for fd, _ in self._epoll.poll(0)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import time
 
 import pytest
 
-from exex.transport.wait import CALM_S, SPIN_S, TRANSFER_POLL_S, TRANSFER_S, UNPOLLED_S, Waiter
+from exex.transport.wait import TRANSFER_POLL_S, TRANSFER_S, Waiter
 
 
 class Says:
@@ -87,30 +86,3 @@ def test_room_to_write_wakes_only_who_wants_to_write() -> None:
     waiter.forget(ours.fileno())
     waiter.watch_output(ours.fileno(), False)  # nothing to undo
     ours.close(), theirs.close()
-
-
-def test_who_finds_the_core_wanted_by_others_sleeps_for_a_while(monkeypatch: pytest.MonkeyPatch, slept: list[float], clock: list[float]) -> None:
-    """A yield that takes a time slice: from then on even an eager loop sleeps, where it is woken as soon as something arrives."""
-    yields: list[float] = []
-    took_s = [1e-6]
-
-    def let_others_run() -> None:
-        yields.append(clock[0])
-        clock[0] += took_s[0]
-
-    monkeypatch.setattr(os, "sched_yield", let_others_run)
-    waiter = Waiter()
-    waiter.wait(True, False, eager=True)
-    assert clock[0] == pytest.approx(100.0 + SPIN_S) and len(yields) > 100  # nobody else: looked all the time
-    took_s[0] = 0.003
-    clock[0] = 101.0
-    yields.clear()
-    waiter.wait(True, False, eager=True)
-    assert len(yields) == 1
-    slept.clear()
-    clock[0] += CALM_S * 0.9
-    waiter.wait(True, False, eager=True)
-    assert len(yields) == 1 and slept == [UNPOLLED_S]
-    clock[0] += CALM_S
-    waiter.wait(True, False, eager=True)
-    assert len(yields) == 2  # tried again
