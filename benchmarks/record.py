@@ -26,6 +26,7 @@ from benchmarks.harness import ROOT, mpiexec
 from exex.record.frames import Frame, Kind
 from exex.record.hdf5 import RecordFile
 from exex.record.rows import Assembler
+from exex.worker.peak import LEAST_S
 
 TASKS = 2_000_000
 NODES, SLOTS = 64, 32
@@ -123,13 +124,15 @@ def events(tasks: int, seed: int = 1) -> Iterator[Frame]:
     rank = slot_of // SLOTS + 1
     _group(out, 2, Kind.ASSIGN, rank, assign_us, lambda some: some.astype("i8").tobytes())
     floats = run_s.astype("f4")
+    number, slot = np.arange(tasks), (slot_of % SLOTS).astype("i4")
+    peaks = np.where(run_s < LEAST_S, 0, 60_000 + (run_s * 1e6).astype("i8") % 9000).astype("u4")  # KiB
     _group(
         out,
         3,
         Kind.DONE,
         rank,
         end_us + 150,
-        lambda some: some.astype("i8").tobytes() + floats[some].tobytes() + sizes[some].tobytes() + how[some].tobytes(),
+        lambda some: b"".join(column[some].tobytes() for column in (number, floats, sizes, how, slot, peaks)),
     )
     nobody = np.zeros(tasks, "i8")
     _group(out, 4, Kind.ANSWER, nobody, end_us + 150, lambda some: some.astype("i8").tobytes() + how[some].tobytes())
