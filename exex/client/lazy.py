@@ -19,13 +19,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
-from mmap import mmap
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from exex.client.outcomes import Call, Failed, NeedFailed, Raised
 from exex.errors import DeserializationError, ManagerLost, WorkerLost
 from exex.protocol import payload as payloads
 from exex.protocol.payload import Buffer, Large, Payload, Stored
+from exex.store.mapping import is_private
 
 if TYPE_CHECKING:
     from exex.client.futures import DataFuture
@@ -400,4 +400,4 @@ def _own(payload: Payload) -> Payload:
 
 def _is_own(frame: Buffer) -> bool:
     """Whether it can be written to: what arrives is in memory of its own, what is mapped is copied on write."""
-    return type(frame) is bytearray or (type(frame) is memoryview and not frame.readonly and type(frame.obj) is mmap)
+    return type(frame) is bytearray or (type(frame) is memoryview and is_private(frame))

@@ -38,6 +38,11 @@ def map_privately(fd: int, size: int) -> memoryview:
     return memoryview(memory).cast("B")
 
 
+def is_private(view: memoryview) -> bool:
+    """Whether a view is of what was mapped here: its owner may write to it."""
+    return isinstance(view.obj, ctypes.Array)
+
+
 def _read(fd: int, size: int) -> memoryview:
     view = memoryview(bytearray(size))
     done = 0

@@ -257,3 +257,14 @@ def test_without_a_disk_nothing_is_moved(tmp_path):
     holdings = Holdings(NodeStore.begin(str(tmp_path), "", 0), 0)
     put(holdings, "t1.1", 1000)
     assert not holdings.is_above() and not holdings.spill() and holdings.store.has("t1.1")
+
+
+def test_a_mapped_value_is_the_clients_own_and_not_copied(tmp_path):
+    """What a future opens can be written to; a mapped one can as it is."""
+    from exex.client.lazy import _own
+    from exex.protocol.payload import Large
+
+    store = NodeStore(str(tmp_path))
+    mapped = store.map(store.write("t0.1", [b"head", bytes(100_000)]))
+    assert _own(mapped) is mapped
+    assert _own(Large([b"head", memoryview(bytearray(8))])) is not mapped
