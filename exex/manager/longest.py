@@ -8,6 +8,9 @@ class the first come goes first: lengths matter from tenths of a second on, and 
 It is an order among what waits, below priority and depth: in chains, and wherever something waits for a task, depth comes first.
 A sixteenth of the time that longer tasks take goes to shorter ones that wait, so that these do not wait for a stream of longer
 ones, and so that what is short, and there is little of, is soon over.
+
+Where there are big tasks, small ones fill what these leave, and a node comes free for a gang when the last of them ends: lengths
+of all kinds fill that better than the longest first, so there first come goes first.
 """
 
 from __future__ import annotations
@@ -45,8 +48,10 @@ def nominal_s(size: int) -> float:
     return LEAST_S / 2 * float(STEP**size)
 
 
-def size_of(app: App) -> int:
-    """Class of an app's attempts by what is known now; the one that it has if that is as good."""
+def size_of(app: App, ready: ReadyQueue) -> int:
+    """Class of an app's attempts by what is known now; the one that it has if that is as good. One for all beside big tasks."""
+    if ready.line.in_use:
+        return 0
     expected_s = app.mean_s if app.mean_s >= 0 else app.spec.walltime_s
     if expected_s is None:
         return 0
@@ -63,7 +68,7 @@ def sort(ready: ReadyQueue, apps: Iterable[App], now_s: float) -> None:
     number = 0
     for app in apps:
         number += 1
-        size = size_of(app)
+        size = size_of(app, ready)
         if size != app.size:
             app.size = size
             ready.is_unsorted = True

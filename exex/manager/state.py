@@ -276,7 +276,7 @@ class ManagerState:
         own = msgspec.structs.replace(spec, app=number)
         request = request_of(own, self.nodes.shapes(exactly=True) if own.ranks else ())
         app = self.apps[number] = client.apps[spec.app] = App(own, self.functions[spec.function], request)
-        app.size = size_of(app)
+        app.size = size_of(app, self.ready)
 
     def forget_client(self, client: ClientRecord) -> None:
         """Nothing of a client is left: its record goes, and so do apps and functions that only it has used."""

@@ -15,7 +15,7 @@ def test_the_machine_is_busy_and_no_gang_waits_longer_than_twice_the_longest_tas
     trace = make_trace(seed, NODES, SLOTS, 0.5, SMALL)
     exex = Exex(NODES, SLOTS, SMALL)
     result = run(exex, trace, NODES, SLOTS, SMALL)
-    assert result.utilisation >= 0.93  # serial tasks go longest first: they fill gaps less well, and all is over sooner
+    assert result.utilisation >= 0.95
     assert result.longest_wait_s <= 2 * result.longest_task_s
     exex.state.check()
     assert not exex.state.tasks and not exex.state.holdings and not exex.state.packing.kept

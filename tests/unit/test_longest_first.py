@@ -25,7 +25,7 @@ class Queue:
         spec = AppSpec(app=len(self.apps), name=name, function=b"d", **options)  # type: ignore[arg-type]
         app = self.apps[name] = App(spec, b"")
         app.mean_s = mean_s
-        app.size = longest.size_of(app)
+        app.size = longest.size_of(app, ReadyQueue())
         return app
 
     def push(self, *names: str, depth: int = 0) -> None:
@@ -127,11 +127,11 @@ def test_a_mean_that_wavers_at_a_border_changes_nothing() -> None:
     sizes = set()
     for mean_s in (0.39, 0.42, 0.38, 0.44):
         app.mean_s = mean_s
-        app.size = longest.size_of(app)
+        app.size = longest.size_of(app, ReadyQueue())
         sizes.add(app.size)
     assert len(sizes) == 1
     app.mean_s = 3.0
-    assert longest.size_of(app) > app.size
+    assert longest.size_of(app, ReadyQueue()) > app.size
 
 
 def test_a_stream_of_long_tasks_holds_up_no_short_one_for_ever() -> None:
@@ -191,3 +191,14 @@ def test_every_task_is_taken_once_whatever_happens_meanwhile(seed: int) -> None:
         taken += some
     assert sorted(task.id for task in taken) == list(range(300))
     assert queue.ready.count == 0
+
+
+def test_beside_big_tasks_first_come_goes_first() -> None:
+    queue = Queue()
+    queue.app("a", 0.01), queue.app("b", 20.0)
+    queue.push(*"aba")
+    queue.ready.line.in_use = True
+    queue.sort()
+    assert {app.size for app in queue.apps.values()} == {0}
+    queue.push(*"ba")
+    assert queue.order()[-2:] == list("ba")
