@@ -98,6 +98,11 @@ class RunningHelper:
                 pass
         return found
 
+    def programs(self) -> list[psutil.Process]:
+        """Those of them that were asked for, without what these have started."""
+        keepers = {keeper.pid for keeper in self.keepers()}
+        return [process for process in self.started() if process.ppid() in keepers]
+
     def await_nothing(self) -> None:
         """Wait until nothing is left of all that was started, but the helper itself."""
         wait_until(lambda: not self.started() and not self.keepers(), "the end of what was started")

@@ -81,6 +81,7 @@ class LazyFuture(Future[Any]):
     __slots__ = ("_call", "_needs", "_rare", "_raw", "_state", "_tid", "_value")
 
     _promised = False  # True for futures that the client itself fulfils
+    _outcome_sent = True  # False while the manager has yet to be told what a promised one has become
 
     def __init__(self, call: Call, tid: int, raw: Payload, needs: Sequence[Any] | None = None) -> None:
         self._call = call

@@ -271,7 +271,7 @@ class Outbox:
                 ids.append(-1 if need.task < 0 else -2 - need.task)
             elif owner._has_failed() or owner.cancelled():
                 failed.append(owner)
-            else:  # open; a promise that was kept since then is no harm: the manager is told of both, in this order
+            else:  # open, or a promise of whose end the manager is told after this
                 ids.append(owner._tid)
         if failed:
             for payload in given.values():
@@ -327,6 +327,8 @@ class Outbox:
     def _fulfil(self, fulfilled: list[Fulfilled]) -> Fulfil:
         for item in fulfilled:
             self.unfinished.pop(item.future._tid, None)
+            if item.future._promised:
+                item.future._outcome_sent = True
             if item.outcome != Outcome.DONE:
                 self.note_failed(item.future)
         return Fulfil(
@@ -339,13 +341,15 @@ class Outbox:
 def take_values(needs: Sequence[Any]) -> list[Any]:
     """Put `Given` in the place of each need that has succeeded. What the script does to the value later has no effect.
 
+    A promise of whose value the manager has not been told yet stays, so that the value goes there once.
+
     Raises:
         SerializationError: a value was unpickled here, and cannot be pickled again.
     """
     taken = []
     for need in needs:
         owner = need.app_future if isinstance(need, DataFuture) else need
-        if type(need) is not Given and owner._state == FINISHED and not owner._has_failed():
+        if type(need) is not Given and owner._state == FINISHED and not owner._has_failed() and owner._outcome_sent:
             try:
                 value = owner._call.proxy.values.put(owner._payload()) if owner is need else _NOTHING
                 need = Given(value, task=owner._tid)  # noqa: PLW2901

@@ -25,7 +25,7 @@ from exex.protocol.payload import Payload
 class PromisedFuture(AppFuture):
     """The future of a task that no worker runs."""
 
-    __slots__ = ("_phase",)
+    __slots__ = ("_outcome_sent", "_phase")
 
     _promised = True
 
@@ -33,6 +33,7 @@ class PromisedFuture(AppFuture):
         super().__init__(call, tid, None, ())
         self._needs = ()
         self._phase = "pending"  # while it has no outcome
+        self._outcome_sent = False  # from then on the manager may have forgotten it
 
     def task_status(self) -> str:
         """As of any task; joining while a join app waits for what it has returned."""

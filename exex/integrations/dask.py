@@ -126,11 +126,15 @@ class _Run:
         """Make all tasks. Returns the futures of the keys that are wanted; the values themselves of those that are no tasks."""
         left, kept = self._dependents.copy(), frozenset(wanted)
         futures: dict[Any, Any] = {}
+        shared: dict[Any, Large] = {}
         places = order(self._graph)
         for key in sorted(self._graph, key=places.__getitem__):
             task = self._graph[key]
             if isinstance(task, DataNode):
-                futures[key] = self._share(key, task.value) if key not in kept else task.value
+                payload = self._apart(key, task.value) if key not in kept else None
+                futures[key] = task.value if payload is None else self._promise()
+                if payload is not None:
+                    shared[key] = payload
             elif isinstance(task, Alias):
                 futures[key] = futures[task.target]
             else:
@@ -139,18 +143,22 @@ class _Run:
             for need in task.dependencies:
                 left[need] -= 1
                 if not left[need] and need not in kept:
-                    del futures[need]
+                    future = futures.pop(need)
+                    if need in shared:
+                        keep(future, shared.pop(need))
         return {key: futures[key] for key in wanted}
 
-    def _share(self, key: Any, value: Any) -> Any:
-        """A value that several tasks need goes to the manager once, unless it is small."""
+    def _apart(self, key: Any, value: Any) -> Large | None:
+        """The payload of a value that goes to the manager once, since several tasks need it and it is not small."""
         if self._dependents[key] < 2:
-            return value
+            return None
         payload = payloads.dump_apart(value)
-        if type(payload) is not Large or len(payload) < payloads.LARGE_BYTES:
-            return value
+        return payload if type(payload) is Large and len(payload) >= payloads.LARGE_BYTES else None
+
+    def _promise(self) -> AppFuture:
+        """It is kept when all that need it are on their way, so that none of them takes the value along."""
         future = promise(self._promises)
-        keep(future, payload)
+        self._all.add(future)
         return future
 
     def _start(self, key: Any, task: Any, values: dict[Any, Any]) -> AppFuture:

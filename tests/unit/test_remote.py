@@ -368,7 +368,7 @@ def test_kills_at_any_moment_leave_nothing(own_helper):
     for number in range(24):
         process = running.popen("sh", "-c", "head -c 1000000 /dev/zero; sleep 1000 & setsid sleep 1000 & exec sleep 1000")
         time.sleep(rng.uniform(0, 0.08))  # any moment
-        victims = ([], running.keepers(), running.started())[number % 3][:1]
+        victims = ([], running.keepers(), running.programs())[number % 3][:1]
         with contextlib.suppress(psutil.NoSuchProcess):
             victims[0].kill() if victims else process.kill()
         process.communicate(timeout=LIMIT_S)
