@@ -228,9 +228,10 @@ def test_as_completed_times_out_and_cancels_nothing(manager):
     manager.hold("held")
 
     async def main():
-        future, seen = held(1), []
+        future, done, seen = held(1), echo(1), []
+        await done
         with pytest.raises(asyncio.TimeoutError):
-            async for ended in aio.as_completed([future, done := echo(1)], timeout=0.2):
+            async for ended in aio.as_completed([future, done], timeout=0.05):
                 seen.append(ended)
         assert seen == [done]
         assert not future.done()

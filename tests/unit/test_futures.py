@@ -196,9 +196,10 @@ def test_wait_for_the_first_exception(manager):
 def test_as_completed_times_out(manager):
     manager.hold("held")
     futures = [echo(1), held(2)]
+    futures[0].result()
     seen = []
     with pytest.raises(cf.TimeoutError):
-        for future in cf.as_completed(futures, timeout=0.2):
+        for future in cf.as_completed(futures, timeout=0.05):
             seen.append(future)
     assert seen == futures[:1]
     manager.release("held")
