@@ -56,9 +56,10 @@ from exex.record.recorder import Recorder
 from exex.store import exchange as exchanges
 from exex.transport.base import Link
 from exex.transport.memory import InProcess, Network
-from exex.worker import filling, giving_back
-from exex.worker import state as worker
+from exex.worker import assigned, filling, giving_back, running
 from exex.worker.needs import Needs
+from exex.worker.slot import Call
+from exex.worker.state import WorkerState
 from exex.worker.stored import value_name
 from tests.sim.played_client import (
     CLIENT_BASE,
@@ -156,7 +157,7 @@ class PlayedProcess:
     """A task process: runs what it was given, in order, one step at a time."""
 
     def __init__(self) -> None:
-        self.given: list[worker.Call] = []
+        self.given: list[Call] = []
         self.started = 0  # calls begun; the last ones may not be reported yet
         self.results: list[tuple[int, bytes, float]] = []  # of calls that have ended and are not reported
         self.killed: int | None = None
@@ -164,7 +165,7 @@ class PlayedProcess:
         self.starved: set[int] = set()  # of all that were given, those that found a file missing
         self.dropped = 0  # given, and not in the list any more
 
-    def give(self, calls: list[worker.Call]) -> None:
+    def give(self, calls: list[Call]) -> None:
         self.given.extend(calls)
 
     def take_back(self) -> int:
@@ -189,7 +190,7 @@ class SimWorker:
         self.node = f"node{(rank - 1) // sim.ranks_per_node}"
         self.processes = [PlayedProcess() for _ in range(slots)]
         per_process = sim.rng.choice([0, 0, 1, 5])
-        self.state = worker.WorkerState(rank, self.node, list(self.processes), tasks_per_process=per_process)
+        self.state = WorkerState(rank, self.node, list(self.processes), tasks_per_process=per_process)
         self.link: Link = sim.network.end(rank)
         self.encoder, self.decoder = codec.Encoder(), codec.to_worker()
         self.stopped = False
@@ -225,14 +226,14 @@ class SimWorker:
             if arrived[0] != MANAGER:
                 self.needs.on_message(arrived[0], message)
             elif type(message) is Assign:
-                worker.on_assign(self.state, message, self.needs.lacking(message))
+                assigned.on_assign(self.state, message, self.needs.lacking(message))
             elif type(message) is Drop:
                 self.sim.owed_drops.difference_update((self.rank, task) for task in message.tasks)
-                worker.on_drop(self.state, message, now)
+                assigned.on_drop(self.state, message, now)
             elif type(message) is Retract:
                 self._retract(message)
             elif type(message) is Join:
-                worker.on_join(self.state, message)
+                assigned.on_join(self.state, message)
             elif type(message) is Stop:
                 self.stopped = True
                 self.sim.teams.back(self.rank)  # it will not begin a part any more
@@ -242,11 +243,11 @@ class SimWorker:
                 self.needs.on_message(MANAGER, message)
         self.needs.turn(self.state)
         self.needs.tick(now)
-        worker.on_tick(self.state, now)
+        running.on_tick(self.state, now)
         for process, slot in zip(self.processes, self.state.slots):
             if process.measured and self.sim.rng.random() < 0.5:
                 process.measured = False
-                worker.on_measured(self.state, slot, self.sim.rng.choice([MEMORY_BYTES, MEMORY_BYTES + 1]), 1e-4, now)
+                running.on_measured(self.state, slot, self.sim.rng.choice([MEMORY_BYTES, MEMORY_BYTES + 1]), 1e-4, now)
         filling.fill(self.state, now)
         assert all(len(slot.held) == 1 for slot in self.state.slots if any(call.grant is not None for call in slot.held))
         done = self.state.take_done()
@@ -329,7 +330,7 @@ class SimWorker:
             process.started -= reported
             process.dropped += reported
 
-    def _lacks(self, call: worker.Call) -> bool:
+    def _lacks(self, call: Call) -> bool:
         """Whether a file is missing that a call would map. That must have a reason if anybody wants the call."""
         missing = [value for value in (call.payload, *(call.values or ())) if isinstance(value, Stored) and not self.needs.exchange.has(value.name)]
         task = self.sim.manager.tasks.get(call.task)
@@ -337,7 +338,7 @@ class SimWorker:
             assert any((value.name, self.node) in self.sim.data.vanished for value in missing), f"{missing} are gone, and task {call.task} needs them"
         return bool(missing)
 
-    def _unreported(self, number: int) -> list[worker.Call]:
+    def _unreported(self, number: int) -> list[Call]:
         """Calls that a process has begun and not reported, in order."""
         process, slot = self.processes[number], self.state.slots[number]
         reported = len(process.given) - len(slot.held)
@@ -346,7 +347,7 @@ class SimWorker:
         assert len(calls) - len(process.results) in (0, 1)
         return calls
 
-    def _end_call(self, number: int, call: worker.Call) -> None:
+    def _end_call(self, number: int, call: Call) -> None:
         sim, rng = self.sim, self.sim.rng
         process = self.processes[number]
         if process.started - 1 + process.dropped in process.starved:
@@ -374,7 +375,7 @@ class SimWorker:
         tasks = [call.task for call, _ in zip(calls, results)]
         done = Done(tasks=tasks, outcomes=bytes(outcomes), payloads=list(values), seconds=list(seconds), started=[])
         self.needs.adopt([value for value in values if isinstance(value, Stored)])
-        worker.on_slot_done(self.state, self.state.slots[number], done, self.sim.now)
+        running.on_slot_done(self.state, self.state.slots[number], done, self.sim.now)
 
     def _die(self, number: int, code: int, blameless: str = "") -> None:
         sim, calls = self.sim, self._unreported(number)
@@ -383,18 +384,18 @@ class SimWorker:
         if calls:
             first = process.started - len(calls) + process.dropped
             is_begun = [first + i not in process.starved for i in range(len(calls))]
-            *ended, running = calls
-            sim.usage.end(running.task, self.rank)
+            *ended, last = calls
+            sim.usage.end(last.task, self.rank)
             slot = self.state.slots[number]
-            condemned = slot.ending_s >= 0 and slot.condemned == running.task
-            if blameless and not condemned and running.losses < worker.LOSSES_TOLERATED:
-                sim.begun[running.task, running.attempt] -= is_begun[-1]  # it is begun again, as the same attempt
+            condemned = slot.ending_s >= 0 and slot.condemned == last.task
+            if blameless and not condemned and last.losses < running.LOSSES_TOLERATED:
+                sim.begun[last.task, last.attempt] -= is_begun[-1]  # it is begun again, as the same attempt
             else:
-                sim.excuses[running.task] += 1
-            sim.tell(f"rank {self.rank}: task {running.task} attempt {running.attempt} loses its process ({code})")
+                sim.excuses[last.task] += 1
+            sim.tell(f"rank {self.rank}: task {last.task} attempt {last.attempt} loses its process ({code})")
             for call, was_begun in zip(ended, is_begun):  # nobody knows how they ended: they may begin again
                 sim.begun[call.task, call.attempt] -= was_begun
-        worker.on_slot_died(self.state, self.state.slots[number], code, "", sim.now, blameless)
+        running.on_slot_died(self.state, self.state.slots[number], code, "", sim.now, blameless)
         self.processes[number].__init__()  # type: ignore[misc]
 
     def lose_template(self) -> None:
@@ -411,7 +412,7 @@ class Usage:
         self.sim = sim
         self.used: dict[tuple[int, int], Grant | None] = {}  # (task, rank of its lead); None for one slot there
 
-    def begin(self, call: worker.Call, rank: int) -> None:
+    def begin(self, call: Call, rank: int) -> None:
         """An attempt begins on a rank that the manager has not given up."""
         one = self.sim.workers[rank]
         assert (call.task, rank) not in self.used
@@ -707,7 +708,7 @@ class Simulation:
 
     # ---- tasks ----
 
-    def begin(self, call: worker.Call, rank: int) -> None:
+    def begin(self, call: Call, rank: int) -> None:
         """A task process begins a call. No attempt begins twice, and no second one begins without a reason."""
         self.tell(f"rank {rank}: task {call.task} attempt {call.attempt} begins")
         key = (call.task, call.attempt)
@@ -759,14 +760,14 @@ class Simulation:
             return has_rest and any(sum(count * n >= spec.ranks for count in slots.values()) >= n for n in shares)
         return has_rest and sum(count >= max(1, spec.cores) for count in slots.values()) >= max(1, spec.nodes)
 
-    def compute(self, call: worker.Call) -> tuple[int, bytes]:
+    def compute(self, call: Call) -> tuple[int, bytes]:
         """Outcome and value of a call."""
         if self.rng.random() < self.failure_rate:
             self.excuses[call.task] += 1
             return Outcome.FAILED, b"error"
         return Outcome.DONE, self.value_of(call)
 
-    def value_of(self, call: worker.Call) -> bytes:
+    def value_of(self, call: Call) -> bytes:
         """The only right result of a call."""
         return b"%d" % value_of(identity_of(self.data.open(call.payload), self.data.open_all(call.values)))
 
@@ -778,11 +779,11 @@ class Simulation:
         """The same of one."""
         return self.could_lose_value()
 
-    def is_stored(self, call: worker.Call) -> bool:
+    def is_stored(self, call: Call) -> bool:
         """Whether the value of a call stays where it was made."""
         return not is_cached(self.data.open(call.payload)) and not call.spec.ranks and self.rng.random() < self.data_rate
 
-    def hangs(self, call: worker.Call) -> bool:
+    def hangs(self, call: Call) -> bool:
         """Whether this attempt never ends by itself."""
         chosen = random.Random(f"{self.seed} {self.past.lives} {call.task} {call.attempt}").random()
         return call.spec.walltime_s is not None and chosen < self.hang_rate
