@@ -14,27 +14,7 @@ from exex import Executor, File, NoManagerError, aio, join_app, python_app
 from exex.client import awaiting
 from exex.protocol.messages import Cancel, Submit
 from tests.fakes import Job
-
-
-@pytest.fixture
-def manager():
-    with Job() as manager:
-        yield manager
-
-
-@python_app
-def echo(value):
-    return value
-
-
-@python_app
-def held(value):
-    return value
-
-
-@python_app
-def fail(text):
-    raise ValueError(text)
+from tests.unit.plain_apps import echo, fail, held
 
 
 @python_app

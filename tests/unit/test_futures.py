@@ -14,28 +14,8 @@ import pytest
 from exex import AppFuture, DataFuture, DependencyError, DeserializationError, File, python_app
 from exex.client import lazy
 from exex.client.futures import AppFuture as Future
-from tests.fakes import Job, shaken
-
-
-@pytest.fixture
-def manager():
-    with Job() as manager:
-        yield manager
-
-
-@python_app
-def echo(value, *more):
-    return value
-
-
-@python_app
-def held(value):
-    return value
-
-
-@python_app
-def fail(text):
-    raise ValueError(text)
+from tests.fakes import shaken
+from tests.unit.plain_apps import echo, fail, held
 
 
 class Loads:

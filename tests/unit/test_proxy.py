@@ -26,27 +26,7 @@ from exex.protocol.messages import Applied, Attach, Cancel, Finish, JobEnds, Sub
 from exex.transport.stream import StreamLink
 from exex.version import __version__
 from tests.fakes import FakeManager, Job, shaken
-
-
-@pytest.fixture
-def manager():
-    with Job() as manager:
-        yield manager
-
-
-@python_app
-def echo(value, *more):
-    return value
-
-
-@python_app
-def held(value):
-    return value
-
-
-@python_app
-def fail(text):
-    raise ValueError(text)
+from tests.unit.plain_apps import echo, fail, held
 
 
 def proxy():
@@ -493,6 +473,7 @@ INTERRUPTED = """
 import os, random, signal, sys, threading, time
 from exex import python_app
 from tests.fakes import FakeManager, Job, shaken
+from tests.unit.plain_apps import echo, held, fail
 
 @python_app
 def echo(x):
