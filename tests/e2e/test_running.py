@@ -353,11 +353,11 @@ def test_a_rank_that_never_arrives_is_given_up(launch: Launch, mark: str) -> Non
         "import os, sys, time\nif os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK')) == '1':\n    time.sleep(600)\n"
     )
     done = launch.workflow(
-        3, "print('must not run')", options=("--start-timeout-s", "2"), **{MARK: mark, "PYTHONPATH": f"{launch.cwd}:{ROOT}"}
+        3, "print('must not run')", options=("--start-timeout-s", "1"), **{MARK: mark, "PYTHONPATH": f"{launch.cwd}:{ROOT}"}
     )
     assert done.status != 0 and "must not run" not in done.out
     assert done.seconds < 30
-    assert "did not come up within 2 s" in done.err, done.err
+    assert "did not come up within 1 s" in done.err, done.err
 
 
 DYING = """

@@ -77,10 +77,14 @@ CACHED = """
 import os
 from exex import python_app
 
+if os.path.exists("begun"):
+    open("again", "w").close()  # what is left is quick
+open("begun", "w").close()
+
 @python_app(cache=True)
 def half(i):
     import time
-    time.sleep(0.5)
+    time.sleep(0 if os.path.exists("again") else 0.5)
     fd = os.open("ran", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(fd, b"%d\\n" % i)
     os.close(fd)

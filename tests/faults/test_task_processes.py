@@ -211,7 +211,7 @@ assert forks(80 * MiB).result() == 80 * MiB
 assert second_time("tried").result() == "now"
 leaking = leak(300 * MiB).result()
 assert fill(10 * MiB, 0.5).result() != leaking
-assert fill(40 * MiB, 0.3, parsl_resource_specification={"memory": 20}).exception().limit_bytes == 20 * MiB
+assert fill(40 * MiB, 1000, parsl_resource_specification={"memory": 20}).exception().limit_bytes == 20 * MiB
 print("all measured")
 """
 
