@@ -17,7 +17,8 @@ from exex.protocol.runs import from_runs
 from exex.worker.slot import Call
 
 if TYPE_CHECKING:
-    from tests.sim.simulation import Simulation, SimWorker
+    from tests.sim.played_worker import SimWorker
+    from tests.sim.simulation import Simulation
 
 Part = tuple[int, bytes]
 """What a rank comes to: outcome, value."""
