@@ -13,6 +13,8 @@ import pytest
 
 from tests.launch import ROOT, Launch
 
+pytestmark = pytest.mark.one_library
+
 EXAMPLES = ROOT / "examples"
 PARTS_OF_EXAMPLES = {"calc_sum.py"}  # run by other scripts
 

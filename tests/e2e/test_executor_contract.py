@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.launch import ROOT, Launch
 
 
+@pytest.mark.one_library
 def test_the_contract_holds(launch: Launch) -> None:
     script = (ROOT / "tests/workflows/executor_contract.py").read_text()
     done = launch.workflow(3, script, options=("--slots", "1"))  # some of it is about calls that find no room

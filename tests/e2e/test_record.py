@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from exex.record.columns import How
 from exex.record.hdf5 import Record
 from exex.record.summary import summarize
 from exex.store.task_output import NOTE, parts, read
 from tests.launch import Launch
+
+pytestmark = pytest.mark.one_library
 
 WORK = """
 import time

@@ -230,6 +230,7 @@ def test_a_chain_finishes_by_resume(site, launch):
     assert sorted((here.launch.cwd / "ran").read_text().split(), key=int) == [str(i) for i in range(28)], "each ran once"
 
 
+@pytest.mark.one_library
 def test_a_chain_that_gets_nowhere_ends(site):
     here = site("Slurm")
     describe(here, "Slurm")

@@ -216,6 +216,7 @@ print("all measured")
 """
 
 
+@pytest.mark.one_library
 @pytest.mark.parametrize("isolation", ["process", "none"])
 def test_memory_is_limited(launch: Launch, isolation: str) -> None:
     """Of the whole tree, shared pages once; a failed attempt is tried again, and nobody pays for another app's leaks."""
