@@ -10,7 +10,7 @@ from exex import python_app
 
 @python_app
 def hello():
-    time.sleep(5)
+    time.sleep(1)
     return "Hello World!"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -19,6 +20,24 @@ LIMIT_S = 100.0
 def _hear_interrupts() -> None:
     """What runs in the background (`python -m tests.endurance &`) inherits an ignored SIGINT, and would hand it on."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@functools.cache
+def _family(mpiexec: str) -> str:
+    """Whose mpiexec it is."""
+    version = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, env=_environment(), check=False)
+    return "openmpi" if "open" in version.stdout.lower() else "mpich"
+
+
+def _environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "PRTE_MCA_hwloc_default_binding_policy": "none",
+    }
 
 
 @dataclass
@@ -42,20 +61,11 @@ class Launch:
         self.cwd = cwd
         beside = Path(sys.executable).with_name("mpiexec")
         self.mpiexec = str(beside) if beside.exists() else "mpiexec"
-        version = subprocess.run([self.mpiexec, "--version"], capture_output=True, text=True, env=self.environment(), check=False)
-        self.family = "openmpi" if "open" in version.stdout.lower() else "mpich"
+        self.family = _family(self.mpiexec)
 
     def environment(self, **extra: str) -> dict[str, str]:
         """The environment of launched programs: this checkout first, and what Open MPI wants of root on a small machine."""
-        return {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMPI_ALLOW_RUN_AS_ROOT": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-            "PRTE_MCA_hwloc_default_binding_policy": "none",
-            **extra,
-        }
+        return {**_environment(), **extra}
 
     def argv(self, ranks: int, *words: str) -> list[str]:
         """Words that start `ranks` ranks of a Python program."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -24,12 +25,14 @@ LIMIT_S = 30.0
 
 
 def wait_until(holds: Callable[[], Any], what: str = "") -> Any:
-    """Wait for something that comes soon; its value."""
+    """Wait for something that comes soon; its value. It has not come if a process vanishes while it is asked."""
     until = time.monotonic() + LIMIT_S
-    while not (found := holds()):
+    while True:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if found := holds():
+                return found
         assert time.monotonic() < until, f"it never came: {what or holds}"
         time.sleep(0.005)
-    return found
 
 
 class RunningHelper:
@@ -88,11 +91,16 @@ class RunningHelper:
 
     def started(self) -> list[psutil.Process]:
         """Processes that were started through it, and live."""
+        return self._started()
+
+    def _started(self, by: list[psutil.Process] | None = None) -> list[psutil.Process]:
+        parents = None if by is None else {process.pid for process in by}
         found = []
         for process in psutil.process_iter():
             try:
-                mine = process.environ().get("TEST_MARK") == self.mark and "EXEX_GUARD" in process.environ()
-                if mine and process.status() != psutil.STATUS_ZOMBIE:
+                environment = process.environ()
+                mine = environment.get("TEST_MARK") == self.mark and "EXEX_GUARD" in environment
+                if mine and process.status() != psutil.STATUS_ZOMBIE and (parents is None or process.ppid() in parents):
                     found.append(process)
             except psutil.Error:
                 pass
@@ -100,8 +108,7 @@ class RunningHelper:
 
     def programs(self) -> list[psutil.Process]:
         """Those of them that were asked for, without what these have started."""
-        keepers = {keeper.pid for keeper in self.keepers()}
-        return [process for process in self.started() if process.ppid() in keepers]
+        return self._started(self.keepers())
 
     def await_nothing(self) -> None:
         """Wait until nothing is left of all that was started, but the helper itself."""

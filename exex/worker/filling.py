@@ -5,7 +5,9 @@ from __future__ import annotations
 from itertools import zip_longest
 
 from exex.protocol.messages import AppSpec, Grant, Kind
-from exex.worker.state import NO_APP, SEVERAL_APPS, Call, Slot, WorkerState, recover, retire
+from exex.worker.running import recover, retire
+from exex.worker.slot import NO_APP, SEVERAL_APPS, Call, Slot
+from exex.worker.state import WorkerState
 
 AHEAD_S = 0.002
 """Work that a slot may hold, running or queued in its task process, when tasks are short."""

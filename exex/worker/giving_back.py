@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from exex.protocol.messages import Retract
-from exex.worker.state import WorkerState, recover
+from exex.worker.running import recover
+from exex.worker.state import WorkerState
 
 
 def on_retract(state: WorkerState, msg: Retract) -> None:

@@ -1,31 +1,30 @@
-"""The worker rank's loop: all its I/O. Decisions are in `state`, task processes behind `processes`."""
+"""The worker rank's loop: all its I/O. Decisions are in `assigned`, `filling` and `running`."""
 
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from exex.errors import ProtocolError, StartError
+from exex.errors import StartError
 from exex.protocol import codec
-from exex.protocol import payload as payloads
-from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Join, Leave, Outcome, Part, Retract, Stop
-from exex.protocol.payload import Payload
+from exex.protocol.messages import Assign, Beat, Bye, Drop, Hello, Join, Leave, Retract, Stop
 from exex.store.exchange import Exchange
 from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
-from exex.worker import execute, filling, state
+from exex.worker import assigned, filling, running
 from exex.worker.context import Place
 from exex.worker.giving_back import on_retract
+from exex.worker.inline import Inline
 from exex.worker.needs import Needs
-from exex.worker.output import Outlet
-from exex.worker.printed import Printed
-from exex.worker.processes import Died, Failed, Measured, Ready, TaskProcess, Template
+from exex.worker.port import ProcessPort
+from exex.worker.processes import Died, Failed, Measured, Ready, Template
+from exex.worker.state import WorkerState
 from exex.worker.stored import StoredValues
-from exex.worker.together import Head, Together, make_head
+from exex.worker.streams import Streams
+from exex.worker.taking_part import TakingPart
+from exex.worker.together import Together
 
 if TYPE_CHECKING:
     from exex.store.task_output import TaskOutput
@@ -33,82 +32,9 @@ if TYPE_CHECKING:
 TICK_S = 0.02
 INLINE_S = 0.001
 _MESSAGES_A_TURN = 256
-_TAIL_BYTES = 4096
-_MOST_READS = 64
-_DRAIN_S = 3.0
 
 FORK_AGAIN_S = 1.0
 """Pause after a task process could not be forked."""
-
-
-class ProcessPort:
-    """A slot's task process: started when first needed, replaced when it has died. Implements `SlotPort`."""
-
-    def __init__(self, number: int, loop: WorkerLoop) -> None:
-        self.number = number
-        self.process: TaskProcess | None = None
-        self.tail = b""
-        self._loop = loop
-        self._apps: set[int] = set()
-        self._functions: set[bytes] = set()
-
-    def give(self, calls: list[state.Call]) -> None:
-        """See `SlotPort.give`."""
-        process = self.process or self._start()
-        spec = calls[0].spec
-        apps, functions = [], {}
-        if spec.app not in self._apps:
-            self._apps.add(spec.app)
-            apps.append(spec)
-            if spec.function not in self._functions:
-                self._functions.add(spec.function)
-                functions[spec.function] = self._loop.state.functions[spec.function]
-        message = Assign(
-            apps=apps,
-            functions=functions,
-            tasks=[call.task for call in calls],
-            calls=[spec.app],
-            payloads=[call.payload for call in calls],
-            values={i: call.values for i, call in enumerate(calls) if call.values is not None},
-            attempts={i: call.attempt for i, call in enumerate(calls) if call.attempt > 1},
-            grants={
-                i: Grant(call.grant.slots, call.cores, call.grant.shares)
-                for i, call in enumerate(calls)
-                if call.grant is not None
-            },
-        )
-        process.give(len(calls), self._loop.encoder.encode(message))
-        self._loop.sending.add(self)
-
-    def take_back(self) -> int:
-        """See `SlotPort.take_back`."""
-        return self.process.take_back() if self.process else 0
-
-    def kill(self, gently: bool) -> None:
-        """See `SlotPort.kill`."""
-        if self.process:
-            self._loop.template.kill(self.process, signal.SIGTERM if gently else signal.SIGKILL)
-
-    def measure(self, limit_bytes: int) -> None:
-        """See `SlotPort.measure`."""
-        if self.process:
-            self._loop.template.measure(self.process, limit_bytes)
-
-    def _start(self) -> TaskProcess:
-        cores = self._loop.state.slot_cores
-        self.process = self._loop.template.fork(self.number, cores[self.number] if cores else [])
-        self._loop.watch(self, self.process)
-        self._apps.clear()
-        self._functions.clear()
-        self.tail = b""
-        return self.process
-
-    def stop(self) -> None:
-        """Let go of a process that has died."""
-        if self.process:
-            self._loop.forget(self.process)
-            self.process.close()
-            self.process = None
 
 
 class Equipment(NamedTuple):
@@ -168,6 +94,7 @@ class WorkerLoop:
         together: it has said that all ranks can leave MPI in order.
         at_once: there is more to do.
         sending: ports to whose process there may be something unsent.
+        streams: of its task processes.
     """
 
     def __init__(
@@ -199,25 +126,21 @@ class WorkerLoop:
         self._said_s = self._heard_s = self._turned_s = time.monotonic()
         self._link = link
         self._waiter = waiter
-        self._inline = inline
         self._calls = codec.to_worker()
         self._results = codec.from_worker()
         self._ports = [ProcessPort(number, self) for number in range(slots)]
-        self.state = state.WorkerState(place.rank, place.node, list(self._ports), grace_s, inline, tasks_per_process)
+        self.state = WorkerState(place.rank, place.node, list(self._ports), grace_s, inline, tasks_per_process)
         self.state.slot_cores = list(equipment.slot_cores)
         self._equipment = equipment
-        self._make_together = take_part
-        self._together: Together | None = None
-        self._owners: dict[int, tuple[ProcessPort, str]] = {}
-        self._outlets = {"stdout": Outlet(1), "stderr": Outlet(2)}
-        self._printed = Printed(output) if output is not None else None
-        self._paused: set[int] = set()  # pipes that are not read, because our own stdout or stderr is full
-        self._inline_functions: dict[bytes, Any] = {}
+        self.streams = Streams(waiter, self.state.slots, output)
         self._needs: Needs | None = None
-        self._values = StoredValues("", 0, 0)
         if data is not None:
             self._needs = Needs(data.exchange, int(data.is_shared), not data.is_shared, self._send)
-            self._values = StoredValues(*data.for_template())
+        self._inline: Inline | None = None
+        if inline:
+            values = StoredValues(*data.for_template()) if data is not None else StoredValues("", 0, 0)
+            self._inline = Inline(self.state, place, self._needs, values)
+        self._parts = TakingPart(self.state, place, self._needs, take_part)
         self._place = place
         self._next_tick = 0.0
         self._resume_s = 0.0  # no task process is forked before
@@ -266,29 +189,6 @@ class WorkerLoop:
             )
         )
 
-    # ---- descriptors ----
-
-    def watch(self, port: ProcessPort, process: TaskProcess) -> None:
-        """Watch all that comes from a new task process."""
-        for fd, what in ((process.link.fileno(), "link"), (process.stdout, "stdout"), (process.stderr, "stderr")):
-            self._owners[fd] = (port, what)
-            self._waiter.watch(fd)
-
-    def forget(self, process: TaskProcess) -> None:
-        """Watch nothing of a task process any more."""
-        for fd in (process.link.fileno(), process.stdout, process.stderr):
-            self._unwatch(fd)
-
-    def _unwatch(self, fd: int) -> None:
-        owner = self._owners.pop(fd, None)
-        if owner is None:
-            return
-        if fd in self._paused:
-            self._paused.discard(fd)
-            self._outlets[owner[1]].ended(fd)
-        else:
-            self._waiter.forget(fd)
-
     # ---- one turn ----
 
     def turn(self, ready: list[int]) -> bool:
@@ -301,14 +201,13 @@ class WorkerLoop:
             traffic |= self._needs.turn(self.state)
         if now_s >= self._next_tick:
             self._next_tick = now_s + TICK_S
-            state.on_tick(self.state, now_s)
-            if self._printed is not None:
-                self._printed.flush_if_due(now_s)
+            running.on_tick(self.state, now_s)
+            self.streams.flush_if_due(now_s)
             self._keep_in_touch(now_s)
             if self._needs is not None:
                 self._needs.tick(now_s)
-        if self._inline and self.state.queue:
-            traffic |= self._run_inline(now_s + INLINE_S)
+        if self._inline is not None and self.state.queue:
+            traffic |= self._inline.run(now_s + INLINE_S)
         if self._prepared and now_s >= self._resume_s:
             filling.fill(self.state, now_s)
         done = self.state.take_done()
@@ -320,11 +219,12 @@ class WorkerLoop:
         if returned is not None:
             self._send(returned)
             traffic = True
-        queue = self.state.queue
-        self.at_once = bool(self._inline and queue and filling.may_run_inline(queue[0].spec))
+        self.at_once = self._inline is not None and self._inline.has_more()
         unsent = self._link.progress()
         if self.state.parts and not unsent and not self.stopped:
-            self._take_part()
+            self._send(self._parts.run_next())
+            self._turned_s = self._heard_s = self._said_s = time.monotonic()
+            self._link.progress()
             traffic = self.at_once = True
         if self.sending:
             self._send_the_rest()
@@ -356,64 +256,18 @@ class WorkerLoop:
         if self._limit_s and now_s - self._heard_s > self._limit_s:
             raise StartError(f"the manager was not heard of for {self._limit_s:g} s")
 
-    def _take_part(self) -> None:
-        """Run a function on a communicator in this process. Until it returns, nothing else is done here."""
-        if self._together is None:
-            if self._make_together is None:
-                raise ProtocolError(f"{self._place} is to take part in a call on a communicator, and has no MPI")
-            self._together = self._make_together()
-        join, call = self.state.parts.popleft()
-        head = None if call is None else self._head(call)
-        outcome, payload, seconds = self._together.run(join, head)
-        self._turned_s = self._heard_s = self._said_s = time.monotonic()
-        if call is None:
-            self.state.tasks_run += 1
-            self._send(Part(task=join.task, outcome=outcome, payload=payload, seconds=seconds))
-        else:
-            self.state.report(call, outcome, payload, seconds)
-            self._send(self.state.take_done())
-        self._link.progress()
-
-    def _head(self, call: state.Call) -> Head | None:
-        """What the lead of a call on a communicator hands round; None, so that nobody runs it, if something is missing."""
-        try:
-            payload, values = self._mapped(call)
-        except FileNotFoundError:
-            return None
-        return make_head(call.spec, self.state.functions[call.spec.function], payload, values, call.attempt)
-
-    def _mapped(
-        self, call: state.Call, other: Callable[[Payload], Payload] = lambda payload: payload
-    ) -> tuple[Payload, list[Payload] | None]:
-        """A call and its values, with what is stored mapped, and the `other` of what is not.
-
-        Raises:
-            FileNotFoundError: something is not in the store of this node.
-        """
-
-        def mapped(payload: Payload) -> Payload:
-            if type(payload) is not payloads.Stored:
-                return other(payload)
-            if self._needs is None:
-                raise FileNotFoundError(payload.name)
-            return self._needs.exchange.payload(payload)
-
-        return mapped(call.payload), None if call.values is None else [mapped(value) for value in call.values]
-
     def _from_descriptor(self, fd: int, now_s: float) -> bool:
         if fd == self.template.fileno():
             self._from_template(now_s)
             return True
-        for outlet in self._outlets.values():
-            if outlet.full and fd == outlet.fileno():
-                self._resume(outlet)
-                return False
-        port, what = self._owners.get(fd, (None, ""))
+        if self.streams.is_read_again(fd):
+            return False
+        port, what = self.streams.owner(fd)
         if port is None:
             return False
         if what == "link":
             return self._from_slot(port, now_s)
-        self._pass_on(port, fd, what)
+        self.streams.pass_on(port, fd, what)
         return False
 
     def eager(self) -> bool:
@@ -454,17 +308,16 @@ class WorkerLoop:
         """What the manager says. A Beat needs no answer."""
         if type(message) is Assign:
             if message.sources and self._needs is not None:
-                state.on_assign(self.state, message, self._needs.lacking(message))
+                assigned.on_assign(self.state, message, self._needs.lacking(message))
             else:
-                state.on_assign(self.state, message)
+                assigned.on_assign(self.state, message)
         elif type(message) is Drop:
-            state.on_drop(self.state, message, now_s)
-            if self._together is not None:
-                self._together.revoke(message.tasks)
+            assigned.on_drop(self.state, message, now_s)
+            self._parts.revoke(message.tasks)
         elif type(message) is Retract:
             on_retract(self.state, message)
         elif type(message) is Join:
-            state.on_join(self.state, message)
+            assigned.on_join(self.state, message)
         elif self._needs is not None and type(message) is not Beat:
             self._needs.on_message(0, message)
 
@@ -490,59 +343,16 @@ class WorkerLoop:
         traffic = False
         while (frames := process.receive()) is not None:
             if frames is GONE:
-                self._unwatch(process.link.fileno())
+                self.streams.unwatch(process.link.fileno())
                 break  # how it died comes from the template
             done = self._results.decode(frames)
             if self._results.stored and self._needs is not None:
                 self._needs.adopt(self._results.stored)
-            if self._printed is not None:
-                self._pass_on_all(port)  # what was printed until then
-                self._printed.ended(slot, len(done.tasks), now_s)
-            state.on_slot_done(self.state, slot, done, now_s)
+            self.streams.results_come(port, len(done.tasks), now_s)
+            running.on_slot_done(self.state, slot, done, now_s)
             traffic = True
         self.sending.add(port)  # what was held back until it has dropped what was taken back is sent now
         return traffic
-
-    def _pass_on_all(self, port: ProcessPort) -> None:
-        """All that a task process that has ended has printed."""
-        assert port.process is not None
-        for fd, what in ((port.process.stdout, "stdout"), (port.process.stderr, "stderr")):
-            for _ in range(_MOST_READS):
-                if fd not in self._owners or not self._pass_on(port, fd, what):
-                    break
-
-    def _pass_on(self, port: ProcessPort, fd: int, what: str) -> bool:
-        """What a task printed: to our own stdout or stderr, and the end of stderr to mind. False if nothing is there."""
-        try:
-            data = os.read(fd, 65536)
-        except BlockingIOError:
-            return False
-        if not data:
-            self._unwatch(fd)
-            return False
-        if self._printed is not None:
-            data = self._printed.take(self.state.slots[port.number], what, data, time.monotonic())
-        if what == "stderr":
-            port.tail = (port.tail + data)[-_TAIL_BYTES:]
-        if self._printed is not None:
-            return True
-        outlet = self._outlets[what]
-        was_full = outlet.full
-        if not outlet.pass_on(fd, data):
-            if not was_full:
-                self._waiter.watch_writable(outlet.fileno())
-            if fd not in self._paused:
-                self._paused.add(fd)
-                self._waiter.forget(fd)
-        return True
-
-    def _resume(self, outlet: Outlet) -> None:
-        """Somebody reads our stdout or stderr again."""
-        for fd in outlet.resume():
-            self._paused.discard(fd)
-            self._waiter.watch(fd)
-        if not outlet.full:
-            self._waiter.forget(outlet.fileno())
 
     def _from_template(self, now_s: float) -> None:
         for event in self.template.events():
@@ -565,57 +375,21 @@ class WorkerLoop:
         if port.process is None:
             return
         self._from_slot(port, now_s)
-        self._pass_on_all(port)
-        if self._printed is not None:
-            self._printed.died(self.state.slots[event.slot], now_s)
+        self.streams.died(port, now_s)
         if not event.pid:
             self._resume_s = now_s + FORK_AGAIN_S
         tail = port.tail.decode(errors="replace")
         blameless = event.error if event.blameless else ""
         if self._needs is not None:
             self._needs.on_died(self.state.slots[event.slot].held)
-        state.on_slot_died(self.state, self.state.slots[event.slot], event.status, tail, now_s, blameless)
+        running.on_slot_died(self.state, self.state.slots[event.slot], event.status, tail, now_s, blameless)
         port.stop()
 
     def _on_measured(self, event: Measured, now_s: float) -> None:
         process = self._ports[event.slot].process
         if process is not None and process.pid == event.pid:
             self._from_slot(self._ports[event.slot], now_s)  # it may have ended meanwhile
-            state.on_measured(self.state, self.state.slots[event.slot], event.used_bytes, event.seconds, now_s)
-
-    def _run_inline(self, until_s: float) -> bool:
-        """Run queued Python calls here until the time is up. Bash, and what has a limit, goes to task processes."""
-        queue, ran = self.state.queue, False
-        while queue and filling.may_run_inline(queue[0].spec):
-            call = queue.popleft()
-            ran = True
-            digest = call.spec.function
-            function = self._inline_functions.get(digest)
-            if function is None:
-                function = self._inline_functions[digest] = execute.open_function(self.state.functions[digest])
-            try:
-                payload, values = self._mapped(call, payloads.writable)
-            except FileNotFoundError:
-                self.state.report(call, Outcome.STARVED, b"")
-                continue
-            outcome, result, seconds = execute.execute(
-                call.spec, function, payload, values, call.task, call.attempt, self._place
-            )
-            if type(result) is payloads.Large:
-                result = self._keep(call, outcome, result)
-            self.state.report(call, outcome, result, seconds)
-            if type(result) is payloads.Large:
-                break  # over memory that the next call may write to: send it first
-            if time.monotonic() >= until_s:
-                break
-        return ran
-
-    def _keep(self, call: state.Call, outcome: int, value: payloads.Large) -> Payload:
-        """The value of a call that has run here, in the store if it belongs there."""
-        kept = self._values.kept(call.spec, outcome, value, call.task, call.attempt)
-        if type(kept) is payloads.Stored and self._needs is not None:
-            self._needs.adopt([kept])
-        return kept
+            running.on_measured(self.state, self.state.slots[event.slot], event.used_bytes, event.seconds, now_s)
 
     # ---- end ----
 
@@ -623,19 +397,9 @@ class WorkerLoop:
         self.template.end()
         for port in self._ports:
             if port.process is not None:
-                self._pass_on_all(port)
+                self.streams.pass_on_all(port)
             port.stop()
-        if self._printed is not None:
-            self._printed.close()
-        for name, outlet in self._outlets.items():
-            outlet.drain(_DRAIN_S)
-            if outlet.dropped_bytes:
-                print(
-                    f"exex: {self._place} lost {outlet.dropped_bytes} bytes that tasks wrote to {name}: nobody read them in time",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            outlet.close()
+        self.streams.close(self._place)
         self._send(Bye(tasks_run=self.state.tasks_run))
         self.stopped = True
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from exex.errors import ProtocolError
 from exex.protocol.messages import Absent, Assign, Chunk, Copy, Fetch, Free, Here, Holds, Rank
-from exex.protocol.payload import Stored
+from exex.protocol.payload import Payload, Stored
 from exex.store.exchange import Exchange
-from exex.worker import state
-from exex.worker.state import Call, WorkerState
+from exex.worker.assigned import on_arrived
+from exex.worker.slot import Call
+from exex.worker.state import WorkerState
 from exex.worker.stored import value_name
 
 _BETWEEN_RANKS = (Fetch, Chunk, Here, Absent)
@@ -79,7 +80,7 @@ class Needs:
         exchange = self.exchange
         held, absent = [], []
         for name, is_here in exchange.events(self._asker):
-            state.on_arrived(worker, name, is_here, exchange.why(name))
+            on_arrived(worker, name, is_here, exchange.why(name))
             if is_here and (name in self._copies or name in exchange.holdings):
                 held.append(name)
             elif not is_here and name in self._copies:
@@ -104,3 +105,22 @@ class Needs:
     def on_died(self, calls: Sequence[Call]) -> None:
         """The task process that held these is dead: what it may have written, nobody will hear of."""
         self.exchange.holdings.free([value_name(call.task, call.attempt) for call in calls])
+
+
+def mapped(
+    needs: Needs | None, call: Call, other: Callable[[Payload], Payload] = lambda payload: payload
+) -> tuple[Payload, list[Payload] | None]:
+    """A call and its values, with what is stored mapped, and the `other` of what is not.
+
+    Raises:
+        FileNotFoundError: something is not in the store of this node.
+    """
+
+    def one(payload: Payload) -> Payload:
+        if type(payload) is not Stored:
+            return other(payload)
+        if needs is None:
+            raise FileNotFoundError(payload.name)
+        return needs.exchange.payload(payload)
+
+    return one(call.payload), None if call.values is None else [one(value) for value in call.values]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from exex.protocol.messages import CLIENT_SHIFT
 from exex.worker import marks
 from exex.worker.marks import Owner
-from exex.worker.state import Slot
+from exex.worker.slot import Slot
 
 if TYPE_CHECKING:
     from exex.store.task_output import TaskOutput

@@ -360,6 +360,12 @@ def sleep(s):
     import time
     time.sleep(s)
 
+@python_app
+def gated(path):
+    import time
+    while not os.path.exists(path):
+        time.sleep(0.005)
+
 @bash_app(walltime=0.5)
 def too_long(path):
     return f"sleep 50 & echo $! > {path}; wait"
@@ -382,7 +388,7 @@ try:
     os.kill(pid, 0)
     state = open(f"/proc/{pid}/stat").read().split()[2]
     assert state == "Z", state
-except ProcessLookupError:
+except (ProcessLookupError, FileNotFoundError):
     pass
 
 running, queued = sleep(60), sleep(60)
@@ -398,12 +404,18 @@ assert isinstance(after.exception(), exex.DependencyError)
 assert sleep(0).result() is None
 assert time.monotonic() - began < 30
 
-gate = sleep(0.3)
+gate = gated("open")
 waiting = [order("order", "c", priority=3), order("order", "a", priority=-1), order("order", "b")]
+broken = cf.Future()
+behind = order("never", broken)
+broken.set_exception(ValueError("kept by nobody"))
+assert isinstance(behind.exception(), exex.DependencyError)  # so the manager has those before it
+open("open", "w").close()
 exex.wait_for_current_tasks()
 assert open("order").read() == "abc", open("order").read()
 print("fine")
 """,
+            options=("--slots", "1"),
         )
     )
 

@@ -10,6 +10,8 @@ from tests.endurance import SCENARIOS, run_once
 
 
 @pytest.mark.parametrize("seed", range(1000, 1003))
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    "scenario", [name if name == "interrupt" else pytest.param(name, marks=pytest.mark.one_library) for name in SCENARIOS]
+)
 def test_a_job_ends_as_it_must(scenario: str, seed: int, tmp_path: Path) -> None:
     run_once(scenario, seed, tmp_path)

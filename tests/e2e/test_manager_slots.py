@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
-import uuid
-from collections.abc import Iterator
 
 import pytest
 
-from tests.endurance import MARK, nobody_left
+from tests.endurance import MARK
 from tests.faults.dead_ranks import kill_rank, workers
 from tests.launch import Launch
-
-
-@pytest.fixture
-def mark() -> Iterator[str]:
-    value = uuid.uuid4().hex
-    yield value
-    nobody_left(value)
-
 
 PREPARE = """
 import exex, os, time

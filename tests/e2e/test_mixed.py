@@ -150,7 +150,7 @@ def launchers():
     for name in os.listdir("/proc"):
         try:
             words = open(f"/proc/{name}/cmdline").read().split("\\0")
-            if words[0] == "srun" and words[-2] in ("600", "trap : TERM INT; while true; do sleep 1; done"):
+            if words[0] == "srun" and words[-2] == "600":  # not the stubborn one before it, which may still be ending
                 found.append(int(name))
         except (OSError, IndexError):
             pass

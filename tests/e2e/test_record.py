@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from exex.record.columns import How
 from exex.record.hdf5 import Record
 from exex.record.summary import summarize
 from exex.store.task_output import NOTE, parts, read
 from tests.launch import Launch
+
+pytestmark = pytest.mark.one_library
 
 WORK = """
 import time
@@ -65,8 +69,13 @@ def test_a_job_is_recorded(launch: Launch) -> None:
 
 def test_the_record_has_the_slot_and_the_memory_of_each_attempt(launch: Launch) -> None:
     script = (
-        "import time\n"
+        "import os, time\n"
         "from exex import bash_app, python_app\n"
+        "@python_app\n"
+        "def meet(i):\n"
+        "    open(f'met.{i}', 'w').close()\n"
+        "    while not os.path.exists(f'met.{1 - i}'):\n"
+        "        time.sleep(0.001)\n"
         "@python_app\n"
         "def large(mib):\n"
         "    time.sleep(0.01)\n"
@@ -74,8 +83,8 @@ def test_the_record_has_the_slot_and_the_memory_of_each_attempt(launch: Launch) 
         "@bash_app\n"
         "def program(mib):\n"
         "    return f'head -c {mib << 20} /dev/zero | tail -n 1 | wc -c'\n"
-        "both = [large(1), large(1)]\n"
-        "assert [one.result() for one in both]\n"
+        "both = [meet(0), meet(1)]\n"
+        "assert [one.result() for one in both] == [None, None]\n"
         "for mib in (200, 1, 100):\n"
         "    assert large(mib).result() == mib << 20\n"
         "assert program(150).result() == 0\n"

@@ -21,7 +21,8 @@ from tests.faults.dead_ranks import OPTIONS, workers
 from tests.launch import Launch
 
 SHAPES = pytest.mark.parametrize(
-    ("ranks", "slots"), [pytest.param(5, 1, id="rank-per-core"), pytest.param(2, 4, id="rank-per-node")]
+    ("ranks", "slots"),
+    [pytest.param(5, 1, id="rank-per-core"), pytest.param(2, 4, id="rank-per-node", marks=pytest.mark.one_library)],
 )
 
 BEGIN = """

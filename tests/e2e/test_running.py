@@ -6,38 +6,15 @@ import os
 import signal
 import sys
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.endurance import MARK
 from tests.launch import ROOT, Launch
 
-MARK = "MARK_OF_THIS_TEST"
-
-
-@pytest.fixture
-def mark() -> Iterator[str]:
-    """A variable that every process of the test's job inherits; none may be left at the end."""
-    value = uuid.uuid4().hex
-    yield value
-    until = time.monotonic() + 10
-    while left := marked(value):
-        assert time.monotonic() < until, f"left behind: {[(p.pid, p.status(), p.cmdline()) for p in left]}"
-        time.sleep(0.02)
-
-
-def marked(value: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == value and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            pass
-    return found
+ALONE = pytest.param(1, marks=pytest.mark.one_library)  # no launcher at all
 
 
 STATUSES = {
@@ -52,7 +29,7 @@ STATUSES = {
 }
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [ALONE, 3])
 @pytest.mark.parametrize(("script", "status"), STATUSES.items(), ids=[str(s) for s in STATUSES.values()])
 def test_the_scripts_status_is_the_jobs(launch: Launch, mark: str, ranks: int, script: str, status: int) -> None:
     (launch.cwd / "status").mkdir()
@@ -65,7 +42,7 @@ def test_the_scripts_status_is_the_jobs(launch: Launch, mark: str, ranks: int, s
         assert "exex/" not in done.err, done.err
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [ALONE, 3])
 @pytest.mark.parametrize("status", [0, 1, 7])
 def test_without_exex_run_the_launcher_hands_the_status_on(launch: Launch, mark: str, ranks: int, status: int) -> None:
     assert launch.workflow(ranks, f"import sys; sys.exit({status})", **{MARK: mark}).status == status
@@ -149,7 +126,7 @@ print("fine")
     assert done.status == 0 and done.out.endswith("fine\n"), done.err
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [ALONE, 2])
 def test_a_template_that_dies_is_replaced(launch: Launch, mark: str, ranks: int) -> None:
     script = """
 import os, signal
@@ -187,7 +164,7 @@ sleep(100).result()
 """
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [ALONE, 3])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_launcher_ends_the_job(launch: Launch, mark: str, number: int, ranks: int) -> None:
     path = launch.cwd / "workflow.py"
@@ -353,11 +330,11 @@ def test_a_rank_that_never_arrives_is_given_up(launch: Launch, mark: str) -> Non
         "import os, sys, time\nif os.environ.get('PMI_RANK', os.environ.get('OMPI_COMM_WORLD_RANK')) == '1':\n    time.sleep(600)\n"
     )
     done = launch.workflow(
-        3, "print('must not run')", options=("--start-timeout-s", "2"), **{MARK: mark, "PYTHONPATH": f"{launch.cwd}:{ROOT}"}
+        3, "print('must not run')", options=("--start-timeout-s", "1"), **{MARK: mark, "PYTHONPATH": f"{launch.cwd}:{ROOT}"}
     )
     assert done.status != 0 and "must not run" not in done.out
     assert done.seconds < 30
-    assert "did not come up within 2 s" in done.err, done.err
+    assert "did not come up within 1 s" in done.err, done.err
 
 
 DYING = """

@@ -89,7 +89,7 @@ def host(stdout=None):
     return "hostname"
 
 slots = current("test").proxy.welcome.slots
-nodes = [f.result() for f in [where(i) for i in range(20 * slots)]]
+nodes = [f.result() for f in [where(i) for i in range(8 * slots)]]
 assert host(stdout="host").result() == 0
 print("script on", socket.gethostname(), "slots", slots, "nodes", *sorted(set(nodes)))
 """

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
-import signal
 import sys
 import tarfile
 import time
@@ -141,21 +141,14 @@ def test_a_killed_job_leaves_nothing(launch: Launch, node: Path, archive: Path) 
     process = launch.start(argv)
     launch.read_until(process, "pid")
     assert left(node)
-    guards = [each for each in psutil.Process(process.pid).children(recursive=True) if "exex.run" in each.cmdline()]
-    for each in [psutil.Process(process.pid), *guards]:
-        with_suppressed_end(each)
+    for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
     process.communicate()
     until = time.monotonic() + 20
     while left(node):
         assert time.monotonic() < until, left(node)
         time.sleep(0.02)
-
-
-def with_suppressed_end(process: psutil.Process) -> None:
-    try:
-        process.send_signal(signal.SIGKILL)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def test_exex_run_and_exex_pack(launch: Launch, node: Path) -> None:

@@ -35,10 +35,14 @@ CACHED = """
 import os
 from exex import python_app
 
+if os.path.exists("begun"):
+    open("again", "w").close()  # what is left is quick
+open("begun", "w").close()
+
 @python_app(cache=True)
 def half(i):
     import time
-    time.sleep(0.5)
+    time.sleep(0 if os.path.exists("again") else 0.5)
     fd = os.open("ran", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(fd, b"%d\\n" % i)
     os.close(fd)
@@ -226,6 +230,7 @@ def test_a_chain_finishes_by_resume(site, launch):
     assert sorted((here.launch.cwd / "ran").read_text().split(), key=int) == [str(i) for i in range(28)], "each ran once"
 
 
+@pytest.mark.one_library
 def test_a_chain_that_gets_nowhere_ends(site):
     here = site("Slurm")
     describe(here, "Slurm")

@@ -37,8 +37,7 @@ from exex.manager.records import Kept
 from exex.manager.state import ClientRecord, ManagerState
 from exex.manager.stored import Data
 from exex.protocol import parts
-from exex.worker import filling, giving_back
-from exex.worker import state as worker
+from exex.worker import assigned, filling, giving_back, running
 from tests.sim.__main__ import SeedFailed, run_seed
 
 LIMIT_S = 20
@@ -85,12 +84,12 @@ MUTATIONS = [
     Mutation("values are never let go of", ClientRecord.applied, "self.kept.pop(task, None)", "pass"),
     Mutation("a free worker's flag stays set", placement._fill_free, "worker.in_free = False", "pass"),
     Mutation("the ready queue counts one too few", ReadyQueue.push_all, "self.count += len(tasks) - 1", "self.count += max(len(tasks) - 2, 0)"),
-    Mutation("a dropped call is not reported", worker.on_drop, "                state.report(call, Outcome.CANCELLED, b\"\")", "                pass"),
-    Mutation("a dropped call that stands aside is not reported", worker.on_drop, "        wanted.discard(task)\n        state.report(call, Outcome.CANCELLED, b\"\")", "        wanted.discard(task)"),
-    Mutation("a started call is taken back", worker.recover, "min(slot.port.take_back(), len(slot.held))", "min(slot.port.take_back() + 1, len(slot.held))"),
-    Mutation("what a dead process had queued is lost", worker.on_slot_died, "state.queue.appendleft(slot.held.pop())", "slot.held.pop()"),
-    Mutation("the death of a task process is not reported", worker.on_slot_died, "state.report(running, Outcome.LOST,", "(running, Outcome.LOST,"),
-    Mutation("a walltime is never enforced", worker.on_tick, "running_s >= head.spec.walltime_s", "running_s >= 1e9"),
+    Mutation("a dropped call is not reported", assigned.on_drop, "                state.report(call, Outcome.CANCELLED, b\"\")", "                pass"),
+    Mutation("a dropped call that stands aside is not reported", assigned.on_drop, "        wanted.discard(task)\n        state.report(call, Outcome.CANCELLED, b\"\")", "        wanted.discard(task)"),
+    Mutation("a started call is taken back", running.recover, "min(slot.port.take_back(), len(slot.held))", "min(slot.port.take_back() + 1, len(slot.held))"),
+    Mutation("what a dead process had queued is lost", running.on_slot_died, "state.queue.appendleft(slot.held.pop())", "slot.held.pop()"),
+    Mutation("the death of a task process is not reported", running.on_slot_died, "state.report(running, Outcome.LOST,", "(running, Outcome.LOST,"),
+    Mutation("a walltime is never enforced", running.on_tick, "running_s >= head.spec.walltime_s", "running_s >= 1e9"),
     Mutation("a result is not recorded", Memo.done, "self._store.record(task.key, task.app.spec.name, value, seconds)", "pass"),
     Mutation("a result is not remembered", Memo.done, "self.remember(task.key, value)", "pass"),
     Mutation("a key leaves out the values of the needs", memo.complete_key, "digest.update(frame)", "pass"),
@@ -166,10 +165,10 @@ MUTATIONS = [
     Mutation("an affinity is kept for ever", ManagerState.finish_task, "self.ready.affinity, ", ""),
     Mutation("a big call is given fewer slots than it was granted", filling._fill_big, "if len(idle) < call.grant.slots:", "if not idle:"),
     Mutation("helping slots get calls of their own", filling.fill, " and slot.helps is None", ""),
-    Mutation("slots of a big call that ends stay taken", worker.on_slot_done, "_free_helpers(state, call)", "pass"),
-    Mutation("slots of a big call that dies stay taken", worker.on_slot_died, "_free_helpers(state, running)", "pass"),
-    Mutation("slots of a big call that is taken back stay taken", worker.recover, "_free_helpers(state, call)", "pass"),
-    Mutation("a big call that lost its process runs in one slot", worker.on_slot_died, "(state.queue if running.grant is None else state.big).appendleft(running)", "state.queue.appendleft(running)"),
+    Mutation("slots of a big call that ends stay taken", running.on_slot_done, "_free_helpers(state, call)", "pass"),
+    Mutation("slots of a big call that dies stay taken", running.on_slot_died, "_free_helpers(state, running)", "pass"),
+    Mutation("slots of a big call that is taken back stay taken", running.recover, "_free_helpers(state, call)", "pass"),
+    Mutation("a big call that lost its process runs in one slot", running.on_slot_died, "(state.queue if running.grant is None else state.big).appendleft(running)", "state.queue.appendleft(running)"),
     Mutation("a call on a communicator gets no ranks beside its lead", teams.form, "state.joins.append((ranks, Join(", "state.joins.append((ranks[:1], Join("),
     Mutation("a call that wants a world of its own gets worker ranks", teams.form, "spec.kind != Kind.TOGETHER or spec.own_world", "spec.kind != Kind.TOGETHER"),
     Mutation("ranks with several slots take part", teams.form, "worker.slots == 1 and worker.rank != state.own", "worker.rank != state.own"),
@@ -202,7 +201,7 @@ MUTATIONS = [
     Mutation("a sign of life of a guard is not heeded", ManagerLoop.heard, "self._liveness.heard(rank, self._clock())", "pass"),
     Mutation("ranks that no node can hold any more wait", packing._fail_all, "request is not None and impossible(\"\", request, nodes) is None", "False"),
     Mutation("what was spread over other nodes keeps its old shape", packing._fail_all, "task.app.request = request", "pass"),
-    Mutation("a lead runs its call alone", worker._queue, "if join is not None:", "if False:"),
+    Mutation("a lead runs its call alone", assigned._queue, "if join is not None:", "if False:"),
     Mutation("what is freed is not told", Kept.__del__, "data.free(rank, self.name)", "pass"),
     Mutation("a value that its client may name is freed", ManagerState.finish_task, "client.owned[payload.name] = payload", "pass"),
     Mutation("what a client releases is kept", transitions.on_release, "client.owned.pop(name, None)", "pass"),

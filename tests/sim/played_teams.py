@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from exex.manager.task import Status
 from exex.protocol.messages import Join, Outcome
 from exex.protocol.runs import from_runs
-from exex.worker.state import Call
+from exex.worker.slot import Call
 
 if TYPE_CHECKING:
-    from tests.sim.simulation import Simulation, SimWorker
+    from tests.sim.played_worker import SimWorker
+    from tests.sim.simulation import Simulation
 
 Part = tuple[int, bytes]
 """What a rank comes to: outcome, value."""

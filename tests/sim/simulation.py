@@ -22,58 +22,54 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from exex.manager import near, transitions
-from exex.manager.liveness import LOOKS, PAUSE
-from exex.manager.loop import QUIET_S, ManagerLoop, Settings
+from exex.manager import near
+from exex.manager.liveness import PAUSE
+from exex.manager.loop import ManagerLoop, Settings
 from exex.manager.nodes import WorkerRecord
 from exex.manager.records import Again, records_of
-from exex.manager.task import TRANSITIONS, CachedTask, Status, Task
-from exex.protocol import codec
+from exex.manager.task import CachedTask, Status
 from exex.protocol.messages import (
-    Absent,
     AppSpec,
     Assign,
-    Beat,
-    Bye,
-    Done,
-    Drop,
-    Grant,
-    Hello,
     Join,
     Outcome,
-    Part,
     Retract,
-    Share,
-    Stop,
 )
-from exex.protocol.payload import Stored
 from exex.record.recorder import Recorder
 from exex.store import exchange as exchanges
-from exex.transport.base import Link
-from exex.transport.memory import InProcess, Network
-from exex.worker import filling, giving_back
-from exex.worker import state as worker
-from exex.worker.needs import Needs
-from exex.worker.stored import value_name
+from exex.worker.slot import Call
+from tests.sim.checks import (
+    check_all_told,
+    check_cached,
+    check_end,
+    check_nothing_left,
+    check_placed,
+    check_retract,
+    check_silence,
+    could_ever_run,
+)
+from tests.sim.misfortunes import Misfortunes
+from tests.sim.network import ManagersEnd, SimNetwork
 from tests.sim.played_client import (
-    CLIENT_BASE,
     MANAGER,
     MEMORY_BYTES,
     Identity,
     SimClient,
-    has_outputs,
     identity_of,
     is_cached,
     value_of,
 )
 from tests.sim.played_data import CHUNK, Data
 from tests.sim.played_journal import PlayedJournal
-from tests.sim.played_teams import PlayedPart, PlayedTeams
+from tests.sim.played_teams import PlayedTeams
+from tests.sim.played_worker import SimWorker
+from tests.sim.traced_tasks import ALLOWED, TracedTask, tracing
+from tests.sim.usage import Usage
 
 
 @contextmanager
@@ -92,384 +88,10 @@ def small_values() -> Iterator[None]:
             setattr(module, name, size)
 
 
-ALLOWED = {(old, new) for old, new, _ in TRANSITIONS if old}
 STORY = 60
 MIXED_S, SHORT_S = (1e-6, 0.01, 3.0), (1e-6,)
-BEATS = 8
-"""Beats of a worker within the limit of silence."""
 SMALL_BYTES, LARGE_BYTES = 2500, 10**6
 """Memory for results: soon full, and never full."""
-
-
-class _Traced:
-    """For tasks: refuses a change of the status that is not in `TRANSITIONS`."""
-
-    __slots__ = ()
-
-    def __init__(self, *args: object) -> None:
-        self._status: Status | None = None
-        self.taken_out = False
-        super().__init__(*args)
-
-    @property
-    def status(self) -> Status:  # type: ignore[override]
-        assert self._status is not None
-        return self._status
-
-    @status.setter
-    def status(self, new: Status) -> None:
-        old = self._status
-        self._status = new
-        if new == Status.READY:
-            self.taken_out = False
-        if old is None or old == new:
-            return
-        if old in (Status.READY, Status.SHELVED) and new == Status.WAITING:  # how `cancel` takes it out, or what it needs is lost
-            self.taken_out = True
-            return
-        assert (old.name.lower(), new.name.lower()) in ALLOWED, f"task {self.id}: {old.name} -> {new.name}"
-
-
-class TracedTask(_Traced, Task):  # type: ignore[misc]
-    """A task that is traced."""
-
-    __slots__ = ("_status", "taken_out")
-
-
-class TracedCachedTask(_Traced, CachedTask):  # type: ignore[misc]
-    """A call of a cached app that is traced."""
-
-    __slots__ = ("_status", "taken_out")
-
-
-@contextmanager
-def tracing() -> Iterator[None]:
-    """Tasks that are made meanwhile are traced."""
-    transitions.Task, transitions.CachedTask = TracedTask, TracedCachedTask  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        transitions.Task, transitions.CachedTask = Task, CachedTask  # type: ignore[misc]
-
-
-class PlayedProcess:
-    """A task process: runs what it was given, in order, one step at a time."""
-
-    def __init__(self) -> None:
-        self.given: list[worker.Call] = []
-        self.started = 0  # calls begun; the last ones may not be reported yet
-        self.results: list[tuple[int, bytes, float]] = []  # of calls that have ended and are not reported
-        self.killed: int | None = None
-        self.measured = False
-        self.starved: set[int] = set()  # of all that were given, those that found a file missing
-        self.dropped = 0  # given, and not in the list any more
-
-    def give(self, calls: list[worker.Call]) -> None:
-        self.given.extend(calls)
-
-    def take_back(self) -> int:
-        left = len(self.given) - self.started
-        del self.given[self.started :]
-        return left
-
-    def kill(self, gently: bool) -> None:
-        self.killed = 15 if gently else 9
-
-    def measure(self, limit_bytes: int) -> None:
-        self.measured = True
-
-
-class SimWorker:
-    """A worker rank: the real state, played processes, one message handled per step."""
-
-    def __init__(self, sim: Simulation, rank: int, slots: int) -> None:
-        self.sim = sim
-        self.rank = rank
-        self.slots = slots
-        self.node = f"node{(rank - 1) // sim.ranks_per_node}"
-        self.processes = [PlayedProcess() for _ in range(slots)]
-        per_process = sim.rng.choice([0, 0, 1, 5])
-        self.state = worker.WorkerState(rank, self.node, list(self.processes), tasks_per_process=per_process)
-        self.link: Link = sim.network.end(rank)
-        self.encoder, self.decoder = codec.Encoder(), codec.to_worker()
-        self.stopped = False
-        self.dead = False  # and the manager does not know
-        self.thaws_s = -1e9  # it is stopped until then
-        self.said_s = 0.0
-        self.part: PlayedPart | None = None  # it runs a function on a communicator, and does nothing else
-        sim.node_of[rank] = self.node
-        self.needs = Needs(sim.data.exchange(rank, self.node, self.say, self.say_absent), 0, True, lambda message: self.say(MANAGER, message))
-        gpus = [f"g{i}" for i in range(sim.gpus)]
-        key = self.node if sim.data_rate else ""
-        hello = Hello("1", "3.11.0", self.node, rank, slots, "", [], memory_bytes=sim.memory_bytes, gpus=gpus, store=key)
-        self.link.send(MANAGER, self.encoder.encode(hello))
-
-    def say(self, peer: int, message: object) -> None:
-        """Send a message to the manager, or to another rank."""
-        self.link.send(peer, self.encoder.encode(message))
-
-    def say_absent(self, names: list[str]) -> None:
-        """Somebody has asked here in vain."""
-        self.say(MANAGER, Absent(names=names))
-
-    def is_up(self) -> bool:
-        """Whether it does anything now."""
-        return not (self.stopped or self.dead or self.sim.now < self.thaws_s)
-
-    def handle(self) -> None:
-        now = self.sim.now
-        if not self.is_up() or self.part is not None:
-            return
-        while (arrived := self.link.receive()) is not None:
-            message = self.decoder.decode(arrived[1])
-            if arrived[0] != MANAGER:
-                self.needs.on_message(arrived[0], message)
-            elif type(message) is Assign:
-                worker.on_assign(self.state, message, self.needs.lacking(message))
-            elif type(message) is Drop:
-                self.sim.owed_drops.difference_update((self.rank, task) for task in message.tasks)
-                worker.on_drop(self.state, message, now)
-            elif type(message) is Retract:
-                self._retract(message)
-            elif type(message) is Join:
-                worker.on_join(self.state, message)
-            elif type(message) is Stop:
-                self.stopped = True
-                self.sim.teams.back(self.rank)  # it will not begin a part any more
-                self.link.send(MANAGER, self.encoder.encode(Bye(tasks_run=self.state.tasks_run)))
-                return
-            elif type(message) is not Beat:
-                self.needs.on_message(MANAGER, message)
-        self.needs.turn(self.state)
-        self.needs.tick(now)
-        worker.on_tick(self.state, now)
-        for process, slot in zip(self.processes, self.state.slots):
-            if process.measured and self.sim.rng.random() < 0.5:
-                process.measured = False
-                worker.on_measured(self.state, slot, self.sim.rng.choice([MEMORY_BYTES, MEMORY_BYTES + 1]), 1e-4, now)
-        filling.fill(self.state, now)
-        assert all(len(slot.held) == 1 for slot in self.state.slots if any(call.grant is not None for call in slot.held))
-        done = self.state.take_done()
-        if done is not None:
-            for task, outcome in zip(done.tasks, done.outcomes):
-                if outcome in (Outcome.STARVED, Outcome.CANCELLED) and self in self.sim.workers.values():
-                    self.sim.teams.starve(self.rank, task)
-            self.said_s = now
-            self.link.send(MANAGER, self.encoder.encode(done))
-        elif self.sim.limit_s and now - self.said_s >= self.sim.limit_s / BEATS:
-            self.said_s = now
-            self.link.send(MANAGER, self.encoder.encode(Beat()))
-        if self.state.parts:
-            assert not self.state.queue and not self.state.big and not any(slot.held for slot in self.state.slots)
-            assert not self.state.aside
-            join, call = self.state.parts.popleft()
-            self.part = PlayedPart(self, join, call)
-
-    def _retract(self, message: Retract) -> None:
-        """What is asked back is given back, or has begun: nothing between."""
-        giving_back.on_retract(self.state, message)
-        returned = self.state.take_returned()
-        assert returned is not None and set(returned.tasks) <= set(message.tasks)
-        unbegun = {call.task for call in self.state.queue if not call.losses}
-        for process in self.processes:
-            unbegun.update(call.task for call in process.given[process.started :])
-        assert not unbegun & set(message.tasks), f"rank {self.rank}: {unbegun} have not begun, and are kept"
-        here = {call.task for slot in self.state.slots for call in slot.held} | unbegun
-        assert not here & set(returned.tasks), f"rank {self.rank}: {returned.tasks} are given back, and kept"
-        self.sim.tell(f"rank {self.rank}: gives {returned.tasks} back of {message.tasks}")
-        self.sim.asked.discard(self.rank)
-        self.link.send(MANAGER, self.encoder.encode(returned))
-
-    def _step_part(self) -> None:
-        """Inside of a function on a communicator."""
-        part = self.part
-        assert part is not None
-        end = part.step()
-        if end is None or self.dead:
-            return
-        self.part, (outcome, value) = None, end
-        task, seconds = part.comm.task, self.sim.rng.choice([1e-6, 0.01, 3.0])
-        if self.rank == part.comm.ranks[0]:
-            done: Done | Part = Done(tasks=[task], outcomes=bytes([outcome]), payloads=[value], seconds=[seconds], started=[])
-        else:
-            done = Part(task=task, outcome=outcome, payload=value, seconds=seconds)
-        self.said_s = self.sim.now
-        if self in self.sim.workers.values():
-            self.sim.teams.back(self.rank)
-        self.link.send(MANAGER, self.encoder.encode(done))
-
-    def run_slot(self, number: int) -> None:
-        """One step of a task process: begin the next call, or end the one that was begun; or of a function in the rank itself."""
-        if not self.is_up():
-            return
-        if self.part is not None:
-            self._step_part()
-            return
-        process, slot, rng = self.processes[number], self.state.slots[number], self.sim.rng
-        unreported = self._unreported(number)
-        if process.killed is not None:
-            self._die(number, -process.killed)
-        elif len(unreported) > len(process.results):
-            self._end_call(number, unreported[-1])
-        elif process.results and (rng.random() < 0.5 or process.started == len(process.given)):
-            self._report(number)
-        elif process.started < len(process.given):
-            process.started += 1
-            call = process.given[process.started - 1]
-            if self._lacks(call):
-                process.starved.add(process.started - 1 + process.dropped)
-                return
-            helping = sum(other.helps is call for other in self.state.slots)
-            assert slot.helps is None, f"task {call.task} begins on a slot that another holds"
-            assert helping == (call.grant.slots - 1 if call.grant else 0), f"task {call.task} has {helping} slots beside its own"
-            self.sim.begin(call, self.rank)
-        if len(process.given) > 200:
-            reported = len(process.given) - len(slot.held)
-            del process.given[:reported]
-            process.started -= reported
-            process.dropped += reported
-
-    def _lacks(self, call: worker.Call) -> bool:
-        """Whether a file is missing that a call would map. That must have a reason if anybody wants the call."""
-        missing = [value for value in (call.payload, *(call.values or ())) if isinstance(value, Stored) and not self.needs.exchange.has(value.name)]
-        task = self.sim.manager.tasks.get(call.task)
-        if missing and task is not None and task.rank == self.rank and self.rank in self.sim.workers and task.attempt == call.attempt:
-            assert any((value.name, self.node) in self.sim.data.vanished for value in missing), f"{missing} are gone, and task {call.task} needs them"
-        return bool(missing)
-
-    def _unreported(self, number: int) -> list[worker.Call]:
-        """Calls that a process has begun and not reported, in order."""
-        process, slot = self.processes[number], self.state.slots[number]
-        reported = len(process.given) - len(slot.held)
-        assert 0 <= reported <= process.started, f"slot {number} of rank {self.rank}: what was begun was taken back"
-        calls = process.given[reported : process.started]
-        assert len(calls) - len(process.results) in (0, 1)
-        return calls
-
-    def _end_call(self, number: int, call: worker.Call) -> None:
-        sim, rng = self.sim, self.sim.rng
-        process = self.processes[number]
-        if process.started - 1 + process.dropped in process.starved:
-            process.results.append((Outcome.STARVED, b"", 0.0))
-            return
-        if sim.hangs(call):
-            return
-        if rng.random() < sim.death_rate:
-            self._die(number, -11)
-            return
-        sim.ran[call.task, call.attempt] += 1
-        sim.usage.end(call.task, self.rank)
-        outcome, value = sim.compute(call)
-        sim.tell(f"rank {self.rank}: task {call.task} attempt {call.attempt} ends {Outcome(outcome).name}")
-        if outcome == Outcome.DONE and sim.is_stored(call):
-            value = self.needs.exchange.store.write(value_name(call.task, call.attempt), value)  # type: ignore[assignment,arg-type]
-        process.results.append((outcome, value, rng.choice(sim.lengths_s)))
-        if rng.random() < 0.7:
-            self._report(number)
-
-    def _report(self, number: int) -> None:
-        calls = self._unreported(number)
-        results, self.processes[number].results = self.processes[number].results, []
-        outcomes, values, seconds = zip(*results)
-        tasks = [call.task for call, _ in zip(calls, results)]
-        done = Done(tasks=tasks, outcomes=bytes(outcomes), payloads=list(values), seconds=list(seconds), started=[])
-        self.needs.adopt([value for value in values if isinstance(value, Stored)])
-        worker.on_slot_done(self.state, self.state.slots[number], done, self.sim.now)
-
-    def _die(self, number: int, code: int, blameless: str = "") -> None:
-        sim, calls = self.sim, self._unreported(number)
-        process = self.processes[number]
-        self.needs.on_died(self.state.slots[number].held)
-        if calls:
-            first = process.started - len(calls) + process.dropped
-            is_begun = [first + i not in process.starved for i in range(len(calls))]
-            *ended, running = calls
-            sim.usage.end(running.task, self.rank)
-            slot = self.state.slots[number]
-            condemned = slot.ending_s >= 0 and slot.condemned == running.task
-            if blameless and not condemned and running.losses < worker.LOSSES_TOLERATED:
-                sim.begun[running.task, running.attempt] -= is_begun[-1]  # it is begun again, as the same attempt
-            else:
-                sim.excuses[running.task] += 1
-            sim.tell(f"rank {self.rank}: task {running.task} attempt {running.attempt} loses its process ({code})")
-            for call, was_begun in zip(ended, is_begun):  # nobody knows how they ended: they may begin again
-                sim.begun[call.task, call.attempt] -= was_begun
-        worker.on_slot_died(self.state, self.state.slots[number], code, "", sim.now, blameless)
-        self.processes[number].__init__()  # type: ignore[misc]
-
-    def lose_template(self) -> None:
-        """All task processes are gone at once."""
-        self.sim.tell(f"rank {self.rank}: the template dies")
-        for number in range(len(self.processes)):
-            self._die(number, -9, "its template has ended")
-
-
-class Usage:
-    """Who uses what of the machine, as it really is."""
-
-    def __init__(self, sim: Simulation) -> None:
-        self.sim = sim
-        self.used: dict[tuple[int, int], Grant | None] = {}  # (task, rank of its lead); None for one slot there
-
-    def begin(self, call: worker.Call, rank: int) -> None:
-        """An attempt begins on a rank that the manager has not given up."""
-        one = self.sim.workers[rank]
-        assert (call.task, rank) not in self.used
-        self.used[call.task, rank] = call.grant
-        spec, grant = call.spec, call.grant
-        if grant is None:
-            assert spec.cores <= 1 and not spec.gpus and not spec.nodes and spec.memory_bytes is None, "it has no grant"
-        else:
-            share = grant.shares[0]
-            assert share.host == one.node and rank == share.ranks[0]
-            assert len(grant.shares) == max(1, spec.nodes) or 1 <= len(grant.shares) <= spec.ranks
-            assert len(set(grant.hosts)) == len(grant.hosts)
-            for share in grant.shares:
-                whole = spec.exclusive or (spec.nodes and not spec.cores)
-                wanted = -(-spec.ranks // len(grant.shares)) if spec.ranks else max(1, spec.cores)
-                is_spread = spec.ranks and sum(share.slots for share in grant.shares) >= spec.ranks  # whole nodes, unequal ones
-                assert share.slots == wanted or is_spread or (whole and share.slots >= spec.cores)
-                assert len(share.gpus) >= spec.gpus
-        self._check()
-
-    def end(self, task: int, rank: int) -> None:
-        """An attempt has ended, whoever knows."""
-        self.used.pop((task, rank), None)
-
-    def forget(self, rank: int) -> None:
-        """A rank is given up: what it does now counts no more."""
-        self.used = {key: grant for key, grant in self.used.items() if key[1] != rank}
-
-    def _check(self) -> None:
-        slots: Counter[str] = Counter()
-        memory: Counter[str] = Counter()
-        gpus: Counter[tuple[str, str]] = Counter()
-        alone: list[str] = []
-        on_node: Counter[str] = Counter()
-        on_rank: Counter[int] = Counter()
-        for (task, rank), grant in self.used.items():
-            app = self.sim.manager_app(task)
-            for share in [Share(self.sim.workers[rank].node, 1, [], [rank])] if grant is None else grant.shares:
-                slots[share.host] += share.slots
-                on_node[share.host] += 1
-                on_rank.update(share.ranks)
-                gpus.update((share.host, name) for name in share.gpus)
-                if app is not None and grant is not None:
-                    memory[share.host] += app.memory_bytes or 0
-                    alone += [share.host] if app.exclusive or (app.nodes and not app.cores) else []
-        total = Counter(self.sim.slots_before_losses)
-        for host, count in slots.items():
-            assert count <= total[host], f"{count} slots of {host} are in use, which has {total[host]}"
-        inside = self.sim.teams.inside
-        for (task, rank), grant in self.used.items():
-            for other in [rank] if grant is None else [rank for share in grant.shares for rank in share.ranks]:
-                assert other not in inside or self.sim.teams.comms[inside[other]].task == task, f"rank {other} is inside, and serves {task}"
-        for rank, count in on_rank.items():
-            assert rank not in self.sim.workers or count <= self.sim.workers[rank].slots, f"rank {rank} serves {count} tasks"
-        assert all(count == 1 for count in gpus.values()), f"an accelerator is used twice: {gpus}"
-        assert all(on_node[host] == 1 for host in alone), f"somebody is not alone on {alone}"
-        for host, size in memory.items():
-            assert not self.sim.memory_bytes or size <= self.sim.memory_bytes, f"{size} bytes of {host} are in use"
 
 
 @dataclass
@@ -486,15 +108,6 @@ class Past:
     disk: dict[bytes, bytes] = field(default_factory=dict)
     attempts: int = 0
     story: deque[str] = field(default_factory=lambda: deque(maxlen=STORY))
-
-
-class SimNetwork(Network):
-    """A network that can be told not to be late."""
-
-    def deliver(self, sender: int, receiver: int) -> None:
-        """Let all messages of one link arrive."""
-        for frames in self._under_way.pop((sender, receiver), ()):
-            self._ends[receiver].arrived.append((sender, frames))
 
 
 class Simulation:
@@ -584,6 +197,7 @@ class Simulation:
         self.data = Data(self, home)
         self.usage = Usage(self)
         self.teams = PlayedTeams(self)
+        self.misfortunes = Misfortunes(self)
         self.impossible: set[int] = set()  # tasks that failed because no nodes can meet what they ask for
         self.now = 0.0
         self.network = SimNetwork(self.rng)
@@ -626,7 +240,7 @@ class Simulation:
         )  # fmt: skip
         end = self.network.end(MANAGER)
         queues: dict[bool, list] = {True: [], False: []}
-        workers = _Part(end, True, queues, self._on_heard)
+        workers = ManagersEnd(end, True, queues, self._on_heard)
         loop = ManagerLoop(
             settings,
             workers,
@@ -638,7 +252,7 @@ class Simulation:
             reach=self.teams,
             exchange=self.data.exchange(MANAGER, self.data.home, lambda peer, message: loop._to_worker(peer, message)) if self.data_rate else None,
         )
-        loop.listen(_Part(end, False, queues, lambda number: None))
+        loop.listen(ManagersEnd(end, False, queues, lambda number: None))
         self._finish_task, self._take_assign, self._lose_worker = loop.state.finish_task, loop.state.take_assign, loop.lose_worker
         loop.state.finish_task = self.finish_task  # type: ignore[method-assign]
         loop.state.take_assign = self.take_assign  # type: ignore[method-assign]
@@ -707,7 +321,7 @@ class Simulation:
 
     # ---- tasks ----
 
-    def begin(self, call: worker.Call, rank: int) -> None:
+    def begin(self, call: Call, rank: int) -> None:
         """A task process begins a call. No attempt begins twice, and no second one begins without a reason."""
         self.tell(f"rank {rank}: task {call.task} attempt {call.attempt} begins")
         key = (call.task, call.attempt)
@@ -731,42 +345,17 @@ class Simulation:
         elif type(message) is Assign:
             self.teams.check_assigned(rank, message.tasks)
         elif type(message) is Retract:
-            self._check_retract(rank, message)
+            check_retract(self, rank, message)
         self._to_worker(rank, message)
 
-    def _check_retract(self, rank: int, message: Retract) -> None:
-        """Somebody gains by it: a slot is idle, a node is kept, or something better waits; and no task comes back for ever."""
-        state, one = self.manager, self.manager.workers[rank]
-        self.tell(f"the manager asks rank {rank} for {message.tasks} back")
-        self.asked_back += len(message.tasks)
-        assert message.tasks and len(message.tasks) <= one.held - one.room, f"rank {rank} is asked for more than it has queued"
-        assert rank not in self.asked, f"rank {rank} is asked again before it has answered"
-        self.asked.add(rank)
-        first = state.ready.first()
-        has_idle = any(other.held < other.open for other in state.workers.values())
-        tasks = [state.tasks[number] for number in message.tasks]
-        is_worse = first is not None and all(task.app.spec.priority > first.app.spec.priority for task in tasks)  # type: ignore[union-attr]
-        assert has_idle or one.home.kept is not None or is_worse, f"rank {rank} is asked for tasks, and nobody gains by it"
-
-    def could_ever_run(self, spec: AppSpec) -> bool:
-        """Whether the nodes that are left can meet a request when they are idle."""
-        slots: Counter[str] = Counter()
-        for one in self.workers.values():
-            slots[one.node] += one.slots
-        has_rest = self.gpus >= spec.gpus and (not self.memory_bytes or self.memory_bytes >= (spec.memory_bytes or 0))
-        if spec.ranks:
-            shares = range(1, len(slots) + 1)
-            return has_rest and any(sum(count * n >= spec.ranks for count in slots.values()) >= n for n in shares)
-        return has_rest and sum(count >= max(1, spec.cores) for count in slots.values()) >= max(1, spec.nodes)
-
-    def compute(self, call: worker.Call) -> tuple[int, bytes]:
+    def compute(self, call: Call) -> tuple[int, bytes]:
         """Outcome and value of a call."""
         if self.rng.random() < self.failure_rate:
             self.excuses[call.task] += 1
             return Outcome.FAILED, b"error"
         return Outcome.DONE, self.value_of(call)
 
-    def value_of(self, call: worker.Call) -> bytes:
+    def value_of(self, call: Call) -> bytes:
         """The only right result of a call."""
         return b"%d" % value_of(identity_of(self.data.open(call.payload), self.data.open_all(call.values)))
 
@@ -778,11 +367,11 @@ class Simulation:
         """The same of one."""
         return self.could_lose_value()
 
-    def is_stored(self, call: worker.Call) -> bool:
+    def is_stored(self, call: Call) -> bool:
         """Whether the value of a call stays where it was made."""
         return not is_cached(self.data.open(call.payload)) and not call.spec.ranks and self.rng.random() < self.data_rate
 
-    def hangs(self, call: worker.Call) -> bool:
+    def hangs(self, call: Call) -> bool:
         """Whether this attempt never ends by itself."""
         chosen = random.Random(f"{self.seed} {self.past.lives} {call.task} {call.attempt}").random()
         return call.spec.walltime_s is not None and chosen < self.hang_rate
@@ -796,7 +385,7 @@ class Simulation:
         if end == "cancelled" and task.status == Status.ASSIGNED and task.id not in self.manager.teams:
             self.owed_drops.add((task.rank, task.id))
         if end == "failed" and task.status == Status.READY:
-            assert task.app is not None and not self.could_ever_run(task.app.spec), f"task {task.id} failed, but could run"
+            assert task.app is not None and not could_ever_run(self, task.app.spec), f"task {task.id} failed, but could run"
             self.impossible.add(task.id)
         if end == "done" and task.app is not None and task.status == Status.ASSIGNED:
             self.done_apps.add(task.app.number)
@@ -806,15 +395,15 @@ class Simulation:
 
     def _finish_cached(self, task: CachedTask, outcome: int) -> None:
         if outcome == Outcome.DONE:
-            identity = self._identity(task)
+            identity = self.identity(task)
             self.done_calls.add(identity)
             if task.status == Status.ASSIGNED and self.journal is not None:
                 known = self.journal.has(task.key) or task.key in self.journal.lost
                 assert known, f"the result of task {task.id} is not recorded"
         elif outcome != Outcome.NEED_FAILED and task.status != Status.WAITING:
-            self.failed_calls.add(self._identity(task))
+            self.failed_calls.add(self.identity(task))
 
-    def _identity(self, task: CachedTask) -> Identity:
+    def identity(self, task: CachedTask) -> Identity:
         """What a call computes. Equal ones have one key, different ones different keys."""
         identity = identity_of(self.data.open(task.payload), self.data.open_all(task.values))
         assert self.keys.setdefault(identity, task.key) == task.key, f"{identity} has two keys"
@@ -829,35 +418,10 @@ class Simulation:
             self.starvings[task.id] = max(self.starvings[task.id], self.manager.data.starved.get(task.id, 0))
             if isinstance(task, Again):
                 self.again.add((task.id, task.attempt))
-            self._check_placed(task)
+            check_placed(self, task)
             if isinstance(task, CachedTask):
-                self._check_cached(task)
+                check_cached(self, task)
         return self._take_assign(record)
-
-    def _check_placed(self, task: Task) -> None:
-        """What begins must be able to end in time."""
-        ends_s = self.manager.ends_s
-        assert task.app is not None
-        walltime_s = task.app.spec.walltime_s
-        if ends_s is None:
-            return
-        assert self.now < ends_s, f"task {task.id} is placed after the end"
-        assert walltime_s is None or self.now <= ends_s - walltime_s, (
-            f"task {task.id} begins {ends_s - self.now} s before the end"
-        )
-        is_known = walltime_s is not None or task.app.number in self.done_apps
-        assert is_known or not self.manager.noticed, f"task {task.id}, of unknown length, begins after the notice"
-
-    def _check_cached(self, task: CachedTask) -> None:
-        """Nothing equal runs, and no result is known."""
-        identity = self._identity(task)
-        for other in self.manager.tasks.values():
-            if isinstance(other, CachedTask) and other is not task and other.status != Status.WAITING:
-                assert self._identity(other) != identity, f"tasks {task.id} and {other.id} are equal, and both run"
-        if self.journal is not None:
-            assert not self.journal.must_know(task.key), f"task {task.id} runs, but its result is recorded"
-        if not self.small_memory and not has_outputs(identity[0]):
-            assert identity not in self.done_calls, f"task {task.id} runs, but its result is in memory"
 
     def is_rare(self, number: int) -> bool:
         """Whether a task is where few are: set aside, waiting for the journal, or on a communicator."""
@@ -891,30 +455,8 @@ class Simulation:
         assert not data.has_work() or not loop.next_s(), "something is left to do, and nobody will see to it"
         assert not left, f"cancelled, but not ended: {left}"
         assert not any(client.finished for client in self.manager.clients.values()), "something of a client that is gone is left"
-        self._check_silence()
-        self._check_end(was_out)
-
-    def _check_silence(self) -> None:
-        longest_s = self.limit_s * (1 + 1 / LOOKS + PAUSE)
-        for one in self.workers.values():
-            if self.limit_s and one.rank in self.heard_s and not one.stopped:
-                silent_s = self.now - max(self.heard_s[one.rank], self.paused_s)
-                assert silent_s <= longest_s, f"rank {one.rank} has said nothing for {silent_s:.3f} s and is not given up"
-
-    def _check_end(self, was_out: bool) -> None:
-        loop, state = self.manager_loop, self.manager
-        if not state.shelved or state.assigned or state.ready.count or state.ready.line.count:
-            self.busy_s = self.now
-        if state.ends_s is None or was_out:
-            return
-        if not loop.out_of_time:
-            assert self.now < state.ends_s, f"the job goes on {self.now - state.ends_s} s after its end"
-            assert self.now - self.busy_s < QUIET_S, "the job goes on, though nothing that is left fits"
-            return
-        is_early = self.now < state.ends_s
-        assert not is_early or self.now - self.busy_s >= QUIET_S, "the job ends early, though something ran just now"
-        self.to_be_told = {*loop._clients.records, *(number for number, _ in loop._clients.waiting)}
-        self.tell("the manager ends the job")
+        check_silence(self)
+        check_end(self, was_out)
 
     def step(self) -> bool:
         """One thing happens; False once every client has all answers."""
@@ -933,7 +475,7 @@ class Simulation:
             one = self._any_worker()
             one.run_slot(self.rng.randrange(len(one.processes)))
         else:
-            self._misfortune()
+            self.misfortunes.strike()
         if self.journal is not None and choice > 0.9:
             self.journal.step()
         return any(client.left() for client in self.clients)
@@ -956,78 +498,6 @@ class Simulation:
 
     def _any_worker(self) -> SimWorker:
         return self.rng.choice([*self.workers.values(), *self.ghosts])
-
-    def _misfortune(self) -> None:
-        rng = self.rng
-        kind = rng.randrange(9 if self.lose_files else 8)
-        if kind == 8:
-            self.lose_files -= 1
-            self.data.lose_file()
-        elif kind == 7:
-            self._lose_node()
-        elif kind <= 2:
-            found = [one for one in self.workers.values() if one.dead]
-            sound = [one for one in self.workers.values() if not one.dead and self.now > one.thaws_s + self.limit_s]
-            if found and kind:
-                self._give_up(rng.choice(found))
-            elif self.lose_ranks and len(sound) > 1 and not self.manager_loop._missing:
-                self.lose_ranks -= 1
-                one = rng.choice([one for one in sound if one.part is not None] or sound)
-                if kind == 1:
-                    self.tell(f"rank {one.rank} dies, and nobody knows")
-                    one.dead = True
-                elif kind == 2:
-                    self._give_up(one)  # it was only stopped, and goes on
-                else:
-                    one.thaws_s = self.now + rng.choice([0.5, 1.5]) * (self.limit_s or 1.0)
-                    self.tell(f"rank {one.rank} is stopped until {one.thaws_s:.3f}")
-        elif kind == 3 and self.lose_templates:
-            self.lose_templates -= 1
-            self.rng.choice(list(self.workers.values())).lose_template()
-        elif kind == 4 and self.lose_clients:
-            self.lose_clients -= 1
-            here = [client for client in self.clients if not client.gone]
-            if here:
-                rng.choice(here).vanish()
-        elif kind == 5 and self.pauses:
-            self.pauses -= 1
-            self.now = self.paused_s = self.now + 2 * self.limit_s
-            self.tell("the whole job stood still until now")
-            self.turn()
-        elif kind == 6 and self.notices:
-            self.notices -= 1
-            self._notice()
-
-    def _lose_node(self) -> None:
-        """All ranks of a node are gone at once, if others are left."""
-        node = self.rng.choice([one.node for one in self.workers.values()])
-        ranks = [one.rank for one in self.workers.values() if one.node == node and not one.dead]
-        others = [one for one in self.workers.values() if one.node != node and not one.dead and self.now > one.thaws_s + self.limit_s]
-        if self.lose_ranks and others and not self.manager_loop._missing:
-            self.lose_ranks -= 1
-            self.tell(f"{node} is gone")
-            for rank in ranks:
-                self.workers[rank].dead = True
-            for rank in ranks if self.rng.random() < 0.7 else []:
-                self._give_up(self.workers[rank])
-
-    def _notice(self) -> None:
-        """The job gets a signal."""
-        before_s = self.manager.ends_s
-        self.busy_s = self.busy_s if before_s is not None else self.now
-        self.manager_loop.notice(self.rng.choice([0.5, 5.0, 20.0]), "simulated signal", sooner=self.rng.random() < 0.5)
-        assert self.manager.ends_s is not None
-        assert before_s is None or self.manager.ends_s <= before_s, "a notice has made the end later"
-        self.tell(f"notice: the job ends at {self.manager.ends_s:.3f}")
-
-    def _learn_end(self) -> None:
-        """The batch system tells when the allocation ends, or has only a signal for that."""
-        if self.manager.ends_s is not None or self.rng.random() < 0.5:
-            self._notice()
-        else:
-            self.busy_s = self.now
-            self.manager_loop.set_end(self.rng.choice([1.0, 5.0, 30.0]))
-            self.tell(f"the allocation ends at {self.manager.ends_s:.3f}")
 
     def _give_up(self, one: SimWorker) -> None:
         """A guard's alarm."""
@@ -1084,7 +554,7 @@ class Simulation:
             if steps % 7 == 0:
                 self.manager.check()
             if steps == self.end_at:
-                self._learn_end()
+                self.misfortunes.learn_end()
             if steps == self.kill_at:
                 self.tell("the job is killed")
                 return
@@ -1095,30 +565,9 @@ class Simulation:
             self.journal.close()
         if loop.out_of_time:
             self.goes_on = True
-            untold = [
-                client.number for client in self.clients if CLIENT_BASE + client.number in self.to_be_told and not client.knows()
-            ]
-            assert not untold, f"clients {untold} were not told that the job ends"
-            return
-        untold = {(rank, task) for rank, task in self.owed_drops if self.workers[rank].is_up()}
-        assert not untold, f"these were never told to drop the task: {untold}"
-        assert not self.manager.tasks and not self.manager.dropped and not self.manager.ready.count
-        assert not self.manager.teams and not self.teams.inside, f"{self.manager.teams} {self.teams.inside}"
-        assert not self.manager.holdings and not self.manager.broken and not self.manager.packing.kept
-        assert not self.manager.ready.line.count and not self.manager.ready.affinity
-        assert not self.manager.stock.asked and not self.manager.stock.returns
-        for one in self.manager.workers.values():
-            assert one.room == one.open == one.slots, f"rank {one.rank}: slots are not given back"
-            assert one.held == 0 and one.held_s == 0.0, f"rank {one.rank}: {one.held} attempts, {one.held_s} s are held"
-        for client in self.clients:
-            if client.gone:
-                assert client.known_as not in self.manager.clients, "the record of a client that is gone is left"
-                continue
-            assert client.answers.keys() | client.cancelled == set(range(client.total))
-            assert not self.manager.clients[client.known_as].kept, "values are kept that nobody can ask for"
-            assert not self.manager.clients[client.known_as].owned, "stored values are kept that were released"
-        assert not self.manager.data.records, f"records are left: {list(self.manager.data.records)}"
-        assert not self.data.left(), f"files are left: {self.data.left()}"
+            check_all_told(self)
+        else:
+            check_nothing_left(self)
 
     def drain(self) -> None:
         """Let everything that is under way arrive; afterwards nothing may be left anywhere."""
@@ -1147,31 +596,3 @@ class Simulation:
             if loop.finished or (loop.idle() and not any(client.is_waiting() for client in self.clients)):
                 return
         raise AssertionError(f"not idle: {list(self.manager.tasks.values())[:5]} {self.manager.dropped}")
-
-
-class _Part(InProcess):
-    """The manager's end of the network, seen as a link to workers only or to clients only."""
-
-    def __init__(self, end: Link, workers: bool, queues: dict[bool, list], on_heard: Callable[[int], None]) -> None:
-        self.end, self.workers, self.queues, self.on_heard = end, workers, queues, on_heard
-
-    def send(self, peer: int, frames: list) -> None:
-        self.end.send(peer, frames)
-
-    def receive(self) -> tuple[int, list] | None:
-        while (arrived := self.end.receive()) is not None:
-            self.queues[arrived[0] < CLIENT_BASE].append(arrived)
-        mine = self.queues[self.workers]
-        if not mine:
-            return None
-        self.on_heard(mine[0][0])
-        return mine.pop(0)
-
-    def drop(self, peer: int) -> None:
-        self.end.drop(peer)  # type: ignore[attr-defined]
-
-    def forget(self, peer: int) -> None:
-        """Nothing: late messages of a lost rank must do no harm."""
-
-    def close(self) -> None:
-        self.end.close()

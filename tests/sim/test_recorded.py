@@ -15,7 +15,8 @@ from exex.record.columns import TABLES, How
 from exex.record.frames import take_frames
 from exex.record.recorder import Recorder
 from exex.record.rows import Assembler
-from tests.sim.simulation import Past, Simulation, tracing
+from tests.sim.simulation import Past, Simulation
+from tests.sim.traced_tasks import tracing
 
 
 class Recorded(Simulation):

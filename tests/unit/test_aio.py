@@ -14,27 +14,7 @@ from exex import Executor, File, NoManagerError, aio, join_app, python_app
 from exex.client import awaiting
 from exex.protocol.messages import Cancel, Submit
 from tests.fakes import Job
-
-
-@pytest.fixture
-def manager():
-    with Job() as manager:
-        yield manager
-
-
-@python_app
-def echo(value):
-    return value
-
-
-@python_app
-def held(value):
-    return value
-
-
-@python_app
-def fail(text):
-    raise ValueError(text)
+from tests.unit.plain_apps import echo, fail, held
 
 
 @python_app
@@ -228,9 +208,10 @@ def test_as_completed_times_out_and_cancels_nothing(manager):
     manager.hold("held")
 
     async def main():
-        future, seen = held(1), []
+        future, done, seen = held(1), echo(1), []
+        await done
         with pytest.raises(asyncio.TimeoutError):
-            async for ended in aio.as_completed([future, done := echo(1)], timeout=0.2):
+            async for ended in aio.as_completed([future, done], timeout=0.05):
                 seen.append(ended)
         assert seen == [done]
         assert not future.done()

@@ -30,12 +30,7 @@ from exex import (
 from exex.protocol import context
 from exex.protocol.messages import Cancel, Fulfil, NodeShape, Promise, Submit, Verdict
 from tests.fakes import FakeManager, Job, shaken
-
-
-@pytest.fixture
-def manager():
-    with Job() as manager:
-        yield manager
+from tests.unit.plain_apps import echo, fail
 
 
 def specs(manager):
@@ -43,18 +38,8 @@ def specs(manager):
 
 
 @python_app
-def echo(value, *more):
-    return value
-
-
-@python_app
 def everything(*args, **kwargs):
     return args, kwargs
-
-
-@python_app
-def fail(text):
-    raise ValueError(text)
 
 
 @bash_app

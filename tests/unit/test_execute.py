@@ -354,7 +354,7 @@ def test_a_stream_that_cannot_be_opened_is_named(tmp_path, kind, name, path, mod
     before = len(os.listdir("/proc/self/fd"))
     error = failed(run(lambda: "true", kind=kind, options={name: (path, mode)}), errors.BadStdStreamFile)
     assert error.reason.startswith(f"{WHERE}: {name}={path!r} cannot be opened with mode {mode!r}: ")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # garbage of before may be closed meanwhile
 
 
 def test_cwd(tmp_path):
@@ -581,4 +581,4 @@ def test_descriptors_are_released(capfd):
     before = len(os.listdir("/proc/self/fd"))
     for command, options in itertools.product(("true", "exit 1", "echo x >&2"), (None, {"stderr": (os.devnull, "w")})):
         run_bash(command, options)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # garbage of before may be closed meanwhile

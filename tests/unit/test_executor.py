@@ -20,12 +20,6 @@ from tests.fakes import FakeManager, Job, shaken
 
 
 @pytest.fixture
-def manager():
-    with Job() as manager:
-        yield manager
-
-
-@pytest.fixture
 def executor(manager):
     with Executor() as executor:
         yield executor

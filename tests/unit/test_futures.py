@@ -14,28 +14,8 @@ import pytest
 from exex import AppFuture, DataFuture, DependencyError, DeserializationError, File, python_app
 from exex.client import lazy
 from exex.client.futures import AppFuture as Future
-from tests.fakes import Job, shaken
-
-
-@pytest.fixture
-def manager():
-    with Job() as manager:
-        yield manager
-
-
-@python_app
-def echo(value, *more):
-    return value
-
-
-@python_app
-def held(value):
-    return value
-
-
-@python_app
-def fail(text):
-    raise ValueError(text)
+from tests.fakes import shaken
+from tests.unit.plain_apps import echo, fail, held
 
 
 class Loads:
@@ -196,9 +176,10 @@ def test_wait_for_the_first_exception(manager):
 def test_as_completed_times_out(manager):
     manager.hold("held")
     futures = [echo(1), held(2)]
+    futures[0].result()
     seen = []
     with pytest.raises(cf.TimeoutError):
-        for future in cf.as_completed(futures, timeout=0.2):
+        for future in cf.as_completed(futures, timeout=0.05):
             seen.append(future)
     assert seen == futures[:1]
     manager.release("held")

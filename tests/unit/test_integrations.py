@@ -19,13 +19,6 @@ from exex.integrations import mpi4py_futures, pool
 from exex.integrations.mpi4py_futures import MPICommExecutor, MPIPoolExecutor, collect, compose
 from exex.integrations.pool import Pool
 from exex.protocol.messages import Cancel, Fulfil, Submit
-from tests.fakes import Job
-
-
-@pytest.fixture
-def manager():
-    with Job() as manager:
-        yield manager
 
 
 def double(x):

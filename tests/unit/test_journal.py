@@ -308,9 +308,11 @@ def test_a_writer_that_is_killed_leaves_what_it_has_acknowledged(tmp_path):
         with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             found = int(process.stdout.readline())
             assert found >= acknowledged and time.monotonic() - began < 15
+            if not acknowledged:
+                acknowledged = int(process.stdout.readline())
             time.sleep(rng.uniform(0, 0.15))
             process.kill()
-            acknowledged = max([found, *map(int, process.stdout.read().split("\n")[:-1])])
+            acknowledged = max([acknowledged, found, *map(int, process.stdout.read().split("\n")[:-1])])
     found = content(path)
     assert len(found) >= acknowledged > 0 and found == {key(n): value(n) for n in range(len(found))}
     assert inspection.verify(str(path))[1]

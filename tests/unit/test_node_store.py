@@ -80,7 +80,7 @@ def test_mapped_payloads_hold_no_descriptors_and_give_their_memory_back(store):
     stored = store.write("t1.1", [b"x" * 1_000_000])
     before = len(os.listdir("/proc/self/fd")), mapped_kib()
     values = [store.map(stored) for _ in range(50)]
-    assert len(os.listdir("/proc/self/fd")) == before[0] and mapped_kib() - before[1] > 40_000
+    assert len(os.listdir("/proc/self/fd")) <= before[0] and mapped_kib() - before[1] > 40_000
     del values
     assert mapped_kib() - before[1] < 5000
 

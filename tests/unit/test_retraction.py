@@ -9,8 +9,7 @@ from exex.manager import retraction, transitions
 from exex.manager.stock import MOST_RETURNS
 from exex.manager.task import Status
 from exex.protocol.messages import AppSpec, Cancel, Outcome, Retract, Returned, Submit
-from exex.worker import giving_back
-from exex.worker import state as worker
+from exex.worker import giving_back, running
 from tests.unit import test_worker_state as workers
 from tests.unit.test_manager import Manager, hello
 
@@ -241,6 +240,6 @@ def test_a_question_is_answered_though_all_have_begun() -> None:
 def test_a_call_that_has_lost_its_process_stays_where_that_is_counted() -> None:
     state, _ = workers.make()
     workers.assign(state, 0, 7, 8)
-    worker.on_slot_died(state, state.slots[0], -9, "", 0.0, "its template has ended")
+    running.on_slot_died(state, state.slots[0], -9, "", 0.0, "its template has ended")
     giving_back.on_retract(state, Retract(tasks=[7, 8]))
     assert state.take_returned() == Returned(tasks=[8])

@@ -29,9 +29,10 @@ from exex.store import node_store
 from exex.store.exchange import Exchange
 from exex.store.holdings import Holdings
 from exex.store.node_store import NodeStore
-from exex.worker import state as worker
+from exex.worker import assigned
 from exex.worker.giving_back import on_retract
 from exex.worker.needs import Needs
+from exex.worker.state import WorkerState
 from exex.worker.stored import StoredValues
 from tests.unit.test_template import World
 
@@ -169,8 +170,8 @@ class Desk:
         holdings = Holdings(store, 1 << 30)
         self.exchange = Exchange(3, holdings, lambda rank, message: self.sent.append((rank, message)))
         self.needs = Needs(self.exchange, 0, True, self.said.append)
-        self.state = worker.WorkerState(3, "nid00012", [])
-        worker.on_assign(self.state, Assign(apps=[SPEC], functions={b"d": b""}, tasks=[], calls=[0], payloads=[], values={}, attempts={}))
+        self.state = WorkerState(3, "nid00012", [])
+        assigned.on_assign(self.state, Assign(apps=[SPEC], functions={b"d": b""}, tasks=[], calls=[0], payloads=[], values={}, attempts={}))
 
     def assign(self, *tasks, sources, payload=b"", values=None, grants=None):
         message = Assign(
@@ -184,7 +185,7 @@ class Desk:
             sources=sources,
             grants=grants or {},
         )
-        worker.on_assign(self.state, message, self.needs.lacking(message))
+        assigned.on_assign(self.state, message, self.needs.lacking(message))
         self.needs.turn(self.state)
 
     def arrives(self, name, size, source=1):
@@ -252,7 +253,7 @@ def test_a_node_without_room_fails_the_call_and_says_so(desk, monkeypatch):
 
 def test_a_call_that_stands_aside_can_be_dropped(desk):
     desk.assign(7, 8, sources={"t1.1": 1}, payload=ONE)
-    worker.on_drop(desk.state, Drop(tasks=[7]), 0.0)
+    assigned.on_drop(desk.state, Drop(tasks=[7]), 0.0)
     assert desk.reported() == [(7, Outcome.CANCELLED)]
     desk.arrives("t1.1", 100)
     assert desk.queued() == [8]
@@ -270,7 +271,7 @@ def test_a_call_that_stands_aside_can_be_given_back_and_what_it_needs_still_come
 
 def test_big_calls_and_calls_on_communicators_wait_likewise(desk):
     grant = Grant(1, [], [Share("nid00012", 1, [], [3])])
-    worker.on_join(desk.state, Join(8, 1, [3, 2]))
+    assigned.on_join(desk.state, Join(8, 1, [3, 2]))
     desk.assign(7, 8, sources={"t1.1": 1}, payload=ONE, grants={0: grant, 1: grant})
     assert not desk.state.big and not desk.state.parts
     desk.arrives("t1.1", 100)

@@ -218,4 +218,4 @@ def test_descriptors_are_released():
     link, other = StreamLink(a), StreamLink(b)
     link.close()
     other.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # garbage of before may be closed meanwhile

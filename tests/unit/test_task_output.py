@@ -17,7 +17,7 @@ from exex.store.task_output import NOTE, TaskOutput, find_run_dir, output_of, pa
 from exex.worker import marks
 from exex.worker.marks import MarkedWriter, mark, split
 from exex.worker.printed import Printed
-from exex.worker.state import Call, Slot
+from exex.worker.slot import Call, Slot
 
 
 def task(number, attempt=1):

@@ -171,7 +171,7 @@ def world(tmp_path):
     yield made
     if not made.template.gone:
         made.close()
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert len(os.listdir("/proc/self/fd")) <= len(before)  # what was garbage before may be closed meanwhile
 
 
 @pytest.fixture

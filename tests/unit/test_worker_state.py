@@ -5,8 +5,8 @@ import pytest
 from exex import errors
 from exex.protocol import payload
 from exex.protocol.messages import AppSpec, Assign, Done, Drop, Grant, Kind, Outcome, Share
-from exex.worker import filling
-from exex.worker import state as worker
+from exex.worker import assigned, filling, running
+from exex.worker.state import WorkerState
 
 LIMIT = 1000
 
@@ -33,13 +33,13 @@ class Port:
 
 def make(slots=1, **settings):
     ports = [Port() for _ in range(slots)]
-    state = worker.WorkerState(3, "nid00012", ports, **settings)
+    state = WorkerState(3, "nid00012", ports, **settings)
     specs = [
         AppSpec(app=0, name="plain", function=b"d"),
         AppSpec(app=1, name="limited", function=b"d", memory_bytes=LIMIT),
         AppSpec(app=2, name="other", function=b"d", memory_bytes=LIMIT),
     ]
-    worker.on_assign(
+    assigned.on_assign(
         state, Assign(apps=specs, functions={b"d": b""}, tasks=[], calls=[0], payloads=[], values={}, attempts={})
     )
     return state, ports
@@ -50,7 +50,7 @@ def assign(state, app, *tasks, now=0.0):
     message = Assign(
         apps=[], functions={}, tasks=list(tasks), calls=[app], payloads=[b""] * len(tasks), values={}, attempts={}, grants=grants
     )
-    worker.on_assign(state, message)
+    assigned.on_assign(state, message)
     filling.fill(state, now)
 
 
@@ -58,9 +58,9 @@ def test_where_attempts_ran_and_what_they_used_is_told():
     state, _ = make(slots=2)
     assign(state, 0, 7, 8)
     ended = Done(tasks=[8], outcomes=b"\0", payloads=[b""], seconds=[0.1], started=[], peaks={0: 4096})
-    worker.on_slot_done(state, state.slots[1], ended, 0.0)
+    running.on_slot_done(state, state.slots[1], ended, 0.0)
     assign(state, 0, 9, 10)
-    worker.on_drop(state, Drop([10]), 0.0)
+    assigned.on_drop(state, Drop([10]), 0.0)
     told = state.take_done()
     assert (told.tasks, told.slots, told.peaks) == ([8, 10], [1, -1], {0: 4096})
     state, _ = make()
@@ -74,12 +74,12 @@ def done(state, *tasks, now=0.0, seconds=1e-6, slot=0):
     message = Done(
         tasks=list(tasks), outcomes=bytes(len(tasks)), payloads=[b""] * len(tasks), seconds=[seconds] * len(tasks), started=[]
     )
-    worker.on_slot_done(state, state.slots[slot], message, now)
+    running.on_slot_done(state, state.slots[slot], message, now)
     filling.fill(state, now)
 
 
 def died(state, now=0.0, code=-9, blameless="", slot=0):
-    worker.on_slot_died(state, state.slots[slot], code, "", now, blameless)
+    running.on_slot_died(state, state.slots[slot], code, "", now, blameless)
     filling.fill(state, now)
 
 
@@ -93,7 +93,7 @@ def reported(state):
 
 
 def measured(state, used_bytes, now, seconds=1e-4):
-    worker.on_measured(state, state.slots[0], used_bytes, seconds, now)
+    running.on_measured(state, state.slots[0], used_bytes, seconds, now)
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------
@@ -102,14 +102,14 @@ def measured(state, used_bytes, now, seconds=1e-4):
 def test_only_tasks_with_a_limit_are_measured():
     state, [port] = make()
     assign(state, 0, 7)
-    worker.on_tick(state, 1.0)
+    running.on_tick(state, 1.0)
     assert not port.measured
 
 
 def test_a_task_that_uses_too_much_is_killed_at_once_and_says_so():
     state, [port] = make()
     assign(state, 1, 7)
-    worker.on_tick(state, 1.0)
+    running.on_tick(state, 1.0)
     assert port.measured == [LIMIT]
     measured(state, LIMIT + 1, 1.0)
     assert port.kills == ["SIGKILL"]
@@ -123,36 +123,36 @@ def test_a_task_that_uses_too_much_is_killed_at_once_and_says_so():
 def test_a_task_within_its_limit_is_measured_again_and_left_alone():
     state, [port] = make()
     assign(state, 1, 7)
-    worker.on_tick(state, 1.0)
-    worker.on_tick(state, 1.1)
+    running.on_tick(state, 1.0)
+    running.on_tick(state, 1.1)
     assert len(port.measured) == 1  # one question at a time
     measured(state, LIMIT, 1.1)
-    worker.on_tick(state, 1.1 + worker.MEASURE_S / 2)
+    running.on_tick(state, 1.1 + running.MEASURE_S / 2)
     assert len(port.measured) == 1
-    worker.on_tick(state, 1.1 + worker.MEASURE_S)
+    running.on_tick(state, 1.1 + running.MEASURE_S)
     assert len(port.measured) == 2 and not port.kills
 
 
 def test_what_takes_long_to_measure_is_measured_seldom():
     state, [port] = make()
     assign(state, 1, 7)
-    worker.on_tick(state, 1.0)
+    running.on_tick(state, 1.0)
     measured(state, LIMIT, 1.0, seconds=0.1)
-    worker.on_tick(state, 1.0 + 0.99 * 0.1 / worker.MEASURE_SHARE)
+    running.on_tick(state, 1.0 + 0.99 * 0.1 / running.MEASURE_SHARE)
     assert len(port.measured) == 1
-    worker.on_tick(state, 1.0 + 1.01 * 0.1 / worker.MEASURE_SHARE)
+    running.on_tick(state, 1.0 + 1.01 * 0.1 / running.MEASURE_SHARE)
     assert len(port.measured) == 2
 
 
 def test_a_measurement_of_a_task_that_has_ended_does_not_hit_the_next():
     state, [port] = make()
     assign(state, 1, 7, 8)
-    worker.on_tick(state, 1.0)
+    running.on_tick(state, 1.0)
     done(state, 7, now=1.0)
     assert port.given == [7, 8]
     measured(state, LIMIT + 1, 1.0)
     assert not port.kills
-    worker.on_tick(state, 2.0)
+    running.on_tick(state, 2.0)
     measured(state, LIMIT + 1, 2.0)
     assert port.kills == ["SIGKILL"]
 
@@ -160,8 +160,8 @@ def test_a_measurement_of_a_task_that_has_ended_does_not_hit_the_next():
 def test_a_measurement_of_a_task_that_is_being_cancelled_changes_nothing():
     state, [port] = make()
     assign(state, 1, 7)
-    worker.on_tick(state, 1.0)
-    worker.on_drop(state, Drop(tasks=[7]), 1.0)
+    running.on_tick(state, 1.0)
+    assigned.on_drop(state, Drop(tasks=[7]), 1.0)
     measured(state, LIMIT + 1, 1.0)
     assert port.kills == ["SIGTERM"]
     died(state)
@@ -232,7 +232,7 @@ def test_what_was_taken_back_does_not_count():
     assign(state, 0, 1, 2, 3, 4)
     held = len(slot.held)
     port.left = held - 1
-    worker.on_drop(state, Drop(tasks=[slot.held[0].task]), 0.0)
+    assigned.on_drop(state, Drop(tasks=[slot.held[0].task]), 0.0)
     assert (len(slot.held), slot.given) == (1, 1)
 
 
@@ -242,7 +242,7 @@ def test_what_was_taken_back_does_not_count():
 def test_what_a_dead_template_took_along_is_run_again_without_a_failure():
     state, [port] = make()
     assign(state, 0, 7)
-    for time in range(1, worker.LOSSES_TOLERATED + 1):
+    for time in range(1, running.LOSSES_TOLERATED + 1):
         died(state, blameless="its template has ended")
         assert port.given == [7] * (time + 1) and not reported(state)
     died(state, blameless="its template has ended")
@@ -254,7 +254,7 @@ def test_what_a_dead_template_took_along_is_run_again_without_a_failure():
 def test_a_cancelled_task_stays_cancelled_though_its_template_died():
     state, [port] = make()
     assign(state, 0, 7)
-    worker.on_drop(state, Drop(tasks=[7]), 0.0)
+    assigned.on_drop(state, Drop(tasks=[7]), 0.0)
     died(state, blameless="its template has ended")
     assert port.given == [7]
     assert [(task, outcome) for task, outcome, _ in reported(state)] == [(7, Outcome.CANCELLED)]
@@ -268,7 +268,7 @@ def assign_big(state, task, slots, cores=(), total=None, app=0, now=0.0):
     message = Assign(
         apps=[], functions={}, tasks=[task], calls=[app], payloads=[b""], values={}, attempts={}, grants={0: grant}
     )
-    worker.on_assign(state, message)
+    assigned.on_assign(state, message)
     filling.fill(state, now)
 
 
@@ -320,7 +320,7 @@ def test_nothing_is_queued_behind_a_big_call():
 def test_a_dropped_big_call_is_killed_and_frees_its_slots():
     state, ports = make(3)
     assign_big(state, 1, 3)
-    worker.on_drop(state, Drop(tasks=[1]), 0.0)
+    assigned.on_drop(state, Drop(tasks=[1]), 0.0)
     assert ports[0].kills == ["SIGTERM"] and len(busy(state)) == 3
     died(state, code=-15)
     assert busy(state) == [] and reported(state) == [(1, Outcome.CANCELLED, None)]
@@ -330,7 +330,7 @@ def test_a_waiting_big_call_that_is_dropped_is_reported():
     state, _ = make(2)
     assign(state, 0, 1)
     assign_big(state, 2, 2)
-    worker.on_drop(state, Drop(tasks=[2]), 0.0)
+    assigned.on_drop(state, Drop(tasks=[2]), 0.0)
     assert reported(state) == [(2, Outcome.CANCELLED, None)] and not state.big
 
 
@@ -353,7 +353,7 @@ def test_a_big_call_that_was_not_started_is_taken_back_with_its_slots():
     state, ports = make(2)
     assign_big(state, 1, 2)
     ports[0].left = 1
-    worker.recover(state, state.slots[0])
+    running.recover(state, state.slots[0])
     assert busy(state) == [] and [call.task for call in state.big] == [1]
 
 
@@ -384,3 +384,24 @@ def test_a_call_with_a_memory_limit_gets_a_process_that_only_its_app_has_used():
     assert not ports[1].kills, "one process is on its way already"
     died(state)
     assert ports[0].given == [1, 3]
+
+
+# ---- time -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.DONE])
+def test_who_fails_as_its_walltime_is_over_has_failed_by_that(outcome):
+    """What a task has started is told to end first: bash may be gone, and the task report that, before it hears of it itself."""
+    state, [port] = make()
+    spec = AppSpec(app=3, name="late", function=b"d", walltime_s=1.0)
+    state.apps[3] = spec
+    assigned.on_assign(state, Assign(apps=[spec], functions={}, tasks=[7], calls=[3], payloads=[b""], values={}, attempts={}))
+    filling.fill(state, 0.0)
+    running.on_tick(state, 1.5)
+    assert port.kills == ["SIGTERM"]
+    own = payload.dump_error(errors.BashExitFailure("late", 143), "") if outcome == Outcome.FAILED else payload.dump(5)
+    running.on_slot_done(state, state.slots[0], Done([7], bytes([outcome]), [own], [1.5], []), 1.6)
+    died(state, now=1.6)
+    [(task, told, value)] = reported(state)
+    assert (task, told) == (7, outcome)
+    assert value == 5 if outcome == Outcome.DONE else isinstance(value, errors.AppTimeout) and "1.0 s" in str(value)
