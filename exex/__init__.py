@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from exex.client.apps import bash_app, join_app, python_app
+    from exex.client.connect import Client, connect
     from exex.client.digests import id_for_memo
     from exex.client.executor import Executor, map
     from exex.client.files import File
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "exex.client.apps": ("bash_app", "join_app", "python_app"),
+    "exex.client.connect": ("Client", "connect"),
     "exex.client.digests": ("id_for_memo",),
     "exex.client.executor": ("Executor", "map"),
     "exex.client.files": ("File",),
@@ -106,6 +108,7 @@ __all__ = [
     "BashAppNoReturn",
     "BashExitFailure",
     "CacheKeyError",
+    "Client",
     "Config",
     "ConfigError",
     "DataFlowException",
@@ -133,6 +136,7 @@ __all__ = [
     "__version__",
     "bash_app",
     "checkpoint",
+    "connect",
     "id_for_memo",
     "join_app",
     "manager_pid",

@@ -39,9 +39,9 @@ def _config_options() -> list[click.Parameter]:
     return options
 
 
-def _script_arguments() -> list[click.Parameter]:
+def _script_arguments(required: bool = True) -> list[click.Parameter]:
     return [
-        click.Argument(["script"]),
+        click.Argument(["script"], required=required),
         click.Argument(["args"], nargs=-1, type=click.UNPROCESSED),
     ]
 
@@ -65,7 +65,11 @@ def _take_config(params: dict[str, Any], env: Mapping[str, str]) -> tuple[Config
     return Config.load(file, env, flags), words
 
 
-def _check_script(script: str) -> None:
+def _check_script(script: str | None, config: Config | None = None) -> None:
+    if script is None:
+        if config is not None and config.listen:
+            return
+        raise ConfigError("SCRIPT is missing; a job without one needs --listen, to take clients from elsewhere")
     if not os.path.isfile(script):
         what = "is a directory" if os.path.isdir(script) else "does not exist"
         raise ConfigError(f"the script {script} {what} (current directory: {os.getcwd()})")
@@ -91,15 +95,15 @@ def parse_run_args(argv: Sequence[str]) -> tuple[Config, str, list[str]]:
         command = click.Command(
             "exex.run",
             context_settings=_SCRIPT_SETTINGS,
-            params=[*_config_options(), *_script_arguments()],
+            params=[*_config_options(), *_script_arguments(required=False)],
             help="Run SCRIPT as the client of an exex job; to be started on every rank by srun, mpiexec or aprun.",
         )
         try:
             with command.make_context("python -m exex.run", list(argv)) as context:
                 config, _ = _take_config(context.params, os.environ)
-                script: str = context.params["script"]
-                _check_script(script)
-                return config, script, list(context.params["args"])
+                script: str | None = context.params["script"]
+                _check_script(script, config)
+                return config, script or "", list(context.params["args"])
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
@@ -131,19 +135,19 @@ def main() -> None:
 
 
 def _run_command(**params: Any) -> None:
-    """Run SCRIPT with workers on this machine.
+    """Run SCRIPT with workers on this machine; with --listen also clients from elsewhere, or only these.
 
     Inside an allocation of several nodes use the system's launcher instead: srun python -m exex.run SCRIPT ARGS.
     """
     try:
         workers: int | None = params.pop("workers")
         config, words = _take_config(params, os.environ)
-        _check_script(params["script"])
+        _check_script(params["script"], config)
         if config.journal:
             from exex.store.beginning import check_before_start
 
             check_before_start(os.path.abspath(config.journal), config.resume)
-        sys.exit(_run(config, words, workers, [params["script"], *params["args"]]))
+        sys.exit(_run(config, words, workers, [params["script"], *params["args"]] if params["script"] else []))
     except ConfigError as error:
         print(f"exex run: {error}", file=sys.stderr)
         sys.exit(_USAGE)
@@ -205,7 +209,7 @@ _add(
             help="Workers beside the manager. Default: as many as use all cores that this process may run on.",
         ),
         *_config_options(),
-        *_script_arguments(),
+        *_script_arguments(required=False),
     ],
 )
 

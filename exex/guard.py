@@ -10,8 +10,9 @@ Between guard and rank goes a socket of JSON messages, `{"op": ...}`:
 
 rank -> guard: `initialising` (about to call MPI_Init), `staging` (that gets on), `staged` (what this node has; the template can
 be started), `watch` (MPI is up: its number, how long it may hang, where the guards
-meet, its shared memory), `ready` (handshake passed), `alive` (it turns), `client` (start the workflow's process), `status` (end
-with this status; `orderly`: everybody was told), `stop` and `probe` (at rank 0: for the guards of others, see alarm).
+meet, its shared memory), `ready` (handshake passed), `alive` (it turns), `client` (start the workflow's process), `serving`
+(there is none: the job serves clients from elsewhere), `status` (end with this status; `orderly`: everybody was told), `stop` and
+`probe` (at rank 0: for the guards of others, see alarm).
 guard -> rank: `client-exited` (status), `notice` (a signal that announces the end of the job), `template` (a new one; its
 socket comes along as a descriptor), `died` (another rank has, and how), `here` (ranks whose guards are there).
 """
@@ -162,6 +163,7 @@ class Guard:
         self._deadline: float | None = None
         self._deadline_says = ""
         self._rank = self._template = self._client = self._recorder = 0
+        self._serves = False  # clients from elsewhere, without a script of its own
         self._status: int | None = None
         self._ready = False
         self._others_wait = True
@@ -347,6 +349,8 @@ class Guard:
             self._reaper.note_shared_memory(self._shared)
             meeting = Meeting(tuple(message["hosts"]), message["port"], bytes.fromhex(message["key"]), message["ranks"])
             self._alarm.join(meeting, int(message["rank"]), time.monotonic())
+        elif message["op"] == "serving":
+            self._serves = True
         elif message["op"] == "recorder":
             self._recorder = int(message["pid"])
         elif message["op"] == "alive":
@@ -401,10 +405,14 @@ class Guard:
                 self._reap()
             elif self._client and number == signal.SIGINT:
                 os.kill(self._client, number)
+            elif self._serves and number in (signal.SIGINT, signal.SIGTERM):
+                self._control.send("notice", signal=number)
+                if number == signal.SIGINT or is_held_in_foreground(os.environ):
+                    self._set_deadline(2 * self._stop_s, "was told to end and did not")
             elif number == signal.SIGTERM and is_held_in_foreground(os.environ):
                 self._status = 128 + signal.SIGTERM  # `exex run` ends the job, or has died; it has notices of its own
                 self._set_deadline(0, "")
-            elif self._client:
+            elif self._client or self._serves:
                 self._control.send("notice", signal=number)
             elif number in (signal.SIGUSR1, signal.SIGUSR2):
                 pass  # for the manager, and its guard has it, too

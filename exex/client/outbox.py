@@ -78,7 +78,7 @@ class Outbox:
         taken: number of calls and promises that have left `calls` so far.
         unfinished_bytes: of the payloads of all calls that were sent and not answered.
         keys: of calls of cached apps that are not sent yet, by task number.
-        affinity: of calls that are not sent yet, the task near which they would like to run.
+        affinity: of calls that are not sent yet, the task near which they would like to run; `tags`: what the user calls them.
         unsent_large_bytes: of `Large` payloads not sent yet, which are counted at once; the others are small.
     """
 
@@ -96,6 +96,8 @@ class Outbox:
         self._verdicts: list[tuple[Verdict, int]] = []
         self.keys: dict[TaskId, CacheKey] = {}
         self.affinity: dict[TaskId, TaskId] = {}
+        self.tags: dict[TaskId, str] = {}
+        self._first_app = 0
         self._checkpoints: list[int] = []
         self._given: dict[TaskId, dict[int, Payload]] = {}
         self._lock = threading.Lock()
@@ -112,12 +114,16 @@ class Outbox:
             number = self._numbers.get(spec)
             if number is not None:
                 return number
-            number = self._numbers[spec] = len(self._numbers)
+            number = self._numbers[spec] = self._first_app + len(self._numbers)
             if spec.function not in self._digests:
                 self._digests.add(spec.function)
                 self._new_functions[spec.function] = function
             self._new_apps.append(msgspec.structs.replace(spec, app=number))
             return number
+
+    def go_on(self, first: TaskId, first_app: int) -> None:
+        """Before anything else: an earlier client of this name has used the numbers below these."""
+        self.taken, self._first_app = first, first_app
 
     def count_large(self, size_bytes: int) -> None:
         """A `Large` payload of this size is being submitted."""
@@ -215,6 +221,7 @@ class Outbox:
                 promised = True
                 self.keys.pop(future._tid, None)
                 self.affinity.pop(future._tid, None)
+                self.tags.pop(future._tid, None)
                 if type(raw) is Large:
                     self.count_large(-len(raw))
                 fulfilled.append(Fulfilled(future, Outcome.FAILED, b""))  # b"": its dependents are failed here as well
@@ -278,6 +285,9 @@ class Outbox:
         affinity: dict[int, TaskId] = {}
         if self.affinity:
             affinity = {i: self.affinity.pop(future._tid) for i, future in enumerate(run) if future._tid in self.affinity}
+        tags: dict[int, str] = {}
+        if self.tags:
+            tags = {i: self.tags.pop(future._tid) for i, future in enumerate(run) if future._tid in self.tags}
         return Submit(
             first=first,
             apps=apps,
@@ -289,6 +299,7 @@ class Outbox:
             answered=answered,
             keys=keys,
             affinity=affinity,
+            tags=tags,
         )
 
     def _fulfil(self, fulfilled: list[Fulfilled]) -> Fulfil:

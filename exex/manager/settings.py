@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from exex.manager.labels import MOST_BYTES
 from exex.manager.memo import MEMORY_BYTES
 from exex.protocol.messages import Rank
 
@@ -20,6 +21,10 @@ class Settings:
         own: the worker that this process turns itself, and that is never given up for its silence; None if there is none.
         detach: tasks of a client that is gone are finished, not cancelled.
         memory_bytes: for results of cached calls.
+        listens: clients other than the job's own script may come.
+        has_script: there is such a script, and the job ends with it.
+        client_bytes: of results that may wait for a client that comes over the network.
+        journal: absolute path; "" if there is none.
         grace_s: between telling a function on a communicator to stop and killing its ranks.
     """
 
@@ -36,3 +41,7 @@ class Settings:
     detach: bool = False
     memory_bytes: int = MEMORY_BYTES
     grace_s: float = 2.0
+    listens: bool = False
+    has_script: bool = True
+    client_bytes: int = MOST_BYTES
+    journal: str = ""

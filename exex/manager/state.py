@@ -10,6 +10,7 @@ import msgspec
 
 from exex.errors import ProtocolError
 from exex.manager.grants import Holding
+from exex.manager.labels import Labels
 from exex.manager.line import Shape
 from exex.manager.memo import Memo
 from exex.manager.nodes import NodeRecord, Nodes, WorkerRecord
@@ -38,10 +39,12 @@ class ClientRecord:
         functions: digests of those that it has sent.
         hurry: its next Answer holds more than values that other tasks have waited for.
         held_since_s: when the oldest outcome in its next Answer was held back; negative if none is.
+        labels: what is known of its tasks beyond that, if it is a remote one; None of the job's own client.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, labels: Labels | None = None) -> None:
         self.number = number
+        self.labels = labels
         self.base: TaskId = number << CLIENT_SHIFT
         self.apps: dict[int, App] = {}
         self.kept: dict[TaskId, tuple[int, Payload]] = {}
@@ -52,6 +55,10 @@ class ClientRecord:
         self.functions: set[bytes] = set()
         self.sequence = 0
         self.clear_answer()
+
+    def can_be_asked(self) -> bool:
+        """Whether it is there to judge a failed attempt."""
+        return not self.finished and (self.labels is None or self.labels.attached)
 
     def clear_answer(self) -> None:
         """Begin the columns of the next Answer."""
@@ -92,7 +99,10 @@ class ClientRecord:
     def applied(self, sequence: int) -> None:
         """Let go of the values of all Answers up to `sequence`."""
         while self.unapplied and self.unapplied[0][0] <= sequence:
-            for task in self.unapplied.popleft()[1]:
+            tasks = self.unapplied.popleft()[1]
+            if self.labels is not None:
+                self.labels.applied(tasks, self.kept)
+            for task in tasks:
                 self.kept.pop(task, None)
 
 
@@ -266,6 +276,7 @@ class ManagerState:
     def forget_client(self, client: ClientRecord) -> None:
         """Nothing of a client is left: its record goes, and so do apps and functions that only it has used."""
         del self.clients[client.number]
+        self.ready.forget_client(client.number)
         for app in client.apps.values():
             del self.apps[app.number]
         for digest in client.functions.difference(*(other.functions for other in self.clients.values())):
@@ -293,6 +304,8 @@ class ManagerState:
         if outcome == Outcome.CANCELLED:
             return  # the client knows: it asked for it
         client.kept[task.id] = (outcome, payload)
+        if client.labels is not None and client.labels.ended(task, payload):
+            self.ready.pause(client.number, True)
         if task.dependents is None or outcome != Outcome.DONE:
             client.hurry = True
         if causes:

@@ -161,6 +161,10 @@ class Attach(Message, frozen=True, tag=1):
     version: str
     pid: int
     title: str  # of the workflow, for people
+    python: str = ""  # version, of a client that the job did not start itself
+    host: str = ""
+    name: str = ""  # of the client; with it a detached one is found again
+    detach: bool = False  # when it leaves, its tasks go on, and their results wait for a client of this name
 
 
 class Submit(Message, frozen=True, tag=2):
@@ -176,6 +180,7 @@ class Submit(Message, frozen=True, tag=2):
     answered: int  # sequence number of the last Answer that the client has applied
     keys: dict[int, CacheKey] = {}  # i -> key, where call i is of a cached app
     affinity: dict[int, TaskId] = {}  # i -> task near whose node call i would like to run; it need not exist any more
+    tags: dict[int, str] = {}  # i -> what the user calls it, to find it again
 
 
 class Promise(Message, frozen=True, tag=3):
@@ -225,7 +230,40 @@ class Checkpoint(Message, frozen=True, tag=9):
     number: int
 
 
+class Order(Message, frozen=True, tag=10):
+    """Client -> manager: from the shell, of somebody who submits nothing. May be the first message; answered by Ordered."""
+
+    version: str
+    what: str  # clients, cancel or shutdown
+    client: str = ""  # cancel: only tasks of the client of this name or number; "" for all
+    tasks: list[TaskId] = []  # cancel: only these
+    cancel: bool = False  # shutdown: do not wait for tasks
+
+
 # ---- manager -> client ----------------------------------------------------------------------------------------
+
+
+class Found(Struct, frozen=True, array_like=True):
+    """A task that a detached client of this name has left, and whose result nobody has collected."""
+
+    task: TaskId
+    app: str
+    tag: str
+
+
+class ClientRow(Struct, frozen=True, array_like=True):
+    """A client, for people."""
+
+    number: int
+    name: str
+    title: str
+    host: str
+    pid: int
+    attached: bool
+    unfinished: int  # tasks
+    uncollected: int  # results
+    uncollected_bytes: int
+    paused: bool  # its tasks wait until results are collected
 
 
 class Welcome(Message, frozen=True, tag=20):
@@ -238,6 +276,10 @@ class Welcome(Message, frozen=True, tag=20):
     slots: int  # of all workers together
     run_dir: str  # where AUTO_LOGNAME files go
     nodes: list[NodeShape] = []  # all that there are, so that impossible calls fail at once
+    first: TaskId = 0  # the number from which on none was used: for the client's first task
+    first_app: int = 0
+    found: list[Found] = []
+    journal: str = ""  # absolute path; "" if there is none
 
 
 class Answer(Message, frozen=True, tag=21):
@@ -262,6 +304,14 @@ class Checkpointed(Message, frozen=True, tag=23):
 
     number: int
     error: str  # why it is not in the journal; "" if it is
+
+
+class Ordered(Message, frozen=True, tag=24):
+    """Manager -> client: answer to Order."""
+
+    error: str = ""  # why it is not done; "" if it is
+    clients: list[ClientRow] = []
+    cancelled: int = 0  # tasks
 
 
 # ---- both ways between worker and manager ---------------------------------------------------------------------
@@ -360,8 +410,8 @@ class Leave(Message, frozen=True, tag=64):
     together: bool  # no rank is lost: leave by MPI_Finalize, which would else never return
 
 
-FromClient = Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish | Checkpoint
+FromClient = Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish | Checkpoint | Order
 FromWorker = Hello | Done | Part | Bye | Beat
-ToClient = Welcome | Answer | JobEnds | Checkpointed
+ToClient = Welcome | Answer | JobEnds | Checkpointed | Ordered
 ToWorker = Assign | Drop | Join | Stop | Leave | Beat
 AnyMessage = Any

@@ -121,7 +121,7 @@ def test_no_time_runs_backwards(start: int) -> None:
 
 def test_a_task_is_ready_when_its_needs_are_there() -> None:
     checked = 0
-    for seed in range(20):
+    for seed in range(24):
         tables = run(seed).tables()
         attempts, edges = tables["attempts"], tables["edges"]
         is_done = (attempts["how"] == How.DONE) & (attempts["attempt"] > 0)

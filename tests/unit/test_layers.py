@@ -16,7 +16,7 @@ LAYERS = [
     {"transport", "store", "launch", "record"},
     {"manager", "worker", "client", "reaper", "report"},
     {"guard", "remote", "campaign"},
-    {"reach", "rank", "run", "cli", "__init__", "__main__"},
+    {"listen", "reach", "rank", "run", "cli", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONE_IMPORTER = {
