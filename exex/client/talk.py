@@ -147,6 +147,8 @@ class Talk:
         """Say Finish, if that is to be said, and stay until all has left, for `timeout_s` at most."""
         if finish is not None:
             self._send(finish)
+        else:
+            self.acknowledge()  # what has come is collected
         give_up_s = time.monotonic() + timeout_s
         while (self._link.progress() or self._link.transferring()) and time.monotonic() < give_up_s:
             time.sleep(_PAUSE_S)

@@ -11,6 +11,7 @@ from exex.errors import ConfigError
 from exex.version import __version__
 
 FORMAT = "exex connection 1"
+_KEY_CHARACTERS = 40
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ def read(path: str) -> Connection:
         if said.pop("format") != FORMAT:
             raise ValueError
         found = Connection(**said)
-        if not found.addresses or not all(isinstance(address, str) for address in found.addresses):
+        keys = (found.server_key, found.client_public, found.client_secret)
+        if not found.addresses or not all(isinstance(text, str) for text in (*found.addresses, *keys, found.version, found.python)):
+            raise ValueError
+        if any(len(key) != _KEY_CHARACTERS for key in keys):
             raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ConfigError(f"{path} is not a connection file of exex, or one of another version of it") from None

@@ -113,7 +113,7 @@ class Clients:
             return
         if client.labels is None:
             self._finish(client, cancel=not self._settings.detach)
-        elif client.labels.who.detach and not client.finished:
+        elif client.labels.who.detach and not client.finished and (client.unfinished or client.kept):
             visitors.on_left(self._state, client)
         else:
             self._finish(client, cancel=True)
