@@ -84,7 +84,8 @@ def read(path: str) -> Connection:
             raise ValueError
         found = Connection(**said)
         keys = (found.server_key, found.client_public, found.client_secret)
-        if not found.addresses or not all(isinstance(text, str) for text in (*found.addresses, *keys, found.version, found.python)):
+        texts = (*found.addresses, *keys, found.version, found.python)
+        if not found.addresses or not all(isinstance(text, str) for text in texts):
             raise ValueError
         if any(len(key) != _KEY_CHARACTERS for key in keys):
             raise ValueError

@@ -38,7 +38,8 @@ def _check_tasks(state: ManagerState) -> None:
                 assert dependent.values is not None and dependent.values[place] is None, (task, dependent)
     assert state.losses.keys() <= state.tasks.keys()
     assert state.ready.affinity.keys() <= state.tasks.keys()
-    assert ready == state.ready.count + state.ready.line.count, (ready, state.ready.count, state.ready.line.count)
+    counted = (state.ready.count, state.ready.held_back(), state.ready.line.count)
+    assert ready == sum(counted), (ready, counted)
     assert shelved == state.shelved, (shelved, state.shelved)
     assert len(state.tasks) == sum(client.unfinished for client in state.clients.values())
 

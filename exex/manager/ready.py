@@ -147,6 +147,10 @@ class ReadyQueue:
         elif not paused and lane.count:
             self._queue(lane)
 
+    def held_back(self) -> int:
+        """READY small tasks of clients that are paused. O(clients)."""
+        return sum(lane.count for lane in self._lanes.values() if lane.paused)
+
     def forget_client(self, client: int) -> None:
         """Nothing of a client is left."""
         lane = self._lanes.pop(client, None)
