@@ -207,19 +207,21 @@ class ReadyQueue:
         if self.first() is None:
             return []
         if len(self._turns) == 1:
-            return self._take_short(self._turns[0], most, within_s, overhead_s)[0]
+            return self._take_short(self._turns[0], most, within_s, overhead_s)
         taken: list[Task] = []
-        share = -(-most // len(self._turns))
+        share, share_s = -(-most // len(self._turns)), within_s / len(self._turns)
         for _ in range(len(self._turns)):
-            if self.first() is None or len(taken) >= most or within_s <= 0:
+            if self.first() is None or len(taken) >= most:
                 break
-            more, within_s = self._take_short(self._turns[0], min(share, most - len(taken)), within_s, overhead_s)
-            taken += more
+            taken += self._take_short(self._turns[0], min(share, most - len(taken)), share_s, overhead_s)
+            self._turns.rotate(-1)
+        if not taken and self.first() is not None:  # a part of the time is too short for any
+            taken = self._take_short(self._turns[0], most, within_s, overhead_s)
             self._turns.rotate(-1)
         return taken
 
-    def _take_short(self, lane: _Lane, most: int, within_s: float, overhead_s: float) -> tuple[list[Task], float]:
-        """Of one lane, which has a first task; and what is left of the time."""
+    def _take_short(self, lane: _Lane, most: int, within_s: float, overhead_s: float) -> list[Task]:
+        """Of one lane, which has a first task."""
         bucket = lane.buckets[lane.keys[0]]
         taken: list[Task] = []
         app, each_s = None, 0.0
@@ -230,13 +232,13 @@ class ReadyQueue:
                     app = task.app
                     assert app is not None
                     each_s = app.mean_s + overhead_s if app.mean_s >= 0 else math.inf
-                if within_s < each_s:
-                    break
                 within_s -= each_s
+                if within_s < 0:
+                    break
                 taken.append(task)
             bucket.popleft()
         self._took(lane, len(taken))
-        return taken, within_s
+        return taken
 
     def take_fitting(self, most: int, fits: Callable[[Task], bool], looked_at: int) -> list[Task]:
         """Remove and return the first tasks that fit, out of the first `looked_at` of the queue; the others keep their places."""

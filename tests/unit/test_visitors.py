@@ -101,7 +101,7 @@ def test_short_tasks_of_several_clients_fill_a_worker_together() -> None:
     manager.state.prefetch_s = 0.01
     clients = [manager.attach() for _ in range(5)]
     for client in clients:
-        manager.submit(client, 0, 100)
+        manager.submit(client, 0, 2000)
     for _ in range(5):
         first = manager.turn()
         transitions.on_done(manager.state, 1, Done(first, bytes(len(first)), [b"v"] * len(first), [1e-5] * len(first), []))
@@ -260,3 +260,15 @@ def test_labels_count_what_they_let_go() -> None:
     answer = client.take_answer()
     transitions.on_applied(manager.state, client, Applied(answered=answer.sequence))
     assert labels.uncollected_bytes == 0 and not labels.has_room()
+
+
+def test_where_a_part_of_the_time_is_too_short_one_client_gets_it_all() -> None:
+    manager = Manager(slots=1)
+    manager.state.prefetch_s = 0.01
+    clients = [manager.attach() for _ in range(5)]
+    for client in clients:
+        manager.submit(client, 0, 2000)
+    for _ in range(5):
+        first = manager.turn()
+        transitions.on_done(manager.state, 1, Done(first, bytes(len(first)), [b"v"] * len(first), [3e-3] * len(first), []))
+    assert len(manager.turn()) >= 3
