@@ -69,7 +69,7 @@ def _check_script(script: str | None, config: Config | None = None) -> None:
     if script is None:
         if config is not None and config.listen:
             return
-        raise ConfigError("SCRIPT is missing; a job without one needs --listen, to take clients from elsewhere")
+        raise ConfigError("Missing argument 'SCRIPT'; a job without one needs --listen, to take clients from elsewhere")
     if not os.path.isfile(script):
         what = "is a directory" if os.path.isdir(script) else "does not exist"
         raise ConfigError(f"the script {script} {what} (current directory: {os.getcwd()})")

@@ -87,7 +87,7 @@ def running(launch: Launch, *options: str, **more) -> Iterator[Job]:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
-    with running(Launch(tmp_path_factory.mktemp("job")), "--listen", "127.0.0.1:0", "--client-grace-s", "3") as job:
+    with running(Launch(tmp_path_factory.mktemp("job")), "--listen", "127.0.0.1:0") as job:
         yield job
 
 
@@ -162,24 +162,6 @@ except exex.StartError as error: print('already' in str(error))
         FILE,
     )
     assert out.splitlines() == ["1 True", "True"]
-
-
-def test_tasks_of_a_client_that_died_are_cancelled_after_the_grace_period(job: Job) -> None:
-    process = job.start(APPS + "connect(name='dead'); nap(1000); nap(1000).cancel(); inc(1).result(); print('ready', flush=True); time.sleep(1000)")
-    job.launch.read_until(process, "ready")
-    assert "dead" in job.exex("clients", FILE)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    job.until(lambda table: "dead" not in table)
-
-
-def test_tasks_of_a_detached_client_that_died_go_on(job: Job) -> None:
-    process = job.start(APPS + "connect(name='ghost', detach=True); nap(0.5, tag='mine'); inc(1).result(); print('ready', flush=True); time.sleep(1000)")
-    job.launch.read_until(process, "ready")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    job.until(lambda table: any("ghost" in line and "away" in line for line in table.splitlines()))
-    assert job.exex("results", FILE, "ghost").startswith("0 nap [mine]: 0.5\n")  # what came last may be there once more
 
 
 def test_clients_at_once_do_not_mix(job: Job) -> None:
@@ -277,6 +259,20 @@ except exex.ManagerLost as error: print('script has ended' in str(error))
         )
         assert out == "3\nTrue\n"
         assert job.end(shutdown=False) == "the script ends\n"
+
+
+def test_clients_that_died_are_given_up_after_the_grace_period(launch: Launch) -> None:
+    """The tasks of one are cancelled; those of a detached one go on."""
+    with running(launch, "--listen", "127.0.0.1:0", "--client-grace-s", "10") as job:
+        for words in ("connect(name='dead'); nap(1000); nap(1000).cancel()", "connect(name='ghost', detach=True); nap(0.5, tag='mine')"):
+            process = job.start(APPS + f"{words}; inc(1).result(); print('ready', flush=True); time.sleep(1000)")
+            job.launch.read_until(process, "ready")
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        assert "dead" in job.exex("clients", FILE)
+        table = job.until(lambda table: "dead" not in table and "away" in table)
+        assert "ghost" in table
+        assert job.exex("results", FILE, "ghost").startswith("0 nap [mine]: 0.5\n")  # what came last may be there once more
 
 
 def test_shutdown_waits_for_tasks_and_a_job_with_a_script_refuses(launch: Launch) -> None:
