@@ -209,7 +209,7 @@ class Config:
     )
     connection_file: str = _setting("", "text", "Where clients read how to reach the job; unset, exex-JOB.json in the directory.")
     client_grace_s: float = _setting(
-        60.0, "float", "Seconds for which a client from elsewhere may not be heard of until its tasks are cancelled.", 10
+        60.0, "float", "Seconds for which a client from elsewhere may not be heard of until its tasks are cancelled.", 5
     )
     client_bytes: int = _setting(
         256 * 1024**2, "int", "Bytes of results that wait for a client from elsewhere, from which on no task of it is begun.", 1

@@ -202,6 +202,8 @@ class CurveLink:
             except ProtocolError as error:
                 session.error = session.error or f"the manager and this client do not understand each other: {error}"
         if session.error:
+            if caller is not None:
+                self._put(caller)  # the manager waits for what confirms its last words
             return
         if session.is_lost(now_s):
             why = f"; the last attempt to reach it: {self.error}" if self.error else ""
@@ -215,11 +217,15 @@ class CurveLink:
             caller = self._connect(now_s)
         if caller is not None:
             session.flush(now_s)
-            if session.outgoing:
-                for frames in session.outgoing:
-                    caller.send(frames)
-                session.outgoing.clear()
-                caller.sent()
+            self._put(caller)
+
+    def _put(self, caller: Caller) -> None:
+        outgoing = self._session.outgoing
+        if outgoing:
+            for frames in outgoing:
+                caller.send(frames)
+            outgoing.clear()
+            caller.sent()
 
     def _is_bad(self, caller: Caller, now_s: float) -> bool:
         """Whether another connection is to be tried."""
