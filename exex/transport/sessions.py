@@ -261,9 +261,12 @@ class ServerSessions:
             kind, number, received = read_header(frames)
             if kind == Kind.OPEN:
                 self._open(connection, number, received, frames, now_s)
-            elif end is not None and not end.dropped:
+            elif end is not None:
                 end.hear(kind, number, received, frames, now_s)
-                self._ready.append(end)
+                if end.dropped:
+                    end.arrived.clear()  # it only confirms our last words
+                else:
+                    self._ready.append(end)
         except ProtocolError as error:
             self.refused.append((connection, str(error)))
             if end is not None:

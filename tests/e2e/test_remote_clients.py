@@ -273,7 +273,7 @@ except exex.ManagerLost as error: print('script has ended' in str(error))
 def test_clients_that_died_are_given_up_after_the_grace_period(launch: Launch) -> None:
     """The tasks of one are cancelled; those of a detached one go on."""
     with running(launch, "--listen", "127.0.0.1:0", "--client-grace-s", "5") as job:
-        for words in ("connect(name='dead'); nap(1000); nap(1000).cancel()", "connect(name='ghost', detach=True); nap(0.5, tag='mine')"):
+        for words in ("connect(name='dead'); nap(1000); nap(1000).cancel()", "connect(name='ghost', detach=True); nap(4, tag='mine')"):
             process = job.start(APPS + f"{words}; inc(1).result(); print('ready', flush=True); time.sleep(1000)")
             job.launch.read_until(process, "ready")
             os.killpg(process.pid, signal.SIGKILL)
@@ -281,7 +281,7 @@ def test_clients_that_died_are_given_up_after_the_grace_period(launch: Launch) -
         assert "dead" in job.exex("clients", FILE)
         table = job.until(lambda table: "dead" not in table and "away" in table)
         assert "ghost" in table
-        assert job.exex("results", FILE, "ghost").startswith("0 nap [mine]: 0.5\n")  # what came last may be there once more
+        assert job.exex("results", FILE, "ghost").startswith("0 nap [mine]: 4\n")  # what came last may be there once more
 
 
 def test_shutdown_waits_for_tasks_and_a_job_with_a_script_refuses(launch: Launch) -> None:

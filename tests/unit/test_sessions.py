@@ -240,7 +240,7 @@ def test_a_client_that_is_dropped_hears_what_was_said_and_then_the_end() -> None
     client.delivery.post([b"hear me"])
     pass_on(server, client, b"a", 0.1)
     assert list(client.arrived) == [[b"you are refused"]] and client.error == "the manager has ended"
-    assert server.receive() is None
+    assert server.receive() is None and server.is_settled(), "it has heard that the client has heard"
 
 
 def test_a_second_connection_takes_the_place_of_the_first() -> None:
