@@ -101,6 +101,7 @@ class _End:
 
     def end(self, now_s: float) -> None:
         """Nothing more will be posted."""
+        self.flush(now_s)
         self._end_said = True
         if self.is_open:
             self.say(Kind.END, self.delivery.posted, now_s)
@@ -145,13 +146,14 @@ class _End:
                 self._ask_again(now_s)
         elif kind == Kind.END:
             self._end_number = number
+            self.ended = False  # it may not have heard that we know
             if number > delivery.received:
                 self._ask_again(now_s)
-            else:
-                self.say(Kind.WORD, delivery.posted, now_s)
         else:
             raise ProtocolError(f"{kind.name} in an open session")
-        self.ended = 0 <= self._end_number <= delivery.received
+        if not self.ended and 0 <= self._end_number <= delivery.received:
+            self.ended = True
+            self.say(Kind.WORD, delivery.posted, now_s)
 
     def _ask_again(self, now_s: float) -> None:
         if now_s - self._asked_s >= _AGAIN_S:
@@ -385,8 +387,8 @@ class ServerSessions:
             end.is_open = False
 
     def is_settled(self) -> bool:
-        """Whether every client has confirmed everything that it was sent."""
-        return all(end.delivery.is_settled() for end in self._by_token.values())
+        """Whether every client that is still there has confirmed everything that it was sent."""
+        return all(end.ended or end.delivery.is_settled() for end in self._by_token.values())
 
     def _forget(self, token: bytes, end: _ServerEnd, now_s: float) -> None:
         del self._by_token[token]

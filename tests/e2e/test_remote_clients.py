@@ -272,7 +272,7 @@ except exex.ManagerLost as error: print('script has ended' in str(error))
 
 def test_clients_that_died_are_given_up_after_the_grace_period(launch: Launch) -> None:
     """The tasks of one are cancelled; those of a detached one go on."""
-    with running(launch, "--listen", "127.0.0.1:0", "--client-grace-s", "5") as job:
+    with running(launch, "--listen", "127.0.0.1:0", "--client-grace-s", "5", ranks=4) as job:
         for words in ("connect(name='dead'); nap(1000); nap(1000).cancel()", "connect(name='ghost', detach=True); nap(4, tag='mine')"):
             process = job.start(APPS + f"{words}; inc(1).result(); print('ready', flush=True); time.sleep(1000)")
             job.launch.read_until(process, "ready")
