@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import sys
@@ -91,11 +92,17 @@ def loops(comm: object) -> None:
         time.sleep(0.001)
 
 
+inside = mmap.mmap(-1, 1)
+"""Shared with forked ranks: what is heard before a function has begun stops it."""
+
+
 def deaf(comm: object) -> None:
     """As C code is: the exception does not come through."""
     while True:
         try:
-            time.sleep(0.001)
+            while True:
+                inside[0] = 1
+                time.sleep(0.001)
         except BaseException:
             pass
 
@@ -129,8 +136,9 @@ def test_softly_the_function_gets_an_exception_and_the_rank_goes_on() -> None:
 
 
 def test_hard_it_is_killed() -> None:
+    inside[0] = 0
     page, pid = in_child(lambda page: int(Rank(page).run(deaf, call=7)[0]))
-    until(lambda: page.running() == 7)
+    until(lambda: inside[0])
     page.stop(pid, 7, hard=False)
     time.sleep(0.02)
     assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it does not hear"
