@@ -20,7 +20,7 @@ from exex.errors import ConfigError, ExexError, JournalError, RecordError, Stagi
 from exex.guard import RankRole, how_it_ended
 from exex.launch import allocation, equipment
 from exex.launch.deadline import find_end_s, reserve_s
-from exex.launch.job_dir import clear_status, write_status
+from exex.launch.job_dir import clear_status, is_held_in_foreground, write_status
 from exex.launch.leftovers import shared_memory
 from exex.launch.together import wait_for_node
 from exex.launch.world import ExpectedWorld, settling_s, singletons_message, task_environment
@@ -32,6 +32,7 @@ from exex.store.holdings import Holdings
 from exex.store.node_store import NodeStore
 from exex.transport.alarm import Meeting, new_meeting
 from exex.transport.base import Link, Ranks
+from exex.transport.doors import TwoDoors
 from exex.transport.joined import OWN, JoinedRanks
 from exex.transport.stream import StreamLink
 from exex.transport.wait import Waiter
@@ -43,6 +44,7 @@ from exex.worker.together import Together
 
 if TYPE_CHECKING:
     from exex.launch.staging import Tree as StageTree
+    from exex.listen import Listening
     from exex.manager.loop import ManagerLoop
     from exex.record.recorder import Recorder
     from exex.store.journal import Journal
@@ -93,6 +95,7 @@ class RankProcess:
         self._reassured_s = 0.0
         self._ends_in_s: float | None = None
         self._asked_s = 0.0
+        self._ended_by = 0  # a signal that has ended a job without a script
         self._run_dir = self._record_path = ""
         self._recorder: Recorder | None = None
 
@@ -289,6 +292,8 @@ class RankProcess:
         from exex.manager.progress import Progress
         from exex.manager.settings import Settings
 
+        listening = self._listen()
+
         progress = Progress() if self._config.progress else None
         exchange = self._data.exchange if self._data is not None else None
         settings = Settings(
@@ -308,13 +313,22 @@ class RankProcess:
             store=exchange.store_dir if exchange else "",
             store_key=exchange.key if exchange else "",
             keep_bytes=self._config.keep_bytes if exchange else 0,
+            listens=listening is not None,
+            has_script=bool(self._script),
+            client_bytes=self._config.client_bytes,
+            journal=os.path.abspath(self._config.journal) if journal is not None else "",
         )
         record = self._recorder
         if record is not None:
             from exex.record.start import attributes
 
             record.begin(self._record_path, attributes(self._config, self._script, self._versions(), self._began_s))
-        ready = lambda: self._control.send("ready")  # noqa: E731
+
+        def ready() -> None:
+            self._control.send("ready")
+            if listening is not None:
+                listening.announce()
+
         reach = GuardedRanks(self._control)
         loop = ManagerLoop(settings, workers, progress, ready, journal=journal, record=record, reach=reach, exchange=exchange)
         if self._ends_in_s is not None:
@@ -324,17 +338,34 @@ class RankProcess:
             journal.start()
             self._waiter.watch(journal.fileno())
         self._waiter.watch_link(workers)
-        clients = self._start_client()
-        loop.listen(clients)
+        clients = self._start_client() if self._script else None
+        if listening is not None:
+            self._waiter.watch_link(listening.server)
+            loop.listen(TwoDoors(clients, listening.server))
+        elif clients is not None:
+            loop.listen(clients)
+        if clients is None:
+            self._control.send("serving")
         try:
             status = self._turn(loop, local, clients)
         finally:
             self._answered = loop.state.memo.answered
+            if listening is not None:
+                self._waiter.forget(listening.server.fileno())
+                listening.close()
         self._broken = bool(loop.error or loop.lost)
         linger_s = time.monotonic() + (_LINGER_S if self._broken else self._config.stop_timeout_s)
         while (workers.progress() or self._broken) and time.monotonic() < linger_s:
             self._waiter.wait(False, False, most_s=0.01)  # our last words are still under way
         return status
+
+    def _listen(self) -> Listening | None:
+        """Begin to listen for clients from other nodes, if that is wanted."""
+        if not self._config.listen:
+            return None
+        from exex.listen import Listening
+
+        return Listening(self._config, os.environ)
 
     def _start_recorder(self) -> None:
         """Before MPI_Init: start the process that writes the run record, if there is to be one."""
@@ -398,15 +429,15 @@ class RankProcess:
         self._waiter.watch_link(link)
         return link
 
-    def _turn(self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None, clients: StreamLink) -> int:
+    def _turn(self, loop: ManagerLoop, local: worker_loop.WorkerLoop | None, clients: StreamLink | None) -> int:
         """Turn until all is over; returns the job's status."""
         from exex.manager.loop import OUT_OF_TIME
 
         self._waiter.watch(self._control.fileno())
-        client_status: int | None = None
+        client_status: int | None = None if self._script else 0
         give_up_s: float | None = None
         ready: list[int] = []
-        watching = True
+        watching = clients is not None
         while True:
             traffic = loop.turn()
             watching = watching and not self._is_cut_off(clients)
@@ -417,25 +448,36 @@ class RankProcess:
                     client_status = int(message["status"])
                 else:
                     traffic |= self._on_message(loop, message)
-            if client_status is not None:
+            if not self._script:
+                self._see_to_the_end(loop)
+            elif client_status is not None:
                 self._end_after_client(loop)
             if local is not None and not local.stopped:  # last: what it is told is there at once
                 traffic |= local.turn(ready)
                 pause_s = min(pause_s, local.next_s())
             if loop.finished:
                 if client_status is not None:
-                    return OUT_OF_TIME if loop.out_of_time else client_status or (1 if loop.error else 0)
+                    return OUT_OF_TIME if loop.out_of_time else client_status or self._ended_by or (1 if loop.error else 0)
                 if give_up_s is None:
                     give_up_s = time.monotonic() + self._config.stop_timeout_s
-                    if watching:
-                        watching = False
-                        self._waiter.forget(clients.fileno())
-                    clients.close()  # the client's futures fail, if that has not been told yet
+                    watching = self._hang_up(clients, watching)
                 if time.monotonic() > give_up_s:
                     return OUT_OF_TIME if loop.out_of_time else 1
             at_once = local is not None and (traffic or local.at_once)
-            self._waiter.watch_output(clients.fileno(), watching and loop.unsent)
+            self._watch_output(clients, watching and loop.unsent)
             ready = self._waiter.wait(traffic, at_once, loop.eager(), pause_s)
+
+    def _watch_output(self, clients: StreamLink | None, wanted: bool) -> None:
+        if clients is not None:
+            self._waiter.watch_output(clients.fileno(), wanted)
+
+    def _hang_up(self, clients: StreamLink | None, watching: bool) -> bool:
+        """Close the client's stream: its futures fail, if that has not been told yet. Returns whether it is still watched."""
+        if clients is not None:
+            if watching:
+                self._waiter.forget(clients.fileno())
+            clients.close()
+        return False
 
     def _on_message(self, loop: ManagerLoop, message: dict[str, Any]) -> bool:
         """What the guard says to the manager. True if that makes work."""
@@ -451,14 +493,20 @@ class RankProcess:
 
     def _end_after_client(self, loop: ManagerLoop) -> None:
         """The script has ended: so does the job, at once, or when its tasks are done if they are to be finished."""
-        if not self._config.detach_on_client_exit:
-            loop.cancel_all()
         if loop.idle() or not self._config.detach_on_client_exit:
-            loop.stop()
+            loop.end("the job's script has ended")
 
-    def _is_cut_off(self, clients: StreamLink) -> bool:
+    def _see_to_the_end(self, loop: ManagerLoop) -> None:
+        """A job without a script ends when somebody says so, from the shell or by a signal."""
+        ordered = loop.ordered()
+        if ordered == "cancel" or (ordered and loop.idle()):
+            loop.end("the job was shut down")
+        elif loop.state.noticed and loop.idle():
+            loop.end("the job was told to end")
+
+    def _is_cut_off(self, clients: StreamLink | None) -> bool:
         """Whether the client's stream has ended; then it is watched no longer."""
-        if not clients.gone:
+        if clients is None or not clients.gone:
             return False
         self._waiter.forget(clients.fileno())
         if clients.error:
@@ -468,6 +516,10 @@ class RankProcess:
     def _on_notice(self, loop: ManagerLoop, number: signal.Signals) -> None:
         """A signal that announces the end. Hydra sends SIGUSR1 for reasons of its own."""
         if number == signal.SIGUSR1 and self._expected.launcher == "Hydra mpiexec":
+            return
+        if not self._script and (number == signal.SIGINT or is_held_in_foreground(os.environ)):
+            self._ended_by = 128 + number
+            loop.end(f"the job was ended by {number.name}")
             return
         loop.notice(self._config.notice_s, f"got {number.name}", sooner=number == signal.SIGTERM)
 
