@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from exex.client import lazy
 from exex.client.futures import AppFuture
@@ -16,6 +16,7 @@ from exex.client.proxy import Proxy
 from exex.client.retries import RetryHandler, TaskRecord
 from exex.client.threads import Threads
 from exex.errors import ConfigError, NoManagerError
+from exex.files import file
 from exex.protocol import context
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Verdict
@@ -42,6 +43,8 @@ class Settings:
         internal_tasks_max_threads: threads for the bodies of join apps.
         start_timeout_s: within which the manager must answer.
         journal: absolute path of the job's journal; "" if there is none.
+        staging: names of what fetches and sends files, MODULE:NAME, to be asked before what exex has.
+        fetch_to: where files are fetched to that do not say: see `File`.
     """
 
     title: str = ""
@@ -52,6 +55,8 @@ class Settings:
     internal_tasks_max_threads: int = 10
     start_timeout_s: float = 60.0
     journal: str = ""
+    staging: tuple[str, ...] = ()
+    fetch_to: str = "run"
 
 
 class Session:
@@ -123,6 +128,13 @@ class Session:
 _current: Session | None = None
 
 
+def _file_as_argument(argument: file.File) -> tuple[Any, ...] | None:
+    """How a File among the arguments of a call is pickled."""
+    from exex.client import staging  # not before there is one
+
+    return staging.as_argument(argument)
+
+
 def start(link: Link, settings: Settings) -> Session:
     """Begin the session of this process.
 
@@ -133,6 +145,7 @@ def start(link: Link, settings: Settings) -> Session:
     session = Session(link, settings)
     session.proxy.attach(settings.title, settings.start_timeout_s)
     accept_foreign_futures(session.foreign_call)
+    file.as_argument = _file_as_argument
     _current = session
     return session
 

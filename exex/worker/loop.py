@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exex.errors import ProtocolError, StartError
+from exex.files import arrivals
 from exex.protocol import codec
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Join, Leave, Outcome, Part, Retract, Stop
@@ -218,6 +219,7 @@ class WorkerLoop:
         if data is not None:
             self._needs = Needs(data.exchange, int(data.is_shared), not data.is_shared, self._send)
             self._values = StoredValues(*data.for_template())
+            arrivals.directory = self._values.files_directory()  # for what runs in this process
         self._place = place
         self._next_tick = 0.0
         self._resume_s = 0.0  # no task process is forked before
