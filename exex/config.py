@@ -145,7 +145,7 @@ class Config:
         "auto", "text", "Directory of each node for what is staged; auto: its scratch directory, TMPDIR, /dev/shm or /tmp."
     )
     staging: tuple[str, ...] = _setting(
-        (), "words", "What fetches and sends files of further URLs, as MODULE:NAME of an exex.files.Staging; asked before exex's own."
+        (), "words", "What fetches and sends files, MODULE:NAME of an exex.files.Staging, asked before those that exex has."
     )
     fetch_to: str = _setting(
         "run",
