@@ -104,7 +104,7 @@ def test_http_without_a_server(here):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/a"
-        with pytest.raises(TransferError, match="by Http, 3 times: the server cannot be reached.*refused"):
+        with pytest.raises(TransferError, match=r"by Http, 3 times: the server cannot be reached.*refused"):
             fetched(quick(), url, here)
 
 
@@ -130,7 +130,7 @@ def test_http_puts_a_file(web, mine):
     assert sent(quick(), mine, f"{web.url}/out.bin") == (SUM, len(CONTENT))
     assert web.content["/out.bin"] == CONTENT
     web.troubles.append(405)
-    with pytest.raises(TransferError, match="cannot be sent from .*the server says 405"):
+    with pytest.raises(TransferError, match=r"cannot be sent from .*the server says 405"):
         sent(quick(), mine, f"{web.url}/out.bin")
 
 
@@ -187,7 +187,7 @@ def test_ftp_gets_a_file(ftp, here):
 
 
 def test_ftp_says_what_the_server_says(ftp, here):
-    with pytest.raises(TransferError, match="none cannot be fetched to .*: the server says 550"):
+    with pytest.raises(TransferError, match=r"none cannot be fetched to .*: the server says 550"):
         fetched(Ftp(pause_s=0), f"ftp://127.0.0.1:{ftp.port}/none", here)
     with pytest.raises(TransferError, match="the server says 530") as caught:
         fetched(Ftp(pause_s=0), f"ftp://me:wrong@127.0.0.1:{ftp.port}/none", here)
@@ -275,9 +275,9 @@ def test_rsync_of_a_daemon(daemon, root, here, mine):
     assert fetched(staging, f"{url}/my%20data.bin", here, sha256=SUM) == CONTENT
     assert sent(staging, mine, f"{url}/out.bin") == (SUM, len(CONTENT))
     assert (root / "out.bin").read_bytes() == CONTENT
-    with pytest.raises(TransferError, match="rsync ended with 23: .*No such file"):
+    with pytest.raises(TransferError, match=r"rsync ended with 23: .*No such file"):
         fetched(staging, f"{url}/none", here)
-    with pytest.raises(TransferError, match="rsync ended with 5: .*Unknown module"):
+    with pytest.raises(TransferError, match=r"rsync ended with 5: .*Unknown module"):
         fetched(staging, f"rsync://127.0.0.1:{daemon}/other/none", here)
 
 
@@ -285,7 +285,7 @@ def test_rsync_of_a_daemon(daemon, root, here, mine):
 def test_rsync_with_a_password(daemon, here):
     url = f"127.0.0.1:{daemon}/locked/my%20data.bin"
     assert fetched(Rsync(tries=1, timeout_s=20), f"rsync://me:se%20cret@{url}", here) == CONTENT
-    with pytest.raises(TransferError, match="rsync ended with 5: .*auth failed") as caught:
+    with pytest.raises(TransferError, match=r"rsync ended with 5: .*auth failed") as caught:
         fetched(Rsync(tries=1, timeout_s=20), f"rsync://me:wrong@{url}", here)
     assert "wrong" not in str(caught.value)
 
@@ -380,7 +380,7 @@ def test_globus_moves_files_both_ways(globus, tmp_path, root, here, mine):
 
 
 def test_globus_says_what_the_service_says(globus, tmp_path, here):
-    with pytest.raises(TransferError, match="Globus task .* is FAILED: No such file: /none"):
+    with pytest.raises(TransferError, match=r"Globus task .* is FAILED: No such file: /none"):
         fetched(connected(globus, tmp_path), f"globus://{THERE}/none", here)
     with pytest.raises(TransferError, match="Globus says 404 EndpointNotFound: the stand-in says EndpointNotFound"):
         fetched(connected(globus, tmp_path), "globus://no-collection/none", here)

@@ -124,7 +124,7 @@ def test_verify_leaves_a_file_where_it_is(tmp_path):
     assert transfer.verify(Copy(), File(path, sha256=SUM).at(str(path))) == (SUM, len(CONTENT))
     with pytest.raises(TransferError, match="it is another file"):
         transfer.verify(Copy(), File(path, sha256="1" * 64).at(str(path)))
-    with pytest.raises(TransferError, match="cannot be read.*No such file"):
+    with pytest.raises(TransferError, match=r"cannot be read.*No such file"):
         transfer.verify(Copy(), File("none", sha256=SUM).at(str(tmp_path / "none")))
 
 
@@ -139,7 +139,7 @@ def test_send(tmp_path):
     assert staging.sent == CONTENT
     with pytest.raises(TransferError, match="is another file"):
         transfer.send(staging, File("flaky://host/out.bin", sha256="0" * 64).at(str(path)))
-    with pytest.raises(TransferError, match="cannot be sent from .*Staging cannot send files"):
+    with pytest.raises(TransferError, match=r"cannot be sent from .*Staging cannot send files"):
         transfer.send(Staging(), file)
 
 
@@ -265,7 +265,7 @@ def test_files_of_a_call_are_there_before_it(tmp_path, source, monkeypatch):
 
 def test_a_process_without_such_a_place_says_so(source):
     pickle.loads(pickle.dumps(arrivals.Arriving(File(source), str(source))))
-    with pytest.raises(TransferError, match="this process has no directory there.*take to='run'"):
+    with pytest.raises(TransferError, match=r"this process has no directory there.*take to='run'"):
         arrivals.complete()
 
 
