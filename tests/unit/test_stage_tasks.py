@@ -336,9 +336,8 @@ def test_streams_are_sent(manager, shelf):
     path, mode = manager_options(manager, future)["stdout"]
     assert (os.path.basename(path), mode) == ("said.txt", "w")
     assert future.stdout.filepath == path
-    os.makedirs(os.path.dirname(path))  # as worker.execute would
-    error = future.stdout.exception()
-    assert error is None or isinstance(error, TransferError)  # the fake runs no command
+    error = future.stdout.exception()  # the fake runs no command
+    assert isinstance(error, TransferError) and f"was to make {path}, for shelf://x/said.txt, has not" in str(error)
 
 
 def manager_options(manager, future):
