@@ -35,7 +35,7 @@ class Shelf(Staging):
 
     schemes = ("shelf",)
     directory = ""
-    fetched: list[str] = []
+    fetched = None  # URLs, in order
 
     def fetch(self, file, path):
         Shelf.fetched.append(file.url)
