@@ -134,7 +134,7 @@ def _short(file: File) -> str:
 
 
 _stager: tuple[Session, Stager] | None = None
-_making = threading.Lock()
+_making = threading.RLock()  # what it names is imported, and may use files
 
 
 def stager() -> Stager:

@@ -62,7 +62,7 @@ class File:
         self.filename = os.path.basename(self.path)
         self.sha256 = None if sha256 is None else sha256.lower()
         if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
-            raise ValueError(f"sha256 of {shown(self.url)} must be 64 hexadecimal digits, not {sha256!r}")
+            raise ValueError(f"sha256= of {shown(self.url)} must be 64 hexadecimal digits, not {sha256!r}")
         self.to = None if to is None else os.fspath(to)
         if self.to == "":
             raise ValueError(f"to= of {shown(self.url)} is empty; name a directory, {RUN!r} or {NODE!r}")
