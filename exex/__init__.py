@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from exex.client.connect import Client, connect
     from exex.client.digests import id_for_memo
     from exex.client.executor import Executor, map
-    from exex.client.files import File
     from exex.client.futures import AppFuture, DataFuture
     from exex.client.mpi_apps import mpi_app
     from exex.client.options import AUTO_LOGNAME
@@ -51,8 +50,10 @@ if TYPE_CHECKING:
         StagingError,
         StartError,
         TaskProcessDied,
+        TransferError,
         WorkerLost,
     )
+    from exex.files.file import File
     from exex.worker.staged import staged
 
 _HOMES = {
@@ -61,7 +62,6 @@ _HOMES = {
     "exex.client.connect": ("Client", "connect"),
     "exex.client.digests": ("id_for_memo",),
     "exex.client.executor": ("Executor", "map"),
-    "exex.client.files": ("File",),
     "exex.client.futures": ("AppFuture", "DataFuture"),
     "exex.client.mpi_apps": ("mpi_app",),
     "exex.client.options": ("AUTO_LOGNAME",),
@@ -94,8 +94,10 @@ _HOMES = {
         "StagingError",
         "StartError",
         "TaskProcessDied",
+        "TransferError",
         "WorkerLost",
     ),
+    "exex.files.file": ("File",),
     "exex.worker.staged": ("staged",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -135,6 +137,7 @@ __all__ = [
     "StagingError",
     "StartError",
     "TaskProcessDied",
+    "TransferError",
     "WorkerLost",
     "__version__",
     "bash_app",

@@ -144,6 +144,15 @@ class Config:
     stage_dir: str = _setting(
         "auto", "text", "Directory of each node for what is staged; auto: its scratch directory, TMPDIR, /dev/shm or /tmp."
     )
+    staging: tuple[str, ...] = _setting(
+        (), "words", "What fetches and sends files, MODULE:NAME of an exex.files.Staging, asked before those that exex has."
+    )
+    fetch_to: str = _setting(
+        "run",
+        "text",
+        "Where files that are elsewhere are fetched to: run, the directory of the run; node, a disk of each node's own; or a "
+        "directory that all nodes see.",
+    )
     keep_bytes: int = _setting(
         64 * 1024,
         "int",

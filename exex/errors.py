@@ -8,6 +8,7 @@ ExexError
 ├── OutputError                 what tasks printed is not kept, or not where it is looked for
 ├── StoreFull                   neither memory nor disk of a node has room for a value
 ├── CacheKeyError               an argument of a cached app of which no key can be made
+├── TransferError               a file could not be fetched or sent
 ├── StartError                  the world did not come up
 │   └── StagingError            a node could not be given what was to be staged
 ├── NoManagerError              an app was called outside a running exex job
@@ -78,6 +79,20 @@ class StoreFull(ExexError):
 
 class CacheKeyError(ExexError, TypeError):
     """A call of a cached app has no key; the message names the argument, its type, and what to register."""
+
+
+class TransferError(ExexError):
+    """A file could not be fetched or sent, or is not what it should be; the message names task, file and node.
+
+    Attributes:
+        url: of the file.
+        node: host name.
+    """
+
+    def __init__(self, message: str, url: str = "", node: str = "") -> None:
+        super().__init__(message)
+        self.url = url
+        self.node = node
 
 
 class StartError(ExexError):

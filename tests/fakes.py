@@ -15,6 +15,7 @@ from typing import Any
 
 from exex.client import session
 from exex.errors import WorkerLost
+from exex.files import arrivals
 from exex.protocol import codec
 from exex.protocol import payload as payloads
 from exex.protocol.messages import (
@@ -381,6 +382,8 @@ class FakeManager(threading.Thread):
                 self._loaded[spec.function] = payloads.load(self._functions[spec.function])
             function = self._loaded[spec.function]
             call = payloads.load_call(self.open(task.payload), [self.open(value) for value in task.values])
+            if arrivals.pending:
+                arrivals.complete()
             payloads.forget_shared(lambda name: False)  # the next manager's have the same names
             if len(call) == 3:
                 self.options[task.tid] = call[2]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from exex.client import digests, lazy, session
-from exex.client.files import File
 from exex.client.futures import AppFuture, DataFuture
 from exex.client.joins import Arguments, Join
 from exex.client.keys import KeyMaker
@@ -25,6 +25,7 @@ from exex.client.resources import Resources, check_possible
 from exex.client.retries import RetryHandler
 from exex.client.session import Session
 from exex.errors import ConfigError
+from exex.files.file import File
 from exex.protocol import payload as payloads
 from exex.protocol.messages import AppSpec, Kind
 from exex.protocol.payload import Payload
@@ -103,8 +104,11 @@ class App:
             proxy.outbox.affinity[future._tid] = request.near._tid
         if request.tag:
             proxy.outbox.tags[future._tid] = request.tag
-        _furnish(future, request)
+        if not request.sends_files:
+            _furnish(future, request)
         proxy.send(future)
+        if request.sends_files:
+            _furnish(future, request)  # makes tasks that need this one, of which the manager must know then
         return future
 
     def _read(self, current: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | None, Request]:
@@ -117,7 +121,8 @@ class App:
                 tid = current.proxy.reserve()
             return auto_log_path(current.proxy.welcome.run_dir, tid, self.__name__, label, stream)
 
-        request = self._parameters.read(args, kwargs, self._options, self.kind == Kind.BASH, log_path)
+        is_bash = self.kind == Kind.BASH
+        request = self._parameters.read(args, kwargs, self._options, is_bash, log_path, outgoing=_outgoing)
         return tid, request
 
     def _bind(self, current: Session, rules: Rules) -> Call:
@@ -204,6 +209,8 @@ class JoinApp(App):
         limits = [name for name, limit in zip(("walltime", "memory"), request.rules[2:4]) if limit is not None]
         limits += [name for name, asked in request.rules[4]._asdict().items() if asked]
         limits += ["affinity"] if request.near is not None else []
+        for directory in (request.options or {}).pop("directories", ()):
+            os.makedirs(directory, exist_ok=True)
         if request.options or limits:
             names = sorted(set(request.options or {}) - {"threads", "mpi"}) or limits
             raise TypeError(f"join_app {self.__name__} runs in the client, so it cannot have {', '.join(names)}")
@@ -230,9 +237,27 @@ def _furnish(future: AppFuture, request: Request) -> None:
     """Give the future what it shows of the call."""
     if request.files or request.streams != (None, None):
         rare = future._get_rare()
-        rare.outputs = [DataFuture(future, file) for file in request.files]
-        stdout, stderr = (DataFuture(future, item) if isinstance(item, File) else item for item in request.streams)
+        rare.outputs = [_data_future(future, file) for file in request.files]
+        stdout, stderr = (_data_future(future, item) if isinstance(item, File) else item for item in request.streams)
         rare.streams = (stdout, stderr)
+
+
+def _data_future(future: AppFuture, file: File) -> DataFuture:
+    """The future of a file that the task makes, and that another one sends to where its URL says."""
+    if file.scheme == "file":
+        return DataFuture(future, file)
+    from exex.client import staging
+
+    return DataFuture(future, file, staging.sent(future, file))
+
+
+def _outgoing(file: File) -> File:
+    """An output as its task sees it."""
+    if file.scheme == "file" and file.to is None:
+        return file
+    from exex.client import staging
+
+    return staging.outgoing(file)
 
 
 _lifts = {function: PythonApp(function) for function in (operator.getitem, getattr)}

@@ -27,8 +27,8 @@ from concurrent.futures import Future
 from pathlib import PurePath
 from typing import Any
 
-from exex.client.files import File
 from exex.errors import CacheKeyError, SerializationError
+from exex.files.file import File
 from exex.protocol import payload as payloads
 from exex.protocol.messages import KEY_BYTES
 from exex.protocol.payload import Large
@@ -354,7 +354,7 @@ _BUILTINS: dict[type, Callable[[_Encoder, Any], bytes]] = {
     decimal.Decimal: _of(b"x", str),
     fractions.Fraction: _of(b"/", lambda value: (value.numerator, value.denominator)),
     uuid.UUID: _of(b"U", lambda value: value.bytes),
-    File: _of(b"@", lambda value: (value.url, value.local_path)),
+    File: _of(b"@", lambda value: (value.url, value.local_path, *([] if value.sha256 is None else [value.sha256]))),
     types.FunctionType: lambda encoder, value: encoder.function(value),
     types.MethodType: lambda encoder, value: _join(b"M", encoder.encode(value.__func__), encoder.encode(value.__self__)),
     functools.partial: lambda encoder, value: _join(

@@ -8,10 +8,10 @@ from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import Any
 
-from exex.client.files import File
 from exex.client.lazy import LazyFuture
 from exex.client.outcomes import NeedFailed
 from exex.errors import DependencyError
+from exex.files.file import File
 from exex.protocol import payload as payloads
 
 
@@ -97,26 +97,43 @@ class AppFuture(LazyFuture):
 class DataFuture(Future[File]):
     """The future of a file that a task makes: its value is the File, its error the task's.
 
+    Args:
+        sent: of the task that sends the file to where its URL says, if there is one: then the file is there when that is done.
+
     Attributes:
         app_future: of the task.
         file_obj: the File.
+        last: the future with which this one is done.
     """
 
-    def __init__(self, app_future: AppFuture, file_obj: File) -> None:
+    def __init__(self, app_future: AppFuture, file_obj: File, sent: AppFuture | None = None) -> None:
         super().__init__()
         self.app_future = app_future
         self.file_obj = file_obj
-        app_future.add_done_callback(self._follow)
+        self.last = app_future if sent is None else sent
+        self.last.add_done_callback(self._follow)
 
-    def _follow(self, app_future: AppFuture) -> None:
+    def _follow(self, _: AppFuture) -> None:
         """Bring the state of our own up to date, for `concurrent.futures.wait` and callbacks."""
-        if app_future.cancelled():
+        decisive = self._decisive()
+        if decisive.cancelled():
             super().cancel()
             super().set_running_or_notify_cancel()
-        elif app_future._has_failed():
-            super().set_exception(app_future._failure())
+        elif decisive._has_failed():
+            super().set_exception(decisive._failure())
         else:
-            super().set_result(self.file_obj)
+            super().set_result(self._complete())
+
+    def _decisive(self) -> AppFuture:
+        """The future that says how this one has ended: that of the task, unless only the sending has failed."""
+        task = self.app_future
+        return task if task._has_failed() or task.cancelled() else self.last
+
+    def _complete(self) -> File:
+        """The File, with what is known of its content."""
+        if self.last is not self.app_future:
+            self.file_obj.sha256, self.file_obj.size_bytes = self.last.result(0)
+        return self.file_obj
 
     @property
     def tid(self) -> int:
@@ -135,33 +152,37 @@ class DataFuture(Future[File]):
 
     def result(self, timeout: float | None = None) -> File:
         """The File, as soon as the task is done; otherwise as `AppFuture.result`."""
-        error = self.app_future.exception(timeout)
+        error = self.exception(timeout)
         if error is None:
-            return self.file_obj
+            return self._complete()
         try:
             raise error
         finally:
             del self, error
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The error of the task, or None."""
-        return self.app_future.exception(timeout)
+        """The error of the task, or of sending its file; or None."""
+        if not self.last._wait(timeout):
+            raise TimeoutError()
+        if self._decisive() is not self.last:
+            self.last._call.proxy.seen(self.last)  # it has failed because the task has
+        return self._decisive().exception(0)
 
     def cancel(self) -> bool:
-        """Cancel the task."""
-        return self.app_future.cancel()
+        """Cancel the task, or the sending of its file if that is all that is left."""
+        return self.app_future.cancel() or self.last.cancel()
 
     def done(self) -> bool:
-        """Whether the task has ended."""
-        return self.app_future.done()
+        """Whether the task has ended, and its file is where it should be."""
+        return self.last.done()
 
     def running(self) -> bool:
-        """Whether the task has been seen running."""
-        return self.app_future.running()
+        """Whether the task has been seen running, and has not ended with all that belongs to it."""
+        return not self.last.done() and (self.app_future.running() or self.last.running() or self.app_future.done())
 
     def cancelled(self) -> bool:
-        """Whether the task was cancelled."""
-        return self.app_future.cancelled()
+        """Whether the task was cancelled, or the sending of its file."""
+        return self.app_future.cancelled() or self.last.cancelled()
 
     def __await__(self) -> Generator[Any, None, File]:
         from exex.client.awaiting import outcome
@@ -172,4 +193,7 @@ class DataFuture(Future[File]):
         return f"<DataFuture {self.file_obj.url!r} of {self.app_future!r}>"
 
     def __reduce__(self) -> Any:
-        return payloads.place_after(self, self.file_obj)
+        file = self.file_obj
+        if file.sha256 is not None or file.to is not None:
+            file = file.at(file.filepath)  # it is there when this one is done: nothing is fetched or looked at before
+        return payloads.place_after(self, file)

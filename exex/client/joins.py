@@ -12,6 +12,7 @@ from exex.client.outbox import Given
 from exex.client.promises import PromisedFuture, break_promise, dump_call, keep
 from exex.client.retries import TaskRecord
 from exex.errors import DependencyError, JoinError, SerializationError
+from exex.files.file import files_left_alone
 from exex.protocol import payload as payloads
 from exex.protocol.payload import Payload, Stored
 
@@ -49,7 +50,8 @@ class Arguments:
         self._needs: list[Any] = []
         self._places: list[Any] = []
         try:
-            payload, needs = dump_call(args, kwargs, None)
+            with files_left_alone():  # the function passes them on
+                payload, needs = dump_call(args, kwargs, None)
         except SerializationError:
             payload, needs = None, []
         _find(self._both, self._needs)
@@ -178,7 +180,7 @@ class Join:
 def _error_of(future: Future[Any]) -> BaseException | None:
     if future.cancelled():
         return CancelledError(f"{_title(future)} was cancelled")
-    owner = future.app_future if isinstance(future, DataFuture) else future
+    owner = future.last if isinstance(future, DataFuture) else future
     if isinstance(owner, AppFuture) and not owner._has_failed():
         return None  # without unpickling the value
     return owner.exception()

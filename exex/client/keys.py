@@ -14,12 +14,12 @@ from typing import Any
 
 from exex.client import digests
 from exex.client.digests import Undigestible
-from exex.client.files import File
 from exex.client.futures import DataFuture
 from exex.client.options import Team
 from exex.client.outbox import Given
 from exex.client.promises import dump_call, promised_for
 from exex.errors import CacheKeyError, ConfigError
+from exex.files.file import File
 from exex.protocol.messages import CacheKey
 
 _FORMAT = 1

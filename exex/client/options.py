@@ -13,10 +13,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from exex.client.files import File
 from exex.client.futures import AppFuture, DataFuture
 from exex.client.resources import Resources, Specification, check_memory, check_resources
 from exex.errors import ConfigError
+from exex.files.file import File
 
 AUTO_LOGNAME = -1
 """As `stdout` or `stderr`: a file of the task's own in the run directory."""
@@ -108,6 +108,7 @@ class Request(NamedTuple):
         rules: see `Rules`.
         near: task whose node the call prefers.
         tag: by which the user finds the task again; "" if it has none.
+        sends_files: some of its outputs are to be sent somewhere.
     """
 
     args: tuple[Any, ...]
@@ -119,6 +120,7 @@ class Request(NamedTuple):
     rules: Rules
     near: AppFuture | None = None
     tag: str = ""
+    sends_files: bool = False
 
 
 class Parameters:
@@ -157,11 +159,14 @@ class Parameters:
         app: AppOptions,
         is_bash: bool,
         log_path: Callable[[str, str], str],
+        *,
+        outgoing: Callable[[File], File] = lambda file: file,
     ) -> Request:
         """Take a call apart.
 
         Args:
             log_path: path of an AUTO_LOGNAME file, given "stdout" or "stderr" and the call's label.
+            outgoing: gives outputs that are to be sent somewhere a path.
 
         Raises:
             TypeError: an argument of the wrong type.
@@ -178,8 +183,9 @@ class Parameters:
             given.setdefault(name, default)
         label = kwargs.get("label") or ""
         rules, ranks = _rules(given, app)
-        options, streams = self._options(given, app, is_bash, lambda stream: log_path(stream, label))
-        shown = given | {name: stream for name, stream in zip(("stdout", "stderr"), streams) if name in given}
+        shown = given | _outgoing(given, outgoing)
+        options, streams = self._options(shown, app, is_bash, lambda stream: log_path(stream, label))
+        shown |= {name: stream for name, stream in zip(("stdout", "stderr"), streams) if name in given}
         for name, value in shown.items():
             position = self._positions.get(name, len(args))
             if position < len(args) and name not in passed:
@@ -192,7 +198,12 @@ class Parameters:
         if ranks is not None or app.program is not None:
             program = {} if app.program is None else {**app.program._asdict(), "is_program": True}
             options["mpi"] = {**program, **(ranks or {})}
-        return Request(args, rest, options or None, hidden, _files(given.get("outputs")), streams, rules, near, tag)
+        files = _files(shown.get("outputs"))
+        elsewhere = [file for file in files if file.scheme != "file"]
+        if elsewhere:
+            options["directories"] = sorted({os.path.dirname(file.filepath) for file in elsewhere})
+        sends_files = any(isinstance(file, File) and file.scheme != "file" for file in (*elsewhere, *streams))
+        return Request(args, rest, options or None, hidden, files, streams, rules, near, tag, sends_files)
 
     def _gets(self, name: str, was_passed: bool, has_changed: bool) -> bool:
         """Whether the function gets a special argument as a keyword; of defaults only those that have become others."""
@@ -238,6 +249,19 @@ def _stream(name: str, value: Any, log_path: Callable[[str], str]) -> tuple[tupl
     if not isinstance(target, str) or not isinstance(mode, str):
         raise TypeError(f"{name} must be a path, (path, mode), a File or AUTO_LOGNAME, not {value!r}")
     return (os.path.abspath(target), mode), value
+
+
+def _outgoing(given: Mapping[str, Any], outgoing: Callable[[File], File]) -> dict[str, Any]:
+    """Those special arguments that name files which the task is to make elsewhere than their URLs say."""
+    found: dict[str, Any] = {}
+    for name in ("stdout", "stderr"):
+        if isinstance(given.get(name), File):
+            found[name] = outgoing(given[name])
+    files = _files(given.get("outputs"))
+    made = [outgoing(file) for file in files]
+    if any(one is not other for one, other in zip(files, made)):
+        found["outputs"] = made
+    return found
 
 
 def _files(outputs: Any) -> list[File]:

@@ -272,7 +272,7 @@ class Outbox:
         except SerializationError as error:
             return self._fail(future, FailedHere(error), str(error))
         for place, need in enumerate(needs):
-            owner = need.app_future if isinstance(need, DataFuture) else need
+            owner = need.last if isinstance(need, DataFuture) else need
             if type(need) is Given:
                 given[place] = need.payload
                 ids.append(-1 if need.task < 0 else -2 - need.task)
@@ -359,7 +359,7 @@ def take_values(needs: Sequence[Any]) -> list[Any]:
     """
     taken = []
     for need in needs:
-        owner = need.app_future if isinstance(need, DataFuture) else need
+        owner = need.last if isinstance(need, DataFuture) else need
         if type(need) is not Given and owner._state == FINISHED and not owner._has_failed() and owner._outcome_sent:
             try:
                 value = owner._call.proxy.values.put(owner._payload()) if owner is need else _NOTHING

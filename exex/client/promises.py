@@ -16,7 +16,7 @@ from typing import Any
 
 from exex.client.futures import AppFuture, DataFuture
 from exex.client.outcomes import Call, FailedHere
-from exex.errors import SerializationError
+from exex.errors import ConfigError, SerializationError
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Outcome
 from exex.protocol.payload import Payload
@@ -117,10 +117,21 @@ def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, 
     """As `payload.dump_call`, but futures of any subclass of `concurrent.futures.Future` are needs as well."""
     try:
         return payloads.dump_call(args, kwargs, options)
-    except SerializationError:
+    except SerializationError as error:
+        refused = _refused(error)
+        if refused is not None:
+            raise refused from None
         if not _register_unknown_futures((args, kwargs)):
             raise
     return payloads.dump_call(args, kwargs, options)
+
+
+def _refused(error: BaseException) -> ConfigError | None:
+    """What a file among the arguments said when it was pickled, if that is why they cannot be."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConfigError):
+        cause = cause.__cause__
+    return cause
 
 
 def _register_unknown_futures(value: object) -> bool:

@@ -31,6 +31,8 @@ def run(script: str, args: list[str], message: dict[str, Any], config: Config) -
         max_waiting_bytes=config.max_waiting_bytes,
         start_timeout_s=config.start_timeout_s * 2,
         journal=os.path.abspath(config.journal) if config.journal else "",
+        staging=config.staging,
+        fetch_to=config.fetch_to,
     )
     try:
         session.start(StreamLink(socket.socket(fileno=message["fd"])), settings)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from exex.client import lazy
 from exex.client.futures import AppFuture
@@ -16,6 +16,7 @@ from exex.client.proxy import Proxy
 from exex.client.retries import RetryHandler, TaskRecord
 from exex.client.threads import Threads
 from exex.errors import ConfigError, NoManagerError, StartError
+from exex.files import file
 from exex.protocol import context
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Attach, Verdict
@@ -44,6 +45,8 @@ class Settings:
         start_timeout_s: within which the manager must answer.
         journal: absolute path of the job's journal; "" if there is none.
         attach: how a client that the job did not start introduces itself; None: this is the job's script.
+        staging: names of what fetches and sends files, MODULE:NAME, to be asked before what exex has.
+        fetch_to: where files are fetched to that do not say: see `File`.
     """
 
     title: str = ""
@@ -55,6 +58,8 @@ class Settings:
     start_timeout_s: float = 60.0
     journal: str = ""
     attach: Attach | None = None
+    staging: tuple[str, ...] = ()
+    fetch_to: str = "run"
 
 
 class Session:
@@ -128,6 +133,13 @@ class Session:
 _current: Session | None = None
 
 
+def _file_as_argument(argument: file.File) -> tuple[Any, ...] | None:
+    """How a File among the arguments of a call is pickled."""
+    from exex.client import staging  # not before there is one
+
+    return staging.as_argument(argument)
+
+
 def start(link: Link, settings: Settings) -> Session:
     """Begin the session of this process.
 
@@ -143,6 +155,7 @@ def start(link: Link, settings: Settings) -> Session:
     if settings.attach is not None and session.proxy.welcome.journal:
         session.settings = replace(settings, journal=session.proxy.welcome.journal)
     accept_foreign_futures(session.foreign_call)
+    file.as_argument = _file_as_argument
     _current = session
     return session
 

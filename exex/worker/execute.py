@@ -24,6 +24,7 @@ from exex.errors import (
     SerializationError,
     TaskProcessDied,
 )
+from exex.files import arrivals
 from exex.protocol import context
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Kind, Outcome, TaskId
@@ -103,6 +104,8 @@ def execute(  # noqa: PLR0917
     context.current_task = current = TaskContext(task & TASK_NUMBER, attempt, spec.name, place.rank, place.node)
     try:
         call = load_call(payload, values)
+        if arrivals.pending:
+            arrivals.complete()
         if adapt is not None:
             call = adapt(call)
         began = perf_counter()
@@ -115,6 +118,7 @@ def execute(  # noqa: PLR0917
         raise  # ends the process
     except BaseException as error:
         seconds = perf_counter() - began if began else 0.0
+        arrivals.pending.clear()
         return _FAILED, _failure(error, where(current, place), current), seconds
     finally:
         context.current_task = None
@@ -260,11 +264,13 @@ def flush_output() -> None:
 def _surroundings(options: Mapping[str, Any], at: str) -> Iterator[tuple[bash.StreamFile | None, bash.StreamFile | None]]:
     """Directory, environment and open streams of one attempt; undone afterwards.
 
-    Options, all of them optional: `cwd`, a directory that exists; `threads`, how many libraries should start; `env`, variables
-    to add; `stdout` and `stderr`, each (path, mode), relative to `cwd`; `outputs`, files that a bash app must make, relative to
-    `cwd`.
+    Options, all of them optional: `directories`, to be made; `cwd`, a directory that exists; `threads`, how many libraries should
+    start; `env`, variables to add; `stdout` and `stderr`, each (path, mode), relative to `cwd`; `outputs`, files that a bash app
+    must make, relative to `cwd`.
     """
     with ExitStack() as stack:
+        for directory in options.get("directories", ()):
+            os.makedirs(directory, exist_ok=True)
         if options.get("cwd") is not None:
             stack.enter_context(_inside(options["cwd"], at))
         if options.get("threads"):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from exex.errors import StartError
+from exex.files import arrivals
 from exex.protocol import codec
 from exex.protocol.messages import Assign, Beat, Bye, Drop, Hello, Join, Leave, Retract, Stop
 from exex.store.exchange import Exchange
@@ -136,10 +137,9 @@ class WorkerLoop:
         self._needs: Needs | None = None
         if data is not None:
             self._needs = Needs(data.exchange, int(data.is_shared), not data.is_shared, self._send)
-        self._inline: Inline | None = None
-        if inline:
-            values = StoredValues(*data.for_template()) if data is not None else StoredValues("", 0, 0)
-            self._inline = Inline(self.state, place, self._needs, values)
+        values = StoredValues(*data.for_template()) if data is not None else StoredValues("", 0, 0)
+        arrivals.directory = values.files_directory()  # for what runs in this process
+        self._inline = Inline(self.state, place, self._needs, values) if inline else None
         self._parts = TakingPart(self.state, place, self._needs, take_part)
         self._place = place
         self._next_tick = 0.0

@@ -12,6 +12,9 @@ from exex.protocol.messages import AppSpec, Outcome, TaskId
 from exex.protocol.payload import LARGE_BYTES, Large, Payload, Stored
 from exex.store.node_store import NodeStore
 
+FILES = "files"
+"""Name of a directory in the one of the store."""
+
 Run = Callable[..., tuple[int, Payload, float]]
 """`execute`, or what stands for it."""
 
@@ -33,6 +36,10 @@ class StoredValues:
     def __init__(self, directory: str, keep_bytes: int, limit_bytes: int) -> None:
         self._store = NodeStore(directory, limit_bytes) if directory else None
         self._least = max(keep_bytes, LARGE_BYTES) if keep_bytes and directory else 0
+
+    def files_directory(self) -> str:
+        """Where files that tasks take are copied to on this node: on its disk, if it has one for us; "" if there is no store."""
+        return os.path.join(self._store.spill or self._store.directory, FILES) if self._store is not None else ""
 
     def kept(self, spec: AppSpec, outcome: int, value: Large, task: TaskId, attempt: int) -> Payload:
         """A value as it is to be sent: as it is, or `Stored`. Where there is no room for it, it travels."""

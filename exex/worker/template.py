@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Mapping
 from functools import partial
 
+from exex.files import arrivals
 from exex.launch.notices import NOTICES
 from exex.worker import families, granted, keeper, processes
 from exex.worker.context import STOP_SIGNAL, Place
@@ -145,6 +146,7 @@ class _Template:
         self._marks = message.marks
         if message.store:
             self._stored = StoredValues(message.store, message.keep_bytes, message.store_bytes)
+            arrivals.directory = self._stored.files_directory()
         granted.gpu_variable = message.gpu_variable
         sys.argv = [message.script]
         try:

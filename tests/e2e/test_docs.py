@@ -19,7 +19,7 @@ from tests.unit.test_docs import blocks
 pytestmark = pytest.mark.one_library
 
 A_SCRIPT_PER_BLOCK = ("README.md", "docs/quickstart.md")
-ONE_SCRIPT = ("docs/apps-and-futures.md", "docs/asyncio.md", "docs/resume.md", "docs/coming-from-parsl.md")
+ONE_SCRIPT = ("docs/apps-and-futures.md", "docs/asyncio.md", "docs/files.md", "docs/resume.md", "docs/coming-from-parsl.md")
 
 
 class Example(NamedTuple):

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 
 import exex
 from exex.client.digests import canonical, canonical_function
-from exex.client.files import File
 from exex.client.keys import KeyMaker
 from exex.errors import CacheKeyError, ConfigError
+from exex.files.file import File
 from tests.launch import ROOT
 
 atoms = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers()

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from exex import errors
+from exex.files import arrivals
+from exex.files.file import File
 from exex.protocol import context
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Kind, Outcome
@@ -367,6 +369,47 @@ def test_cwd(tmp_path):
     assert os.getcwd() == here
     run_bash("echo x", {"cwd": str(tmp_path), "stdout": ("relative", "w")})
     assert (tmp_path / "relative").read_text() == "x\n"
+
+
+def test_directories_of_outputs_are_made(tmp_path):
+    made = tmp_path / "a" / "b"
+    assert run(os.path.isdir, str(made), options={"directories": [str(made)]}) == (Outcome.DONE, True)
+    assert run_bash(f"echo x > {made}/out", {"directories": [str(made)], "outputs": [f"{made}/out"]}) == (Outcome.DONE, 0)
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def node(tmp_path, monkeypatch):
+    """A directory of this node, and a file that is to be copied there."""
+    monkeypatch.setattr(arrivals, "directory", str(tmp_path / "node"))
+    (tmp_path / "a.txt").write_text("content")
+    return tmp_path / "node"
+
+
+def test_files_are_on_the_node_when_the_function_is_called(node, tmp_path):
+    arriving = arrivals.Arriving(File("http://host/a.txt"), str(tmp_path / "a.txt"))
+    outcome, (content, path) = run(lambda file: (open(file).read(), file.filepath), arriving)
+    assert (outcome, content) == (Outcome.DONE, "content")
+    assert path.startswith(f"{node}/") and path.endswith("/a.txt")
+
+
+def test_a_file_that_does_not_come_fails_the_attempt(node, tmp_path):
+    ran = []
+    error = failed(run(ran.append, arrivals.Arriving(File("http://host/b.txt"), str(tmp_path / "none"))), errors.TransferError)
+    assert str(error).startswith("task 7 (app) on rank 3 at nid00012: http://host/b.txt cannot be fetched to ")
+    assert ran == []
+
+
+def test_files_of_a_call_that_cannot_be_opened_are_forgotten(node, tmp_path):
+    class Bad:
+        def __reduce__(self):
+            return int, ("x",)
+
+    arriving = arrivals.Arriving(File("http://host/b.txt"), str(tmp_path / "none"))
+    failed(run(lambda *_: None, arriving, Bad()), errors.DeserializationError)
+    assert run(lambda: 1) == (Outcome.DONE, 1)
 
 
 def test_a_cwd_that_is_not_there(tmp_path):

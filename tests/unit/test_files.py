@@ -1,5 +1,6 @@
 """`File`."""
 
+import copy
 import os
 import pickle
 from pathlib import Path
@@ -51,9 +52,37 @@ def test_what_is_elsewhere_has_no_path_until_it_is_fetched():
 def test_it_survives_pickling():
     file = File("https://host/a.txt")
     file.local_path = "here"
-    copy = pickle.loads(pickle.dumps(file))
-    assert vars(copy) == vars(file)
-    assert repr(copy) == "<File 'https://host/a.txt' local_path='here'>"
+    other = pickle.loads(pickle.dumps(file))
+    assert vars(other) == vars(file)
+    assert repr(other) == "<File 'https://host/a.txt' local_path='here'>"
+
+
+def test_what_is_known_of_a_file_survives_a_copy():
+    file = File("https://host/a.txt", sha256="A" * 64, to=Path("data"))
+    assert (file.sha256, file.to, file.size_bytes) == ("a" * 64, "data", None)
+    there = file.at("/there/a.txt")
+    assert (there.filepath, there.url, there.sha256, there.to) == ("/there/a.txt", file.url, file.sha256, "data")
+    assert file.local_path is None
+    assert vars(there.cleancopy()) == vars(file)
+    assert vars(copy.deepcopy(there)) == vars(there)
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "path"),
+    [
+        ("https://host/a%20b.txt", "a%20b.txt", "/a b.txt"),
+        ("https://host/directory/", "file", "/directory/"),
+        ("globus://id/~/a.txt", "a.txt", "/~/a.txt"),
+    ],
+)
+def test_what_it_is_called_here_and_there(url, name, path):
+    assert (File(url).local_name(), File(url).remote_path()) == (name, path)
+
+
+@pytest.mark.parametrize("wrong", [{"sha256": "abc"}, {"sha256": "g" * 64}, {"sha256": ""}, {"to": ""}])
+def test_what_a_file_cannot_say_of_itself(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*https://me@host/a"):
+        File("https://me:secret@host/a", **wrong)
 
 
 @pytest.mark.parametrize("url", [None, 3, b"a.txt"])

@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "version"},
     {"config"},
     {"protocol"},
-    {"transport", "store", "launch", "record"},
+    {"transport", "store", "launch", "record", "files"},
     {"manager", "worker", "client", "reaper", "report"},
     {"guard", "remote", "campaign", "aio"},
     {"integrations"},
@@ -28,6 +28,7 @@ ONE_IMPORTER = {
     "click": "cli.py",
     "joblib": "integrations/joblib.py",
     "dask": "integrations/dask.py",
+    "globus_sdk": "files/globus.py",
 }
 
 
