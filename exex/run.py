@@ -68,8 +68,10 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(role, ClientRole):
         from exex.client import script as client_script
         from exex.launch.foreground import take_stdio
+        from exex.launch.hand_over import CLIENT_SOCKET
         from exex.launch.notices import NOTICES, pass_over
 
+        client_socket = os.environ.get(CLIENT_SOCKET)
         if not take_stdio(os.environ):  # `exex run` ends the script by SIGTERM; else all of this is for the guard
             pass_over(NOTICES)
         for fd in launcher_fds:
@@ -82,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.update(environment)
         if role.staged_files:
             os.environ["EXEX_STAGED"] = role.staged_files
+        if client_socket:
+            return client_script.stand_in(client_socket, role.message)
         return client_script.run(script, args, role.message, config)
 
     try:
