@@ -12,7 +12,7 @@ import click
 
 from exex.config import Config
 from exex.errors import ConfigError, ExexError
-from exex.launch.world import expected_world, task_environment
+from exex.launch.world import expected_world
 from exex.version import __version__
 
 if TYPE_CHECKING:

@@ -11,14 +11,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from types import TracebackType
 from typing import IO, Any
 
 from exex.client import session
 from exex.client.executor import Executor
 from exex.config import Config
-from exex.errors import ConfigError, ManagerLost, StartError
+from exex.errors import ManagerLost, StartError
 from exex.launch.hand_over import CLIENT_SOCKET, Deputy, Reception
 from exex.launch.own_command import Shape, own_command
 from exex.transport.stream import StreamLink
@@ -203,13 +202,13 @@ class _Held:
             StartError: it did not come up. How long that may take is known to its guards.
         """
         while True:
-            ready, _, _ = select.select([self._reception, self._tether], (), ())
-            if self._reception in ready:
+            ready, _, _ = select.select([self._reception.fileno(), self._tether.fileno()], (), ())
+            if self._reception.fileno() in ready:
                 taken = self._reception.take()
                 if taken is not None:
                     stream, self._deputy = taken
                     return stream
-            elif self._tether in ready:
+            else:
                 self._process.wait()
                 raise StartError(f"the world did not come up (exit status {self._process.returncode}){self.last_words()}")
 
