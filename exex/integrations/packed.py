@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 _ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 
+_CONTAINERS = frozenset((tuple, list, dict, set))
+
 Buffers = list[Any]
 
 
@@ -87,13 +89,19 @@ class _Arguments:
         return _Arguments, (self.call,)
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether any pickler makes the same of it; an app's `inputs=[]` is an argument of every call."""
+    kind = type(value)
+    return kind in _ATOMS or (kind in _CONTAINERS and not value)
+
+
 def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any], pickling: Pickling) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments for a `Function`, which calls with those that are given here.
 
     Raises:
         Exception: what the library raises of an argument that it cannot pickle.
     """
-    if not pickling.always and _ATOMS.issuperset(map(type, args)) and _ATOMS.issuperset(map(type, kwargs.values())):
+    if not pickling.always and all(map(_is_plain, args)) and all(map(_is_plain, kwargs.values())):
         return args, kwargs
     return (_Arguments(Packed((args, kwargs), pickling)),), {}
 
