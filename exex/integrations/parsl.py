@@ -32,12 +32,12 @@ from exex.client.futures import AppFuture
 from exex.client.outcomes import Call
 from exex.client.resources import Specification
 from exex.client.start import World, start
-from exex.integrations.packed import Function, Pickling, pack_call
+from exex.integrations.packed import Function, Pickling, dump_call
 from exex.integrations.prepared import name_of
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Kind
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("parsl.executors.exex")  # so that it is in parsl.log
 
 _NEEDED = ("parsl.app.bash", "parsl.app.python", "parsl.serialize")
 """Modules that every task needs: imported once per rank."""
@@ -328,10 +328,9 @@ class _Submissions:
         proxy = kept.call.proxy
         proxy.check_open("ExtremeScaleExecutor.submit")
         try:
-            args, kwargs = pack_call(args, kwargs, pickling)
             if comes_along:
                 args = (Function(func, pickling), *args)
-            payload, needs = payloads.dump_call(args, kwargs, kept.options)
+            payload, needs = dump_call(args, kwargs, kept.options, pickling)
         except Exception as error:
             raise SerializationError(name_of(func)) from error
         task = proxy.new_future(kept.call, payload, needs)
@@ -340,7 +339,7 @@ class _Submissions:
 
     def _find(self, func: Callable[..., Any], specification: dict[str, Any], pickling: Pickling) -> tuple[_Kept, bool]:
         """What calls of `func` share, and whether it travels with each."""
-        resources = tuple(sorted(specification.items())) if specification else ()
+        resources = _key(specification) if specification else ()
         try:
             kept = self._kept.get((func, resources))
             has_come = (func, resources) in self._kept
@@ -376,6 +375,16 @@ class _Submissions:
             self._executors[resources] = found
             _shorten(self._executors)
         return found
+
+
+def _key(specification: dict[str, Any]) -> Any:
+    """The same for equal specifications, also of those that will be refused."""
+    try:
+        key = tuple(sorted(specification.items()))
+        hash(key)
+    except (TypeError, AttributeError):
+        return repr(specification)
+    return key
 
 
 def _packed(func: Callable[..., Any], pickling: Pickling) -> Function:
