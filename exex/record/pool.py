@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exex.record.frames import Frame
+from exex.record.frames import HEAD, Frame
 
 Array = NDArray[Any]
 Columns = dict[str, Array]
@@ -105,31 +105,35 @@ class Pool:
 
 
 class Gathered:
-    """Messages of one kind: a rank, a time and a count each, and their columns as bytes, one after the other.
-
-    Messages often carry a single task, and an array for each would cost many times what is in it.
-    """
+    """Blocks of one kind: a time, a rank and a count of each message, and their columns as bytes, one after the other."""
 
     def __init__(self, *dtypes: str) -> None:
         self._dtypes = [np.dtype(dtype) for dtype in dtypes]
         self.clear()
 
+    def __len__(self) -> int:
+        """How many tasks there are."""
+        return self._count
+
     def clear(self) -> None:
         """Forget them."""
-        self.messages: list[tuple[int, int, int]] = []
+        self._count = 0
+        self._heads: list[bytes] = []
         self._parts: list[list[bytes]] = [[] for _ in self._dtypes]
 
-    def add(self, frame: Frame, rank: int) -> None:
-        """Add a message whose body begins with these columns."""
-        begin, body, count = 0, frame.body, frame.b
-        self.messages.append((rank, frame.time_us, count))
+    def add(self, frame: Frame) -> bytes:
+        """Add a block; what follows its columns is returned."""
+        begin, body = HEAD.size * frame.a, frame.body
+        self._count += frame.b
+        self._heads.append(body[:begin])
         for dtype, parts in zip(self._dtypes, self._parts):
-            end = begin + count * dtype.itemsize
+            end = begin + frame.b * dtype.itemsize
             parts.append(body[begin:end])
             begin = end
+        return body[begin:]
 
     def columns(self) -> list[Array]:
-        """Rank, time and number of tasks of each message; then the columns, of all messages in a row."""
-        heads = np.array(self.messages, "i8").reshape(-1, 3)
+        """Time, rank and number of tasks of each message; then the columns, of all messages in a row."""
+        heads = np.frombuffer(b"".join(self._heads), "i8").reshape(-1, 3)
         rows = [np.frombuffer(b"".join(parts), dtype) for dtype, parts in zip(self._dtypes, self._parts)]
         return [*heads.T, *rows]
