@@ -18,6 +18,7 @@ CLIENT_BITS = 40
 
 _PAGE_BITS = 14
 _PAGE = 1 << _PAGE_BITS
+_NOWHERE = -(1 << 62)
 _FIELDS: dict[str, str] = {
     "app": "u4", "attempt": "u2", "rank": "i4", "state": "u1", "submit_us": "i8", "ready_us": "i8", "assign_us": "i8",
     "answer_us": "i8", "bytes_in": "u8",
@@ -73,20 +74,38 @@ class Pool:
         pages = tasks >> _PAGE_BITS
         least, most = int(pages.min()), int(pages.max())
         if most - least < _PAGE:
-            present = np.flatnonzero(np.bincount(pages - least))
-            table = np.full(most - least + 1, -1)
-            for page in present.tolist():
-                table[page] = self._places.get(page + least, -1)
-            places = table[pages - least]
+            present = np.flatnonzero(np.bincount(pages - least)) + least
+            table = np.zeros(most - least + 1, "i8")
+            table[present - least] = self._shifts(present)
+            shifts = table[pages - least]
         else:
-            distinct, inverse = np.unique(pages, return_inverse=True)
-            places = np.array([self._places.get(page, -1) for page in distinct.tolist()])[inverse]
-        return np.where(places < 0, -1, places * _PAGE + (tasks & (_PAGE - 1)))
+            present, inverse = np.unique(pages, return_inverse=True)
+            shifts = self._shifts(present)[inverse]
+        at = tasks + shifts
+        if all(page in self._places for page in present.tolist()):
+            return at
+        return np.where(shifts == _NOWHERE, -1, at)
+
+    def _shifts(self, pages: Array) -> Array:
+        """For each page its place in the arrays less that in all numbers."""
+        places = self._places
+        return np.array([(places[page] - page) * _PAGE if page in places else _NOWHERE for page in pages.tolist()], "i8")
 
     def ended(self, tasks: Array) -> None:
         """These have an end now; each is told of once."""
-        for page, count in zip(*np.unique(tasks >> _PAGE_BITS, return_counts=True)):
-            self._open[int(page)] -= int(count)
+        if not len(tasks):
+            return
+        pages = tasks >> _PAGE_BITS
+        least = int(pages.min())
+        if int(pages.max()) - least < _PAGE:
+            counts = np.bincount(pages - least)
+            pages = np.flatnonzero(counts)
+            counts = counts[pages]
+            pages += least
+        else:
+            pages, counts = np.unique(pages, return_counts=True)
+        for page, count in zip(pages.tolist(), counts.tolist()):
+            self._open[page] -= count
 
     def forget(self, wanted: Array) -> None:
         """Let go of pages of which every task has ended, but for the newest and those of the tasks `wanted`."""
@@ -102,6 +121,12 @@ class Pool:
             indices = np.arange(place * _PAGE, (place + 1) * _PAGE)
             found.append((page << _PAGE_BITS) + np.flatnonzero(where(indices)))
         return np.concatenate(found)
+
+
+def where_known(at: Array, *columns: Array) -> list[Array]:
+    """Indices that `Pool.index` has given, and columns, without the rows of those that are nowhere."""
+    known = at >= 0
+    return [at, *columns] if known.all() else [column[known] for column in (at, *columns)]
 
 
 class Gathered:

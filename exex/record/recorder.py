@@ -43,7 +43,9 @@ _BATCH_BYTES = 256 * 1024
 _BLOCK_TASKS = 1024
 """Of messages that are packed at once, about: few enough that what is packed is still in the processor's caches."""
 
-_PAUSE_US = 100_000
+PAUSE_US = 100_000
+"""After which what has gathered is sent, however little it is."""
+
 SAMPLE_US = 50_000
 """Between two samples, at first; later a five thousandth of the time so far."""
 
@@ -251,7 +253,7 @@ class Recorder:
         if self._ends_blocks or self._gathered > _BLOCK_TASKS:
             self._ends_blocks = False
             self._end_blocks()
-        is_late = self._now_us - self._written_us > _PAUSE_US
+        is_late = self._now_us - self._written_us > PAUSE_US
         if self._part_bytes > _BATCH_BYTES or (is_late and (self._part_bytes or self._gathered)):
             self._send()
         elif self._waiting:

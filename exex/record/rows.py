@@ -15,7 +15,7 @@ import numpy as np
 
 from exex.record.columns import TABLES, UNKNOWN, How
 from exex.record.frames import HEAD, Frame, Kind
-from exex.record.pool import CLIENT_BITS, Array, Columns, Gathered, Pool
+from exex.record.pool import CLIENT_BITS, Array, Columns, Gathered, Pool, where_known
 
 Sink = Callable[[str, Columns], object]
 """Takes rows of a table."""
@@ -204,44 +204,41 @@ class Assembler:
 
     def _take_readied(self) -> None:
         times_us, _, counts, tasks = self._readied.columns()
-        at = self._pool.index(tasks)
-        known, at = at >= 0, at[at >= 0]
+        at, times_us = where_known(self._pool.index(tasks), np.repeat(times_us, counts))
         fields = self._pool.fields
-        fields["ready_us"][at] = np.repeat(times_us, counts)[known]
+        fields["ready_us"][at] = times_us
         fields["state"][at[fields["state"][at] == _FAILED]] = _NEW  # tried again
 
     def _take_assigned(self) -> None:
         times_us, ranks, counts, tasks = self._assigned.columns()
-        at = self._pool.index(tasks)
-        known, at = at >= 0, at[at >= 0]
+        at, ranks, times_us = where_known(self._pool.index(tasks), np.repeat(ranks, counts), np.repeat(times_us, counts))
         fields = self._pool.fields
         fields["attempt"][at] = 1
-        fields["rank"][at] = np.repeat(ranks, counts)[known]
-        fields["assign_us"][at] = np.repeat(times_us, counts)[known]
+        fields["rank"][at] = ranks
+        fields["assign_us"][at] = times_us
         fields["state"][at] = _ASSIGNED
-        for tasks, attempts in self._later:
-            at = self._pool.index(tasks)
-            fields["attempt"][at[at >= 0]] = attempts[at >= 0]
+        for tasks, numbers in self._later:
+            at, attempts = where_known(self._pool.index(tasks), numbers)
+            fields["attempt"][at] = attempts
         self._later.clear()
 
     def _take_results(self) -> None:
-        times_us, ranks, counts, tasks, outcomes, seconds, sizes, slot = self._results.columns()
+        times_us, ranks, counts, tasks, how, seconds, sizes, slot = self._results.columns()
         done_us = np.repeat(times_us, counts)
         slots = np.repeat(np.array([self._slots.get(rank, 1) for rank in ranks.tolist()]), counts)
         end_us = done_us - (_later_s(seconds, counts) * 1e6 / slots).astype("i8")
-        at = self._pool.index(tasks)
-        known = at >= 0
-        tasks, at, seconds, end_us = tasks[known], at[known], seconds[known], end_us[known]
+        at, tasks, how, seconds, sizes, slot, done_us, end_us, peak_bytes = where_known(
+            self._pool.index(tasks), tasks, how, seconds, sizes, slot, done_us, end_us, self._peak_bytes()
+        )
         fields = self._pool.fields
-        is_final = (outcomes[known] == How.DONE) | (fields["state"][at] == _DROPPED)
-        is_new = fields["state"][at] != _ENDED
+        state, assign_us = fields["state"][at], fields["assign_us"][at]
+        is_final = (how == How.DONE) | (state == _DROPPED)
         fields["state"][at] = np.where(is_final, _ENDED, _FAILED)
-        self._pool.ended(tasks[is_final & is_new])
-        end_us = np.maximum(end_us, fields["assign_us"][at])
-        start_us = np.maximum(end_us - (seconds * 1e6).astype("i8"), fields["assign_us"][at])
-        rest = {"how": outcomes[known], "done_us": done_us[known], "bytes_out": sizes[known], "slot": slot[known]}
-        rest["slot"] = np.where((rest["how"] == How.CANCELLED) & (seconds == 0), UNKNOWN, rest["slot"])  # it was only queued
-        rest["peak_bytes"] = self._peak_bytes()[known]
+        self._pool.ended(tasks[is_final & (state != _ENDED)])
+        end_us = np.maximum(end_us, assign_us)
+        start_us = np.maximum(end_us - (seconds * 1e6).astype("i8"), assign_us)
+        slot = np.where((how == How.CANCELLED) & (seconds == 0), UNKNOWN, slot)  # it was only queued
+        rest = {"how": how, "done_us": done_us, "bytes_out": sizes, "slot": slot, "peak_bytes": peak_bytes}
         self._add_rows(tasks, at, start_us=start_us, end_us=end_us, run_s=seconds, **rest)
 
     def _peak_bytes(self) -> Array:
