@@ -19,6 +19,8 @@ CLIENT_BITS = 40
 _PAGE_BITS = 14
 _PAGE = 1 << _PAGE_BITS
 _NOWHERE = -(1 << 62)
+"""Less the place of a page: it is not there."""
+
 _FIELDS: dict[str, str] = {
     "app": "u4", "attempt": "u2", "rank": "i4", "state": "u1", "submit_us": "i8", "ready_us": "i8", "assign_us": "i8",
     "answer_us": "i8", "bytes_in": "u8",
@@ -39,27 +41,22 @@ class Pool:
         """How many pages there are."""
         return len(self._places)
 
-    def ranges(self, first: int, count: int) -> list[tuple[slice, slice]]:
-        """Make room for new tasks: pairs of slices, into the arrays and into the new tasks."""
-        pairs = []
-        at = first
-        while at < first + count:
-            page = at >> _PAGE_BITS
-            end = min(first + count, (page + 1) << _PAGE_BITS)
+    def add(self, tasks: Array) -> Array:
+        """Make room for new tasks: where they are in the arrays."""
+        pages, counts = _counted(tasks >> _PAGE_BITS)
+        for page, count in zip(pages.tolist(), counts.tolist()):
             if page not in self._places:
                 self._add(page)
-            self._open[page] += end - at
-            place = self._places[page] * _PAGE + (at & (_PAGE - 1))
-            pairs.append((slice(place, place + end - at), slice(at - first, end - first)))
-            at = end
-        return pairs
+            self._open[page] += count
+        return self.index(tasks)
 
     def _add(self, page: int) -> None:
         if not self._free:
             size = len(self.fields["app"])
             grown = max(_PAGE, size)
             for name, array in self.fields.items():
-                self.fields[name] = np.concatenate([array, np.zeros(grown, array.dtype)])
+                self.fields[name] = np.empty(size + grown, array.dtype)
+                self.fields[name][:size] = array
             self._free.extend(range(size // _PAGE, (size + grown) // _PAGE))
         place = self._places[page] = self._free.pop()
         self.fields["state"][place * _PAGE : (place + 1) * _PAGE] = 0
@@ -71,45 +68,34 @@ class Pool:
         """Where tasks are in the arrays; -1 for those that are not."""
         if not len(tasks):
             return np.zeros(0, "i8")
-        pages = tasks >> _PAGE_BITS
+        pages, places = tasks >> _PAGE_BITS, self._places
         least, most = int(pages.min()), int(pages.max())
         if most - least < _PAGE:
-            present = np.flatnonzero(np.bincount(pages - least)) + least
-            table = np.zeros(most - least + 1, "i8")
-            table[present - least] = self._shifts(present)
-            shifts = table[pages - least]
+            pages -= least
+            present = (np.flatnonzero(np.bincount(pages)) + least).tolist()
+            table = np.full(most - least + 1, _NOWHERE)
+            for page in present:
+                if page in places:
+                    table[page - least] = (places[page] - page) * _PAGE
+            shifts = table[pages]
         else:
-            present, inverse = np.unique(pages, return_inverse=True)
-            shifts = self._shifts(present)[inverse]
-        at = tasks + shifts
-        if all(page in self._places for page in present.tolist()):
-            return at
-        return np.where(shifts == _NOWHERE, -1, at)
-
-    def _shifts(self, pages: Array) -> Array:
-        """For each page its place in the arrays less that in all numbers."""
-        places = self._places
-        return np.array([(places[page] - page) * _PAGE if page in places else _NOWHERE for page in pages.tolist()], "i8")
+            distinct, inverse = np.unique(pages, return_inverse=True)
+            present = distinct.tolist()
+            table = np.array([(places[page] - page) * _PAGE if page in places else _NOWHERE for page in present])
+            shifts = table[inverse]
+        if all(page in places for page in present):
+            return tasks + shifts
+        return np.where(shifts == _NOWHERE, -1, tasks + shifts)
 
     def ended(self, tasks: Array) -> None:
         """These have an end now; each is told of once."""
-        if not len(tasks):
-            return
-        pages = tasks >> _PAGE_BITS
-        least = int(pages.min())
-        if int(pages.max()) - least < _PAGE:
-            counts = np.bincount(pages - least)
-            pages = np.flatnonzero(counts)
-            counts = counts[pages]
-            pages += least
-        else:
-            pages, counts = np.unique(pages, return_counts=True)
+        pages, counts = _counted(tasks >> _PAGE_BITS)
         for page, count in zip(pages.tolist(), counts.tolist()):
             self._open[page] -= count
 
     def forget(self, wanted: Array) -> None:
         """Let go of pages of which every task has ended, but for the newest and those of the tasks `wanted`."""
-        keep = {*self._newest.values(), *np.unique(wanted >> _PAGE_BITS).tolist()}
+        keep = {*self._newest.values(), *_counted(wanted >> _PAGE_BITS)[0].tolist()}
         for page in [page for page, count in self._open.items() if not count and page not in keep]:
             self._free.append(self._places.pop(page))
             del self._open[page]
@@ -121,6 +107,17 @@ class Pool:
             indices = np.arange(place * _PAGE, (place + 1) * _PAGE)
             found.append((page << _PAGE_BITS) + np.flatnonzero(where(indices)))
         return np.concatenate(found)
+
+
+def _counted(numbers: Array) -> tuple[Array, Array]:
+    """Which there are, and how often. Sorts nothing if they are close to each other."""
+    least = int(numbers.min()) if len(numbers) else 0
+    if not len(numbers) or int(numbers.max()) - least >= _PAGE:
+        distinct, often = np.unique(numbers, return_counts=True)
+        return distinct, often
+    often = np.bincount(numbers - least)
+    at = np.flatnonzero(often)
+    return at + least, often[at]
 
 
 def where_known(at: Array, *columns: Array) -> list[Array]:

@@ -21,7 +21,7 @@ Sink = Callable[[str, Columns], object]
 """Takes rows of a table."""
 
 WINDOW_TASKS = 50_000
-"""Results in a window at the most, about."""
+"""New tasks and results in a window at the most, about."""
 
 HELD_BACK_S = 1e-3
 """Results of attempts that are shorter may be reported later, together with others."""
@@ -52,6 +52,7 @@ class Assembler:
         self._rows: list[Columns] = []  # that wait for their answer, and new ones
         self._readied, self._assigned, self._answered = Gathered("i8"), Gathered("i8"), Gathered("i8", "u1")
         self._results = Gathered("i8", "u1", "f4", "u4", "i4")
+        self._submitted: list[Frame] = []
         self._peaks: list[Array] = []  # (result of the window, KiB)
         self._later: list[tuple[Array, Array]] = []  # tasks that are tried again, and their attempts
         self._clear()
@@ -68,7 +69,7 @@ class Assembler:
             self._apply_cancelled()  # a turn later: what had ended before was answered in that turn
         self.now_us = frame.time_us
         self._do[frame.kind](frame)
-        if len(self._results) > WINDOW_TASKS:
+        if len(self._results) + self._new > WINDOW_TASKS:
             self.close_window()
 
     # ---- frames ----
@@ -78,24 +79,16 @@ class Assembler:
         for gathered in (self._readied, self._assigned, self._results, self._answered):
             gathered.clear()
         self._peaks.clear()
+        self._submitted.clear()
+        self._new = 0
 
     def _end(self, frame: Frame) -> None:
         self.dropped = frame.a
 
     def _submit(self, frame: Frame) -> None:
-        sizes = np.frombuffer(frame.body, "u4", frame.b)
-        calls = np.frombuffer(frame.body, "u4", offset=4 * frame.b)
-        client = frame.a >> CLIENT_BITS
-        called, which = (calls[:1], 0) if (calls == calls[0]).all() else np.unique(calls, return_inverse=True)
-        numbers = np.array([self._apps.get((client, call), 0) for call in called.tolist()], "u4")[which]
-        ranges = self._pool.ranges(frame.a, frame.b)
-        fields = self._pool.fields
-        for places, part in ranges:
-            fields["state"][places] = _NEW
-            fields["submit_us"][places] = fields["ready_us"][places] = frame.time_us
-            fields["assign_us"][places] = fields["answer_us"][places] = UNKNOWN
-            fields["bytes_in"][places] = sizes[part]
-            fields["app"][places] = numbers[part] if numbers.ndim else numbers
+        if frame.b:
+            self._submitted.append(frame)
+            self._new += frame.b
 
     def _needs(self, frame: Frame) -> None:
         which = np.frombuffer(frame.body, "u4", frame.b).astype("i8")
@@ -191,6 +184,8 @@ class Assembler:
 
     def close_window(self) -> None:
         """Make rows of all that has gathered. Afterwards no body of a frame is needed any more."""
+        if self._submitted:
+            self._take_submitted(self._submitted)
         if len(self._readied):
             self._take_readied()
         if len(self._assigned):
@@ -201,6 +196,28 @@ class Assembler:
             self._take_answers()
         self._clear()
         self._write_rows(is_last=False)
+
+    def _take_submitted(self, frames: list[Frame]) -> None:
+        firsts, counts, times_us = np.array([(frame.a, frame.b, frame.time_us) for frame in frames]).T
+        sizes = np.frombuffer(b"".join([frame.body[: 4 * frame.b] for frame in frames]), "u4")
+        calls = np.frombuffer(b"".join([frame.body[4 * frame.b :] for frame in frames]), "u4")
+        told = np.array([len(frame.body) // 4 - frame.b for frame in frames])  # one for all of a message, or for each
+        calls = np.repeat(calls, np.repeat(np.where(told == 1, counts, 1), told))
+        begins = np.cumsum(counts) - counts
+        tasks = np.repeat(firsts - begins, counts) + np.arange(len(sizes))
+        at = self._pool.add(tasks)
+        fields = self._pool.fields
+        fields["state"][at] = _NEW
+        fields["submit_us"][at] = fields["ready_us"][at] = np.repeat(times_us, counts)
+        fields["assign_us"][at] = fields["answer_us"][at] = UNKNOWN
+        fields["bytes_in"][at] = sizes
+        fields["app"][at] = self._numbers(tasks >> CLIENT_BITS, calls)
+
+    def _numbers(self, clients: Array, calls: Array) -> Array:
+        """The manager's numbers of apps."""
+        keys = (clients << 32) + calls
+        named, which = (keys[:1], np.zeros(1, "i8")) if (keys == keys[0]).all() else np.unique(keys, return_inverse=True)
+        return np.array([self._apps.get((key >> 32, key & (2**32 - 1)), 0) for key in named.tolist()], "u4")[which]
 
     def _take_readied(self) -> None:
         times_us, _, counts, tasks = self._readied.columns()
