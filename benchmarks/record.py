@@ -25,6 +25,7 @@ import numpy as np
 from benchmarks.harness import ROOT, mpiexec
 from exex.record.frames import Frame, Kind
 from exex.record.hdf5 import RecordFile
+from exex.record.recorder import PAUSE_US
 from exex.record.rows import Assembler
 from exex.worker.peak import LEAST_S
 
@@ -132,7 +133,12 @@ def events(tasks: int, seed: int = 1) -> Iterator[Frame]:
         Kind.DONE,
         rank,
         end_us + 150,
-        lambda some: b"".join(column[some].tobytes() for column in (number, floats, sizes, how, slot, peaks)),
+        lambda some: b"".join(
+            (
+                *(column[some].tobytes() for column in (number, how, floats, sizes, slot)),
+                np.stack([np.arange(len(some), dtype="u4"), peaks[some]], 1).tobytes(),
+            )
+        ),
     )
     nobody = np.zeros(tasks, "i8")
     _group(out, 4, Kind.ANSWER, nobody, end_us + 150, lambda some: some.astype("i8").tobytes() + how[some].tobytes())
@@ -162,13 +168,20 @@ def _beginning() -> Iterator[Frame]:
 
 
 def _group(out, order, kind, rank, times_us, body) -> None:  # type: ignore[no-untyped-def]
-    """Messages: what one rank says within half a millisecond is one."""
+    """Messages: what one rank says within half a millisecond is one. A block has those of a tenth of a second, as at rank 0."""
     ticks = times_us // 500
     by = np.lexsort((ticks, rank))
-    cuts = np.flatnonzero((np.diff(ticks[by]) != 0) | (np.diff(rank[by]) != 0)) + 1
-    for some in np.split(by, cuts):
-        time_us = int(times_us[some].max())
-        out.append((time_us, order, Frame(kind, time_us, int(rank[some[0]]), len(some), body(some))))
+    begins = np.append(0, np.flatnonzero((np.diff(ticks[by]) != 0) | (np.diff(rank[by]) != 0)) + 1)
+    counts = np.diff(np.append(begins, len(by)))
+    heads = np.stack([np.maximum.reduceat(times_us[by], begins), rank[by][begins], counts], 1)
+    by = by[np.argsort(np.repeat(heads[:, 0], counts), kind="stable")]
+    heads = heads[np.argsort(heads[:, 0], kind="stable")]
+    blocks = heads[:, 0] // PAUSE_US
+    cuts = np.flatnonzero(np.diff(blocks)) + 1
+    tasks = np.split(by, np.cumsum(heads[:, 2])[cuts - 1])
+    for some, said, block in zip(tasks, np.split(heads, cuts), blocks[np.append(0, cuts)].tolist()):
+        time_us = (block + 1) * PAUSE_US - 1
+        out.append((time_us, order, Frame(kind, time_us, len(said), len(some), said.tobytes() + body(some))))
 
 
 def make(path: str, tasks: int = TASKS) -> float:

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from exex.errors import RecordError
 from exex.record.columns import FORMAT, TABLES, UNKNOWN
+from exex.record.packing import deflated, filters, packed
+
+Rows = dict[str, NDArray[Any]]
 
 CHUNK_ROWS = {"attempts": 16384, "edges": 16384}
 _FEW_ROWS = 512
@@ -28,6 +31,60 @@ FLUSH_S = 2.0
 def versions() -> dict[str, str]:
     """Of what writes the file."""
     return {"numpy": np.__version__, "h5py": h5py.__version__, "HDF5": h5py.version.hdf5_version}
+
+
+class _Table:
+    """A table that is being written.
+
+    Args:
+        columns: its data sets.
+    """
+
+    def __init__(self, columns: dict[str, Any], rows_of_chunk: int) -> None:
+        self._columns = columns
+        self._chunk = rows_of_chunk
+        self._parts: list[Rows] = []  # what is in no whole chunk
+        self._count = 0  # of their rows
+        self._whole = 0  # rows in whole chunks of the file
+        self._there = 0  # rows in the file
+
+    def add(self, rows: Rows) -> None:
+        """Append rows; to the file when they fill chunks, or with `write`."""
+        count = len(next(iter(rows.values())))
+        if count:
+            self._parts.append(rows)
+            self._count += count
+            if self._count >= 2 * self._chunk:
+                self._write(self._count // self._chunk * self._chunk)
+
+    def write(self) -> None:
+        """Write all that is not there yet."""
+        if self._whole + self._count > self._there:
+            self._write(self._count)
+
+    def _write(self, count: int) -> None:
+        """Write the first of the rows that are in no whole chunk: whole chunks for good, what is left for now."""
+        parts, chunk = self._parts, self._chunk
+        whole = count // chunk * chunk
+        self._there = max(self._there, self._whole + count)
+        rest = {}
+        for name, dataset in self._columns.items():
+            values = np.concatenate([part[name] for part in parts], dtype=dataset.dtype, casting="unsafe")
+            dataset.id.set_extent((self._there,))
+            for begin in range(0, whole, chunk):
+                data, mask = packed(values[begin : begin + chunk])
+                dataset.id.write_direct_chunk((self._whole + begin,), data, mask)
+            if count > whole:
+                data, mask = deflated(values[whole:], chunk)
+                dataset.id.write_direct_chunk((self._whole + whole,), data, mask)
+            rest[name] = values[whole:].copy()
+        self._parts = [rest] if self._count > whole else []
+        self._count -= whole
+        self._whole += whole
+
+    def stored_bytes(self) -> int:
+        """What is in the file."""
+        return sum(dataset.id.get_storage_size() for dataset in self._columns.values())
 
 
 class RecordFile:
@@ -51,54 +108,20 @@ class RecordFile:
             raise RecordError(f"the run record {path} cannot be made: {error}") from error
         for name, value in {**attributes, "format": FORMAT, "ended_us": UNKNOWN, "dropped": 0}.items():
             self._file.attrs[name] = value
-        self._columns = {table: self._make(table) for table in TABLES}
-        self._waiting: dict[str, list[dict[str, NDArray[Any]]]] = {table: [] for table in TABLES}
-        self._rows = dict.fromkeys(TABLES, 0)
+        self._tables = {table: self._make(table) for table in TABLES}
         self._file.swmr_mode = True
 
-    def _make(self, table: str) -> dict[str, Any]:
+    def _make(self, table: str) -> _Table:
         rows = CHUNK_ROWS.get(table, _FEW_ROWS)
-        return {
-            column.name: self._file.create_dataset(
-                f"{table}/{column.name}",
-                shape=(0,),
-                maxshape=(None,),
-                dtype=column.dtype,
-                chunks=(rows,),
-                compression="gzip",
-                compression_opts=1,
-                shuffle=True,
-            )
-            for column in TABLES[table]
-        }
+        columns = {}
+        for name, dtype, _ in TABLES[table]:
+            options = filters(np.dtype(dtype))
+            columns[name] = self._file.create_dataset(f"{table}/{name}", (0,), dtype, maxshape=(None,), chunks=(rows,), **options)
+        return _Table(columns, rows)
 
-    def add(self, table: str, columns: dict[str, NDArray[Any]]) -> None:
-        """Append rows; to the file when they fill chunks, or with `flush`."""
-        count = len(next(iter(columns.values())))
-        if not count:
-            return
-        self._waiting[table].append(columns)
-        self._rows[table] += count
-        chunk = CHUNK_ROWS.get(table, _FEW_ROWS)
-        if self._rows[table] >= 2 * chunk:
-            self._write(table, self._rows[table] // chunk * chunk)
-
-    def _write(self, table: str, most: int) -> None:
-        """Write up to a multiple of the chunk from what the file holds: chunks that are written in parts are written twice."""
-        parts, written = self._waiting[table], 0
-        chunk = CHUNK_ROWS.get(table, _FEW_ROWS)
-        for name, dataset in self._columns[table].items():
-            values = np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name]
-            there = dataset.shape[0]
-            end = there + most
-            if most < len(values):
-                end -= end % chunk
-            written = end - there
-            dataset.resize((end,))
-            dataset[there:] = values[:written]
-        rest = {name: np.concatenate([part[name] for part in parts])[written:] for name in self._columns[table]}
-        self._waiting[table] = [rest] if self._rows[table] > written else []
-        self._rows[table] -= written
+    def add(self, table: str, rows: Rows) -> None:
+        """Append rows."""
+        self._tables[table].add(rows)
 
     def flush_if_due(self, now_us: int) -> None:
         """Let readers see what there is, if they have not for a while."""
@@ -108,15 +131,14 @@ class RecordFile:
     def flush(self, now_us: int) -> None:
         """Let readers see all that there is."""
         self._flushed_us = now_us
-        for table, parts in self._waiting.items():
-            if parts:
-                self._write(table, self._rows[table])
+        for table in self._tables.values():
+            table.write()
         self._file.flush()
 
     def close(self, ended_us: int, dropped: int) -> None:
         """Complete the file."""
         self.flush(ended_us)
-        used = sum(dataset.id.get_storage_size() for columns in self._columns.values() for dataset in columns.values())
+        used = sum(table.stored_bytes() for table in self._tables.values())
         self._file.close()
         with h5py.File(self.path, "r+", libver="latest", locking=False) as file:
             file.attrs["ended_us"] = ended_us

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exex.record.frames import Frame
+from exex.record.frames import HEAD, Frame
 
 Array = NDArray[Any]
 Columns = dict[str, Array]
@@ -18,6 +18,9 @@ CLIENT_BITS = 40
 
 _PAGE_BITS = 14
 _PAGE = 1 << _PAGE_BITS
+_NOWHERE = -(1 << 62)
+"""Less the place of a page: it is not there."""
+
 _FIELDS: dict[str, str] = {
     "app": "u4", "attempt": "u2", "rank": "i4", "state": "u1", "submit_us": "i8", "ready_us": "i8", "assign_us": "i8",
     "answer_us": "i8", "bytes_in": "u8",
@@ -38,27 +41,22 @@ class Pool:
         """How many pages there are."""
         return len(self._places)
 
-    def ranges(self, first: int, count: int) -> list[tuple[slice, slice]]:
-        """Make room for new tasks: pairs of slices, into the arrays and into the new tasks."""
-        pairs = []
-        at = first
-        while at < first + count:
-            page = at >> _PAGE_BITS
-            end = min(first + count, (page + 1) << _PAGE_BITS)
+    def add(self, tasks: Array) -> Array:
+        """Make room for new tasks: where they are in the arrays."""
+        pages, counts = _counted(tasks >> _PAGE_BITS)
+        for page, count in zip(pages.tolist(), counts.tolist()):
             if page not in self._places:
                 self._add(page)
-            self._open[page] += end - at
-            place = self._places[page] * _PAGE + (at & (_PAGE - 1))
-            pairs.append((slice(place, place + end - at), slice(at - first, end - first)))
-            at = end
-        return pairs
+            self._open[page] += count
+        return self.index(tasks)
 
     def _add(self, page: int) -> None:
         if not self._free:
             size = len(self.fields["app"])
             grown = max(_PAGE, size)
             for name, array in self.fields.items():
-                self.fields[name] = np.concatenate([array, np.zeros(grown, array.dtype)])
+                self.fields[name] = np.empty(size + grown, array.dtype)
+                self.fields[name][:size] = array
             self._free.extend(range(size // _PAGE, (size + grown) // _PAGE))
         place = self._places[page] = self._free.pop()
         self.fields["state"][place * _PAGE : (place + 1) * _PAGE] = 0
@@ -70,27 +68,34 @@ class Pool:
         """Where tasks are in the arrays; -1 for those that are not."""
         if not len(tasks):
             return np.zeros(0, "i8")
-        pages = tasks >> _PAGE_BITS
+        pages, places = tasks >> _PAGE_BITS, self._places
         least, most = int(pages.min()), int(pages.max())
         if most - least < _PAGE:
-            present = np.flatnonzero(np.bincount(pages - least))
-            table = np.full(most - least + 1, -1)
-            for page in present.tolist():
-                table[page] = self._places.get(page + least, -1)
-            places = table[pages - least]
+            pages -= least
+            present = (np.flatnonzero(np.bincount(pages)) + least).tolist()
+            table = np.full(most - least + 1, _NOWHERE)
+            for page in present:
+                if page in places:
+                    table[page - least] = (places[page] - page) * _PAGE
+            shifts = table[pages]
         else:
             distinct, inverse = np.unique(pages, return_inverse=True)
-            places = np.array([self._places.get(page, -1) for page in distinct.tolist()])[inverse]
-        return np.where(places < 0, -1, places * _PAGE + (tasks & (_PAGE - 1)))
+            present = distinct.tolist()
+            table = np.array([(places[page] - page) * _PAGE if page in places else _NOWHERE for page in present])
+            shifts = table[inverse]
+        if all(page in places for page in present):
+            return tasks + shifts
+        return np.where(shifts == _NOWHERE, -1, tasks + shifts)
 
     def ended(self, tasks: Array) -> None:
         """These have an end now; each is told of once."""
-        for page, count in zip(*np.unique(tasks >> _PAGE_BITS, return_counts=True)):
-            self._open[int(page)] -= int(count)
+        pages, counts = _counted(tasks >> _PAGE_BITS)
+        for page, count in zip(pages.tolist(), counts.tolist()):
+            self._open[page] -= count
 
     def forget(self, wanted: Array) -> None:
         """Let go of pages of which every task has ended, but for the newest and those of the tasks `wanted`."""
-        keep = {*self._newest.values(), *np.unique(wanted >> _PAGE_BITS).tolist()}
+        keep = {*self._newest.values(), *_counted(wanted >> _PAGE_BITS)[0].tolist()}
         for page in [page for page, count in self._open.items() if not count and page not in keep]:
             self._free.append(self._places.pop(page))
             del self._open[page]
@@ -104,32 +109,53 @@ class Pool:
         return np.concatenate(found)
 
 
-class Gathered:
-    """Messages of one kind: a rank, a time and a count each, and their columns as bytes, one after the other.
+def _counted(numbers: Array) -> tuple[Array, Array]:
+    """Which there are, and how often. Sorts nothing if they are close to each other."""
+    least = int(numbers.min()) if len(numbers) else 0
+    if not len(numbers) or int(numbers.max()) - least >= _PAGE:
+        distinct, often = np.unique(numbers, return_counts=True)
+        return distinct, often
+    often = np.bincount(numbers - least)
+    at = np.flatnonzero(often)
+    return at + least, often[at]
 
-    Messages often carry a single task, and an array for each would cost many times what is in it.
-    """
+
+def where_known(at: Array, *columns: Array) -> list[Array]:
+    """Indices that `Pool.index` has given, and columns, without the rows of those that are nowhere."""
+    known = at >= 0
+    return [at, *columns] if known.all() else [column[known] for column in (at, *columns)]
+
+
+class Gathered:
+    """Blocks of one kind: a time, a rank and a count of each message, and their columns as bytes, one after the other."""
 
     def __init__(self, *dtypes: str) -> None:
         self._dtypes = [np.dtype(dtype) for dtype in dtypes]
         self.clear()
 
+    def __len__(self) -> int:
+        """How many tasks there are."""
+        return self._count
+
     def clear(self) -> None:
         """Forget them."""
-        self.messages: list[tuple[int, int, int]] = []
+        self._count = 0
+        self._heads: list[bytes] = []
         self._parts: list[list[bytes]] = [[] for _ in self._dtypes]
 
-    def add(self, frame: Frame, rank: int) -> None:
-        """Add a message whose body begins with these columns."""
-        begin, body, count = 0, frame.body, frame.b
-        self.messages.append((rank, frame.time_us, count))
+    def add(self, frame: Frame) -> bytes:
+        """Add a block; what follows its columns is returned."""
+        begin, body = HEAD.size * frame.a, frame.body
+        self._count += frame.b
+        self._heads.append(body[:begin])
         for dtype, parts in zip(self._dtypes, self._parts):
-            end = begin + count * dtype.itemsize
+            end = begin + frame.b * dtype.itemsize
             parts.append(body[begin:end])
             begin = end
+        return body[begin:]
 
     def columns(self) -> list[Array]:
-        """Rank, time and number of tasks of each message; then the columns, of all messages in a row."""
-        heads = np.array(self.messages, "i8").reshape(-1, 3)
+        """Time, rank and number of tasks of each message; then the columns, of all messages in a row."""
+        heads = np.frombuffer(b"".join(self._heads), "i8").reshape(-1, 3)
         rows = [np.frombuffer(b"".join(parts), dtype) for dtype, parts in zip(self._dtypes, self._parts)]
         return [*heads.T, *rows]

@@ -1,14 +1,14 @@
 """What the manager's loop tells of, for the run record. Runs at rank 0, in the loop's own turns; another process writes the file.
 
-Columns are copied as they came; what must be put together per task is put together by the writer. A pipe that is full makes
-nothing wait: frames are kept, up to a limit, and dropped and counted beyond it.
+Columns are gathered as they came, over turns; what must be put together per task is put together by the writer. It takes all
+results of a block after all assignments of it, so a block ends before what that order would get wrong. A pipe that is full
+makes nothing wait: frames are kept, up to a limit, and dropped and counted beyond it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import struct
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import chain
@@ -26,13 +26,11 @@ from exex.protocol.messages import (
     Done,
     Finish,
     Hello,
-    Outcome,
     Rank,
     Submit,
     TaskId,
 )
-from exex.protocol.payload import Payload
-from exex.record.columns import How
+from exex.record.blocks import Answers, Block, Results, pack, pack_sizes, sizes_of
 from exex.record.frames import HEADER, Kind
 
 if TYPE_CHECKING:
@@ -41,14 +39,17 @@ if TYPE_CHECKING:
 MOST_WAITING_BYTES = 128 * 1024**2
 """Of frames that the writer has not taken."""
 
-_BATCH_BYTES = 65536
-_PAUSE_US = 100_000
+_BATCH_BYTES = 256 * 1024
+_BLOCK_TASKS = 1024
+"""Of messages that are packed at once, about: few enough that what is packed is still in the processor's caches."""
+
+PAUSE_US = 100_000
+"""After which what has gathered is sent, however little it is."""
+
 SAMPLE_US = 50_000
 """Between two samples, at first; later a five thousandth of the time so far."""
 
 _SAMPLES = 5000
-_LARGEST = 2**32 - 1
-_STARVED = bytes([Outcome.STARVED])
 
 Sample = Sequence[int]
 
@@ -96,6 +97,15 @@ class Recorder:
         self._waiting: deque[memoryview] = deque()
         self._waiting_bytes = 0
         self._turns = self._busy_us = self._longest_us = 0
+        self._readied, self._assigned, self._results, self._answered = Block(), Block(), Results(), Answers()
+        self._blocks = {
+            Kind.READY: self._readied,
+            Kind.ASSIGN: self._assigned,
+            Kind.DONE: self._results,
+            Kind.ANSWER: self._answered,
+        }
+        self._gathered = 0  # tasks in blocks
+        self._ends_blocks = False  # with this turn
 
     # ---- what happens ----
 
@@ -128,6 +138,7 @@ class Recorder:
 
     def lost(self, rank: Rank, attempts: int, how: str) -> None:
         """A worker is lost."""
+        self._end_blocks()
         self._put(Kind.LOST, rank, attempts, how.encode())
 
     def client_said(self, client: int, msg: object, apps: Mapping[int, Numbered]) -> None:
@@ -136,19 +147,22 @@ class Recorder:
             self._submit(client, msg, apps)
         elif type(msg) is Cancel:
             tasks = [(client << CLIENT_SHIFT) + task for task in msg.tasks]
-            self._put(Kind.CANCEL, client, len(tasks), _pack("q", tasks))
+            self._put(Kind.CANCEL, client, len(tasks), pack("q", tasks))
+            self._ends_blocks = True  # they are cancelled with the end of the turn
         elif type(msg) is Finish:
+            self._end_blocks()
+            self._ends_blocks = True
             self._put(Kind.FINISH, client, int(msg.cancel), b"")
 
     def _submit(self, client: int, msg: Submit, apps: Mapping[int, Numbered]) -> None:
         first, count = (client << CLIENT_SHIFT) + msg.first, len(msg.payloads)
         for spec in msg.apps:
             self._app(client, spec, apps[spec.app].number)
-        self._put(Kind.SUBMIT, first, count, _sizes(msg.payloads) + _pack("I", msg.calls))
+        self._put(Kind.SUBMIT, first, count, pack_sizes(sizes_of(msg.payloads)) + pack("I", msg.calls))
         if msg.needs:
             lists = msg.needs.values()
-            body = _pack("I", list(msg.needs)) + _pack("I", list(map(len, lists)))
-            self._put(Kind.NEEDS, first, len(msg.needs), body + _pack("q", list(chain.from_iterable(lists))))
+            body = pack("I", list(msg.needs)) + pack("I", list(map(len, lists)))
+            self._put(Kind.NEEDS, first, len(msg.needs), body + pack("q", list(chain.from_iterable(lists))))
 
     def _app(self, client: int, spec: AppSpec, number: int) -> None:
         body = {
@@ -171,43 +185,60 @@ class Recorder:
             at = [i for i, task in enumerate(msg.tasks) if task not in self.repeated]
             attempts = {new: msg.attempts[old] for new, old in enumerate(at) if old in msg.attempts}
             msg = structs.replace(msg, tasks=[msg.tasks[i] for i in at], attempts=attempts)
-        body = _pack("q", msg.tasks)
         if msg.attempts:
-            body += _pack("I", list(chain.from_iterable(msg.attempts.items())))
-        self._put(Kind.ASSIGN, rank, len(msg.tasks), body)
+            self._end_blocks()  # what the attempts before came to
+            tasks = [msg.tasks[i] for i in msg.attempts]
+            self._put(Kind.AGAIN, rank, len(tasks), pack("q", tasks) + pack("I", list(msg.attempts.values())))
+        if self._has_room(len(msg.tasks)):
+            self._assigned.add(self._now_us, rank, msg.tasks)
 
     def done(self, rank: Rank, msg: Done) -> None:
         """Attempts have ended."""
         if self.repeated and not self.repeated.isdisjoint(msg.tasks):
             msg = _without(msg, self.repeated)
-        if not msg.tasks:
-            return
-        count = len(msg.tasks)
-        slots = _pack("i", msg.slots) if msg.slots else bytes(4 * count)
-        peaks = bytes(4 * count)
-        if msg.peaks:  # in KiB, rounded up, so that 0 stays 'not known'
-            peaks = _pack("I", [min(-(-msg.peaks.get(i, 0) // 1024), _LARGEST) for i in range(count)])
-        body = _pack("q", msg.tasks) + _pack("f", msg.seconds) + _sizes(msg.payloads) + _hows(msg.outcomes) + slots + peaks
-        self._put(Kind.DONE, rank, len(msg.tasks), body)
+        if msg.tasks and self._has_room(len(msg.tasks)):
+            self._results.add_done(self._now_us, rank, msg)
 
     def returned(self, tasks: Sequence[TaskId]) -> None:
         """Attempts that had not begun were taken back; they will be assigned again."""
         tasks = [task for task in tasks if task not in self.repeated]
-        self._put(Kind.RETURNED, 0, len(tasks), _pack("q", tasks))
+        self._end_blocks()
+        self._put(Kind.RETURNED, 0, len(tasks), pack("q", tasks))
 
     def answer(self, client: int, msg: Answer) -> None:
         """Tasks were answered."""
-        if not msg.tasks:
-            return
-        tasks = msg.tasks if not client else [(client << CLIENT_SHIFT) + task for task in msg.tasks]
-        self._put(Kind.ANSWER, client, len(tasks), _pack("q", tasks) + msg.outcomes)
+        if msg.tasks and self._has_room(len(msg.tasks)):
+            tasks = msg.tasks if not client else [(client << CLIENT_SHIFT) + task for task in msg.tasks]
+            self._answered.add(self._now_us, 0, tasks)
+            self._answered.outcomes += msg.outcomes
 
     def placed(self) -> None:
         """What this turn has readied is placed, and is about to be sent."""
         if self.ready:
             ready = [task for task in self.ready if task not in self.repeated] if self.repeated else self.ready
-            self._put(Kind.READY, 0, len(ready), _pack("q", ready))
+            if self._results.has_failed:
+                self._end_blocks()  # what is tried again is ready later than its first attempt was
+            if self._has_room(len(ready)):
+                self._readied.add(self._now_us, 0, ready)
             self.ready.clear()
+
+    # ---- blocks ----
+
+    def _has_room(self, count: int) -> bool:
+        """Whether a message about so many tasks may be gathered; if not it is dropped."""
+        if self._waiting_bytes > MOST_WAITING_BYTES:
+            self.dropped += 1
+            return False
+        self._gathered += count
+        return True
+
+    def _end_blocks(self) -> None:
+        """What has gathered comes before all that follows."""
+        if self._gathered:
+            self._gathered = 0
+            for kind, block in self._blocks.items():
+                if block.heads:
+                    self._put(kind, *block.take())
 
     # ---- the pipe ----
 
@@ -219,7 +250,11 @@ class Recorder:
         self._longest_us = max(self._longest_us, took_us)
         if self._now_us >= self._sample_us:
             self._take_sample()
-        if self._part_bytes > _BATCH_BYTES or (self._part_bytes and self._now_us - self._written_us > _PAUSE_US):
+        if self._ends_blocks or self._gathered > _BLOCK_TASKS:
+            self._ends_blocks = False
+            self._end_blocks()
+        is_late = self._now_us - self._written_us > PAUSE_US
+        if self._part_bytes > _BATCH_BYTES or (is_late and (self._part_bytes or self._gathered)):
             self._send()
         elif self._waiting:
             self._write()
@@ -228,7 +263,7 @@ class Recorder:
         self._sample_us = self._now_us + max(SAMPLE_US, self._now_us // _SAMPLES)
         columns = (self._turns, self._busy_us, self._longest_us, *self.sample(), self._waiting_bytes)
         self._longest_us = 0
-        self._put(Kind.SAMPLE, 0, 0, _pack("q", columns))
+        self._put(Kind.SAMPLE, 0, 0, pack("q", columns))
 
     def _put(self, kind: int, a: int, b: int, body: bytes) -> None:
         if self._waiting_bytes > MOST_WAITING_BYTES:
@@ -239,6 +274,7 @@ class Recorder:
         self._part_bytes += HEADER.size + len(body)
 
     def _send(self) -> None:
+        self._end_blocks()
         self._written_us = self._now_us
         if self._fd < 0:
             self._parts.clear()
@@ -277,6 +313,7 @@ class Recorder:
         Returns:
             Its exit status; None if it had not ended in time, and was left to itself.
         """
+        self._end_blocks()
         self._take_sample()
         self._put(Kind.END, self.dropped, 0, b"")
         self._send()
@@ -322,21 +359,3 @@ def _without(msg: Done, tasks: Set[TaskId]) -> Done:
         slots=[msg.slots[i] for i in at] if msg.slots else msg.slots,
         peaks={new: msg.peaks[old] for new, old in enumerate(at) if old in msg.peaks},
     )
-
-
-def _hows(outcomes: bytes) -> bytes:
-    return outcomes.replace(_STARVED, bytes([How.STARVED])) if _STARVED in outcomes else outcomes
-
-
-def _sizes(payloads: Sequence[Payload]) -> bytes:
-    """Bytes of each; what is larger than 4 GiB counts as that."""
-    sizes = list(map(len, payloads))
-    try:
-        return _pack("I", sizes)
-    except struct.error:
-        return _pack("I", [min(size, _LARGEST) for size in sizes])
-
-
-def _pack(code: str, values: Sequence[float]) -> bytes:
-    """A column. A third of what an `array` takes."""
-    return struct.pack(f"<{len(values)}{code}", *values)

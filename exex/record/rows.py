@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from exex.record.columns import TABLES, UNKNOWN, How
-from exex.record.frames import Frame, Kind
-from exex.record.pool import CLIENT_BITS, Array, Columns, Gathered, Pool
+from exex.record.frames import HEAD, Frame, Kind
+from exex.record.pool import CLIENT_BITS, Array, Columns, Gathered, Pool, where_known
 
 Sink = Callable[[str, Columns], object]
 """Takes rows of a table."""
 
 WINDOW_TASKS = 50_000
-"""Results in a window at the most, about."""
+"""New tasks and results in a window at the most, about."""
 
 HELD_BACK_S = 1e-3
 """Results of attempts that are shorter may be reported later, together with others."""
@@ -50,16 +50,17 @@ class Assembler:
         self._slots: dict[int, int] = {}
         self._cancelled: list[tuple[int, Array]] = []
         self._rows: list[Columns] = []  # that wait for their answer, and new ones
-        self._assigned = Gathered("i8")
+        self._readied, self._assigned, self._answered = Gathered("i8"), Gathered("i8"), Gathered("i8", "u1")
+        self._results = Gathered("i8", "u1", "f4", "u4", "i4")
+        self._submitted: list[Frame] = []
+        self._peaks: list[Array] = []  # (result of the window, KiB)
         self._later: list[tuple[Array, Array]] = []  # tasks that are tried again, and their attempts
-        self._results = Gathered("i8", "f4", "u4", "u1", "i4", "u4")
-        self._answered = Gathered("i8", "u1")
         self._clear()
         self._do: dict[int, Callable[[Frame], None]] = {
             Kind.END: self._end, Kind.SUBMIT: self._submit, Kind.NEEDS: self._needs, Kind.READY: self._ready,
             Kind.ASSIGN: self._assign, Kind.DONE: self._done, Kind.ANSWER: self._answer, Kind.CANCEL: self._cancel,
             Kind.FINISH: self._finish, Kind.LOST: self._lost, Kind.HELLO: self._hello, Kind.APP: self._app,
-            Kind.SAMPLE: self._sample, Kind.RETURNED: self._returned,
+            Kind.SAMPLE: self._sample, Kind.RETURNED: self._returned, Kind.AGAIN: self._again,
         }  # fmt: skip
 
     def feed(self, frame: Frame) -> None:
@@ -68,35 +69,26 @@ class Assembler:
             self._apply_cancelled()  # a turn later: what had ended before was answered in that turn
         self.now_us = frame.time_us
         self._do[frame.kind](frame)
-        if self._count > WINDOW_TASKS:
+        if len(self._results) + self._new > WINDOW_TASKS:
             self.close_window()
 
     # ---- frames ----
 
     def _clear(self) -> None:
-        self._count = 0
         self._has_failed = False
-        self._readied: list[tuple[int, Array]] = []
-        for gathered in (self._assigned, self._results, self._answered):
+        for gathered in (self._readied, self._assigned, self._results, self._answered):
             gathered.clear()
-        self._later.clear()
+        self._peaks.clear()
+        self._submitted.clear()
+        self._new = 0
 
     def _end(self, frame: Frame) -> None:
         self.dropped = frame.a
 
     def _submit(self, frame: Frame) -> None:
-        sizes = np.frombuffer(frame.body, "u4", frame.b)
-        calls = np.frombuffer(frame.body, "u4", offset=4 * frame.b)
-        client = frame.a >> CLIENT_BITS
-        numbers = np.array([self._apps.get((client, call), 0) for call in calls.tolist()], "u4")
-        ranges = self._pool.ranges(frame.a, frame.b)
-        fields = self._pool.fields
-        for places, part in ranges:
-            fields["state"][places] = _NEW
-            fields["submit_us"][places] = fields["ready_us"][places] = frame.time_us
-            fields["assign_us"][places] = fields["answer_us"][places] = UNKNOWN
-            fields["bytes_in"][places] = sizes[part]
-            fields["app"][places] = numbers if len(numbers) == 1 else numbers[part]
+        if frame.b:
+            self._submitted.append(frame)
+            self._new += frame.b
 
     def _needs(self, frame: Frame) -> None:
         which = np.frombuffer(frame.body, "u4", frame.b).astype("i8")
@@ -112,21 +104,24 @@ class Assembler:
     def _ready(self, frame: Frame) -> None:
         if self._has_failed:
             self.close_window()  # what is tried again is ready later than its first attempt was
-        self._readied.append((frame.time_us, np.frombuffer(frame.body, "i8")))
+        self._readied.add(frame)
 
     def _assign(self, frame: Frame) -> None:
-        if len(frame.body) > 8 * frame.b:
-            self.close_window()
-            which = np.frombuffer(frame.body, "u4", offset=8 * frame.b).reshape(-1, 2)
-            tasks = np.frombuffer(frame.body, "i8", frame.b)[which[:, 0]]
-            self._close_rows(tasks)
-            self._later.append((tasks, which[:, 1]))
-        self._assigned.add(frame, frame.a)
+        self._assigned.add(frame)
+
+    def _again(self, frame: Frame) -> None:
+        self.close_window()
+        tasks = np.frombuffer(frame.body, "i8", frame.b)
+        self._close_rows(tasks)
+        self._later.append((tasks, np.frombuffer(frame.body, "u4", offset=8 * frame.b)))
 
     def _done(self, frame: Frame) -> None:
-        self._results.add(frame, frame.a)
-        self._has_failed = self._has_failed or frame.body.count(0, 16 * frame.b, 17 * frame.b) != frame.b
-        self._count += frame.b
+        first = len(self._results)
+        peaks = np.frombuffer(self._results.add(frame), "u4").reshape(-1, 2)
+        if len(peaks):
+            self._peaks.append(peaks + np.array([first, 0]))
+        begin = HEAD.size * frame.a + 8 * frame.b
+        self._has_failed = self._has_failed or frame.body.count(0, begin, begin + frame.b) != frame.b
 
     def _returned(self, frame: Frame) -> None:
         self.close_window()
@@ -136,7 +131,7 @@ class Assembler:
         state[at[state[at] == _ASSIGNED]] = _NEW
 
     def _answer(self, frame: Frame) -> None:
-        self._answered.add(frame, UNKNOWN)
+        self._answered.add(frame)
 
     def _cancel(self, frame: Frame) -> None:
         self._cancelled.append((frame.time_us, np.frombuffer(frame.body, "i8")))
@@ -189,56 +184,88 @@ class Assembler:
 
     def close_window(self) -> None:
         """Make rows of all that has gathered. Afterwards no body of a frame is needed any more."""
-        fields = self._pool.fields
-        for time_us, tasks in self._readied:
-            at = self._pool.index(tasks)
-            at = at[at >= 0]
-            fields["ready_us"][at] = time_us
-            fields["state"][at[fields["state"][at] == _FAILED]] = _NEW  # tried again
-        if self._assigned.messages:
+        if self._submitted:
+            self._take_submitted(self._submitted)
+        if len(self._readied):
+            self._take_readied()
+        if len(self._assigned):
             self._take_assigned()
-        if self._results.messages:
+        if len(self._results):
             self._take_results()
-        if self._answered.messages:
+        if len(self._answered):
             self._take_answers()
         self._clear()
         self._write_rows(is_last=False)
 
+    def _take_submitted(self, frames: list[Frame]) -> None:
+        firsts, counts, times_us = np.array([(frame.a, frame.b, frame.time_us) for frame in frames]).T
+        sizes = np.frombuffer(b"".join([frame.body[: 4 * frame.b] for frame in frames]), "u4")
+        calls = np.frombuffer(b"".join([frame.body[4 * frame.b :] for frame in frames]), "u4")
+        told = np.array([len(frame.body) // 4 - frame.b for frame in frames])  # one for all of a message, or for each
+        calls = np.repeat(calls, np.repeat(np.where(told == 1, counts, 1), told))
+        begins = np.cumsum(counts) - counts
+        tasks = np.repeat(firsts - begins, counts) + np.arange(len(sizes))
+        at = self._pool.add(tasks)
+        fields = self._pool.fields
+        fields["state"][at] = _NEW
+        fields["submit_us"][at] = fields["ready_us"][at] = np.repeat(times_us, counts)
+        fields["assign_us"][at] = fields["answer_us"][at] = UNKNOWN
+        fields["bytes_in"][at] = sizes
+        fields["app"][at] = self._numbers(tasks >> CLIENT_BITS, calls)
+
+    def _numbers(self, clients: Array, calls: Array) -> Array:
+        """The manager's numbers of apps."""
+        keys = (clients << 32) + calls
+        named, which = (keys[:1], np.zeros(1, "i8")) if (keys == keys[0]).all() else np.unique(keys, return_inverse=True)
+        return np.array([self._apps.get((key >> 32, key & (2**32 - 1)), 0) for key in named.tolist()], "u4")[which]
+
+    def _take_readied(self) -> None:
+        times_us, _, counts, tasks = self._readied.columns()
+        at, times_us = where_known(self._pool.index(tasks), np.repeat(times_us, counts))
+        fields = self._pool.fields
+        fields["ready_us"][at] = times_us
+        fields["state"][at[fields["state"][at] == _FAILED]] = _NEW  # tried again
+
     def _take_assigned(self) -> None:
-        ranks, times_us, counts, tasks = self._assigned.columns()
-        at = self._pool.index(tasks)
-        known, at = at >= 0, at[at >= 0]
+        times_us, ranks, counts, tasks = self._assigned.columns()
+        at, ranks, times_us = where_known(self._pool.index(tasks), np.repeat(ranks, counts), np.repeat(times_us, counts))
         fields = self._pool.fields
         fields["attempt"][at] = 1
-        fields["rank"][at] = np.repeat(ranks, counts)[known]
-        fields["assign_us"][at] = np.repeat(times_us, counts)[known]
+        fields["rank"][at] = ranks
+        fields["assign_us"][at] = times_us
         fields["state"][at] = _ASSIGNED
-        for tasks, attempts in self._later:
-            at = self._pool.index(tasks)
-            fields["attempt"][at[at >= 0]] = attempts[at >= 0]
+        for tasks, numbers in self._later:
+            at, attempts = where_known(self._pool.index(tasks), numbers)
+            fields["attempt"][at] = attempts
+        self._later.clear()
 
     def _take_results(self) -> None:
-        ranks, times_us, counts, tasks, seconds, sizes, outcomes, slot, peaks = self._results.columns()
+        times_us, ranks, counts, tasks, how, seconds, sizes, slot = self._results.columns()
         done_us = np.repeat(times_us, counts)
         slots = np.repeat(np.array([self._slots.get(rank, 1) for rank in ranks.tolist()]), counts)
         end_us = done_us - (_later_s(seconds, counts) * 1e6 / slots).astype("i8")
-        at = self._pool.index(tasks)
-        known = at >= 0
-        tasks, at, seconds, end_us = tasks[known], at[known], seconds[known], end_us[known]
+        at, tasks, how, seconds, sizes, slot, done_us, end_us, peak_bytes = where_known(
+            self._pool.index(tasks), tasks, how, seconds, sizes, slot, done_us, end_us, self._peak_bytes()
+        )
         fields = self._pool.fields
-        is_final = (outcomes[known] == How.DONE) | (fields["state"][at] == _DROPPED)
-        is_new = fields["state"][at] != _ENDED
+        state, assign_us = fields["state"][at], fields["assign_us"][at]
+        is_final = (how == How.DONE) | (state == _DROPPED)
         fields["state"][at] = np.where(is_final, _ENDED, _FAILED)
-        self._pool.ended(tasks[is_final & is_new])
-        end_us = np.maximum(end_us, fields["assign_us"][at])
-        start_us = np.maximum(end_us - (seconds * 1e6).astype("i8"), fields["assign_us"][at])
-        rest = {"how": outcomes[known], "done_us": done_us[known], "bytes_out": sizes[known], "slot": slot[known]}
-        rest["slot"] = np.where((rest["how"] == How.CANCELLED) & (seconds == 0), UNKNOWN, rest["slot"])  # it was only queued
-        rest["peak_bytes"] = peaks[known].astype("u8") * 1024
+        self._pool.ended(tasks[is_final & (state != _ENDED)])
+        end_us = np.maximum(end_us, assign_us)
+        start_us = np.maximum(end_us - (seconds * 1e6).astype("i8"), assign_us)
+        slot = np.where((how == How.CANCELLED) & (seconds == 0), UNKNOWN, slot)  # it was only queued
+        rest = {"how": how, "done_us": done_us, "bytes_out": sizes, "slot": slot, "peak_bytes": peak_bytes}
         self._add_rows(tasks, at, start_us=start_us, end_us=end_us, run_s=seconds, **rest)
 
+    def _peak_bytes(self) -> Array:
+        peaks = np.zeros(len(self._results), "u8")
+        for some in self._peaks:
+            peaks[some[:, 0]] = some[:, 1] * 1024
+        return peaks
+
     def _take_answers(self) -> None:
-        _, times_us, counts, tasks, outcomes = self._answered.columns()
+        times_us, _, counts, tasks, outcomes = self._answered.columns()
         times_us = np.repeat(times_us, counts)
         at = self._pool.index(tasks)
         known = (at >= 0) & (outcomes != _ASK)

@@ -74,6 +74,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)  # the end of the pipe is the end
     with contextlib.suppress(OSError):
         os.nice(NICE)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # when there is something to read, nobody has to make way
     try:
         write(0)
     except (RecordError, OSError) as error:

@@ -20,8 +20,9 @@ from exex.errors import RecordError
 from exex.protocol.messages import AppSpec, Assign, Cancel, Done, Hello, Submit
 from exex.record import recorder as recorder_module
 from exex.record.columns import TABLES, How
-from exex.record.frames import HEADER, Kind, take_frames
-from exex.record.hdf5 import Record, RecordFile, set_aside
+from exex.record.frames import HEAD, HEADER, Kind, take_frames
+from exex.record.hdf5 import CHUNK_ROWS, Record, RecordFile, set_aside
+from exex.record.packing import deflated, filters, packed
 from exex.record.recorder import Recorder
 from exex.record.rows import Assembler, cut
 from exex.record.start import attributes, record_path, start_writer
@@ -128,6 +129,42 @@ def test_an_attempt_that_was_taken_back_has_one_row():
     assert (second["task"], second["attempt"], second["rank"], second["how"]) == (1, 0, -1, How.CANCELLED)
 
 
+def test_a_block_has_many_messages():
+    told = Told()
+    told.turn(1.0).hello(1, msgspec.structs.replace(HELLO, slots=2))
+    told.recorder.client_said(0, submit(0, 7), APPS)
+    for number in range(3):  # the messages of all turns are in one block
+        told.turn(2.0 + number).assign(1, assign(2 * number, 2 * number + 1))
+    told.turn(5.0).done(2, done(2, 3))  # a worker with one slot does not say which
+    told.recorder.done(1, msgspec.structs.replace(done(1, 0), slots=[1, 0], peaks={1: 1 << 20}))
+    told.turn(6.0).answer(0, type("A", (), {"tasks": [2, 3, 1, 0], "outcomes": bytes(4)}))
+    told.recorder.done(1, msgspec.structs.replace(done(4, 5), slots=[0, 1], payloads=[b"", b"1" * 100]))
+    rows = {row["task"]: tuple(int(row[name]) for name in ("slot", "peak_bytes", "bytes_out", "done_us", "answer_us")) for row in told.rows()}
+    s = 1_000_000
+    assert rows == {
+        0: (0, 1 << 20, 3, 5 * s, 6 * s),
+        1: (1, 0, 3, 5 * s, 6 * s),
+        2: (0, 0, 3, 5 * s, 6 * s),
+        3: (0, 0, 3, 5 * s, 6 * s),
+        4: (0, 0, 0, 6 * s, -1),
+        5: (1, 0, 100, 6 * s, -1),
+        6: (-1, 0, 0, 6 * s, -1),
+    }
+
+
+def test_what_is_cancelled_ends_with_the_turn_though_a_block_ended_in_it():
+    told = Told()
+    told.turn(1.0).client_said(0, submit(0, 3), APPS)
+    told.turn(2.0).assign(1, assign(0))
+    record = told.turn(3.0)
+    record.client_said(0, Cancel(tasks=[1, 2]), APPS)
+    record.lost(7, 0, "died")  # ends a block
+    record.answer(0, type("A", (), {"tasks": [1], "outcomes": b"\0"}))  # it was known
+    told.turn(4.0).done(1, done(0))
+    rows = {int(row["task"]): (How(int(row["how"])), int(row["answer_us"])) for row in told.rows()}
+    assert rows == {0: (How.DONE, -1), 1: (How.DONE, 3_000_000), 2: (How.CANCELLED, -1)}
+
+
 def test_short_results_of_one_message_ran_one_after_the_other():
     told = Told()
     told.turn(1.0).hello(1, HELLO)
@@ -198,12 +235,12 @@ def test_memory_does_not_grow_with_the_tasks():
 
     assembler = Assembler(sink)
     for first in range(0, 400_000, 1000):
-        tasks = np.arange(first, first + 1000)
+        block = HEAD.pack(first, 1, 1000) + np.arange(first, first + 1000, dtype="i8").tobytes()
         for kind, a, body in (
             (Kind.SUBMIT, first, np.zeros(1000, "u4").tobytes() + array("I", [0]).tobytes()),
-            (Kind.ASSIGN, 1, tasks.astype("i8").tobytes()),
-            (Kind.DONE, 1, tasks.astype("i8").tobytes() + np.zeros(2000, "u4").tobytes() + bytes(9000)),
-            (Kind.ANSWER, 0, tasks.astype("i8").tobytes() + bytes(1000)),
+            (Kind.ASSIGN, 1, block),
+            (Kind.DONE, 1, block + bytes(13_000)),
+            (Kind.ANSWER, 1, block + bytes(1000)),
         ):
             (frame,) = take_frames(bytearray(HEADER.pack(len(body), kind, first, a, 1000) + body))
             assembler.feed(frame)
@@ -262,6 +299,53 @@ def test_many_flushes_leave_no_waste(tmp_path):
     assert os.path.getsize(path) < 300_000
     with Record(path) as record:
         assert (record.column("attempts", "task") == np.arange(1000)).all()
+
+
+def test_rows_are_read_as_they_were_written_whatever_the_flushes(tmp_path):
+    path = str(tmp_path / "run.h5")
+    random = np.random.default_rng(1)
+    sizes = [1, CHUNK_ROWS["attempts"] - 1, 3, 40_000, CHUNK_ROWS["attempts"], 7]
+    written = [
+        {name: random.integers(0, 100, count).astype(dtype) for name, dtype, _ in TABLES["attempts"]} for count in (*sizes, *sizes)
+    ]
+    file = RecordFile(path, META)
+    for number, rows in enumerate(written):
+        file.add("attempts", rows)
+        if number >= len(sizes):
+            file.flush(number)
+            with Record(path) as record:
+                assert record.rows("attempts") == sum(len(part["task"]) for part in written[: number + 1])
+    file.close(100, 0)
+    with Record(path) as record:
+        for name in written[0]:
+            assert (record.column("attempts", name) == np.concatenate([rows[name] for rows in written])).all(), name
+
+
+def values_of(dtype):
+    """Chunks that are easy, and those at the limits of what a number of bytes holds."""
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    yield from ([0, 0, 0], [least, most, 0], [most, most], [least, least, least], [least, least + 1], [most - 1, most])
+    for bits in range(8, 8 * np.dtype(dtype).itemsize, 8):
+        for span in (2**bits - 3, 2**bits - 2, 2**bits - 1, 2**bits):
+            for first in (least, 0, most - span):
+                if first + span <= most:
+                    yield [first, first + span, first + span // 2, first]
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "i4", "u8", "i8", "f4", "S64"])
+def test_hdf5_reads_our_chunks(tmp_path, dtype):
+    chunks = [[0.0, -1.5], [1e-9, 3e8]] if dtype == "f4" else [[b"a", b"bcd"]] if dtype == "S64" else list(values_of(dtype))
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        for number, chunk in enumerate(chunks):
+            values = np.array(chunk, dtype)
+            made = file.create_dataset(str(number), (4 + len(values),), dtype, chunks=(4,), maxshape=(None,), **filters(values.dtype))
+            made.id.write_direct_chunk((0,), *packed(np.resize(values, 4)))
+            made.id.write_direct_chunk((4,), *deflated(values, 4))
+    with h5py.File(path) as file:
+        for number, chunk in enumerate(chunks):
+            values = np.array(chunk, dtype)
+            assert file[str(number)][:].tolist() == [*np.resize(values, 4).tolist(), *values.tolist()]
 
 
 def test_a_file_in_the_way_is_kept(tmp_path):
