@@ -162,18 +162,24 @@ def _run(config: Config, words: list[str], workers: int | None, script_args: Seq
         words = [*words, "--slots", str(slots)]
     library = launcher.mpi_library(sys.executable, os.environ)
     mpiexec = launcher.find_mpiexec(library, sys.executable, os.environ)
-    argv, additions = launcher.world_argv(
-        mpiexec,
-        workers + 1,
-        python=sys.executable,
-        exex_args=words,
-        script_args=script_args,
-        uid=os.getuid(),
-    )
-    env = {**task_environment(os.environ), **additions}
-    if os.isatty(2):
-        env["EXEX_TTY"] = os.ttyname(2)
-    return foreground.run_world(argv, env, config.stop_timeout_s)
+    with contextlib.ExitStack() as stack:
+        program = [sys.executable, "-m", "exex.run"]
+        if config.stage or config.stage_file:
+            from exex.stage import staged_here
+
+            program = stack.enter_context(staged_here(config, library.name))
+        argv, additions = launcher.world_argv(
+            mpiexec,
+            workers + 1,
+            program=program,
+            exex_args=words,
+            script_args=script_args,
+            uid=os.getuid(),
+        )
+        env = {**task_environment(os.environ), **additions}
+        if os.isatty(2):
+            env["EXEX_TTY"] = os.ttyname(2)
+        return foreground.run_world(argv, env, config.stop_timeout_s)
 
 
 def shape(cores: int, workers: int | None, slots: int | str) -> tuple[int, int]:

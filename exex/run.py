@@ -12,12 +12,13 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from exex.launch.run_words import Command
     from exex.launch.world import ExpectedWorld
+    from exex.worker.staged_ranks import Prepared
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,9 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     if config.subtask_launcher != "auto":
         environment["EXEX_SUBTASK_LAUNCHER"] = config.subtask_launcher
     launcher_fds = inherited_fds_to_close(os.environ)
+    before = _staged_before(environment)
 
     def template_main(sock: socket.socket, what: Mapping[str, str] | None) -> None:
-        if what is not None:
+        if what is not None and not (before and before.runs_ranks):  # else this interpreter is that one
             from exex.worker import staged
 
             staged.staged_template(sock, environment, staged.as_staged(what))
@@ -55,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         template_main,
         where,
         is_first=not expected.rank,
-        is_staged=bool(config.stage or config.stage_file),
+        is_staged=bool(config.stage or config.stage_file) and before is None,
+        staged=asdict(before.staged) if before else {},
         start_timeout_s=config.start_timeout_s,
         stop_timeout_s=config.stop_timeout_s,
         notice_s=config.notice_s,
@@ -89,7 +92,25 @@ def main(argv: list[str] | None = None) -> int:
     except ImportError as error:
         print(f"exex: {where} cannot start: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1
-    return RankProcess(role, config, script, expected, began_s).main()
+    return RankProcess(role, config, script, expected, began_s, before is not None).main()
+
+
+def _staged_before(environment: dict[str, str]) -> Prepared | None:
+    """What this node had before its ranks were started; changes the environment of tasks accordingly."""
+    directory = os.environ.pop("EXEX_STAGED_AT", "")
+    if not directory:
+        return None
+    from exex.worker.staged import task_environment
+    from exex.worker.staged_ranks import read
+
+    before = read(directory)
+    if before.staged.files:
+        os.environ["EXEX_STAGED"] = before.staged.files
+    if before.runs_ranks:
+        environment.update(found := task_environment(environment, before.staged))
+        for name in environment.keys() - found.keys():
+            del environment[name]
+    return before
 
 
 def _read_words(words: list[str], expected: ExpectedWorld) -> Command:
