@@ -73,7 +73,7 @@ class RankProcess:
     """
 
     def __init__(
-        self, role: RankRole, config: Config, script: str, expected: ExpectedWorld, began_s: float, is_staged: bool = False
+        self, role: RankRole, config: Config, script: str, expected: ExpectedWorld, began_s: float, *, is_staged: bool
     ) -> None:
         self._is_staged = is_staged
         self._control = role.control

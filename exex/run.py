@@ -11,28 +11,34 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from exex.guard import ClientRole
     from exex.launch.run_words import Command
     from exex.launch.world import ExpectedWorld
     from exex.worker.staged_ranks import Prepared
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one process of the job. Returns its exit status."""
+def main(argv: list[str] | None = None, far: Sequence[str] = ()) -> int:
+    """Run one process of the job. Returns its exit status.
+
+    Args:
+        far: the rest of `sys.path`: for the modules of others, and not for ours, of which some are tried that may be missing.
+    """
     began_s = time.monotonic()
     gc.disable()  # until each process has what it needs: imports make no garbage, and many collections
-    from exex.guard import ClientRole, Guard, GuardRole, end_the_world
+    from exex.guard import Guard, GuardRole, RankRole, end_the_world
     from exex.launch.job_dir import status_is_written
     from exex.launch.started_by import STARTED_BY, started_by
     from exex.launch.world import expected_world, inherited_fds_to_close, task_environment
     from exex.reaper import TAG, Reaper
 
     expected = expected_world(os.environ)
-    config, script, args = _read_words(sys.argv[1:] if argv is None else argv, expected)
+    command = _read_words(sys.argv[1:] if argv is None else argv, expected)
+    config, script, _ = command
     with contextlib.suppress(ImportError):  # of which the rank will tell
         import exex.worker.template  # noqa: F401  once for template and rank, which needs most of what that imports
     reaper = Reaper()
@@ -47,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             from exex.worker import staged
 
             staged.staged_template(sock, environment, staged.as_staged(what))
+        sys.path.extend(far)
         from exex.worker import template
 
         template.template_main(sock, environment)
@@ -68,31 +75,39 @@ def main(argv: list[str] | None = None) -> int:
         if role.others_wait:
             end_the_world()
         return 0 if status_is_written(os.environ) else role.status
-    if isinstance(role, ClientRole):
-        from exex.client import script as client_script
-        from exex.launch.foreground import take_stdio
-        from exex.launch.notices import NOTICES, pass_over
-
-        if not take_stdio(os.environ):  # `exex run` ends the script by SIGTERM; else all of this is for the guard
-            pass_over(NOTICES)
-        for fd in launcher_fds:
-            try:
-                os.close(fd)
-            except OSError:
-                pass  # the launcher named it, but did not pass it on
-        gc.enable()
-        os.environ.clear()
-        os.environ.update(environment)
+    if not isinstance(role, RankRole):
+        sys.path.extend(far)
         if role.staged_files:
-            os.environ["EXEX_STAGED"] = role.staged_files
-        return client_script.run(script, args, role.message, config)
+            environment["EXEX_STAGED"] = role.staged_files
+        return _be_client(role, environment, launcher_fds, command)
 
     try:
         from exex.rank import RankProcess
     except ImportError as error:
         print(f"exex: {where} cannot start: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1
-    return RankProcess(role, config, script, expected, began_s, before is not None).main()
+    sys.path.extend(far)
+    return RankProcess(role, config, script, expected, began_s, is_staged=before is not None).main()
+
+
+def _be_client(role: ClientRole, environment: Mapping[str, str], launcher_fds: Sequence[int], command: Command) -> int:
+    """Run the script. Returns its exit status."""
+    from exex.client import script as client_script
+    from exex.launch.foreground import take_stdio
+    from exex.launch.notices import NOTICES, pass_over
+
+    if not take_stdio(os.environ):  # `exex run` ends the script by SIGTERM; else all of this is for the guard
+        pass_over(NOTICES)
+    for fd in launcher_fds:
+        try:
+            os.close(fd)
+        except OSError:
+            pass  # the launcher named it, but did not pass it on
+    gc.enable()
+    os.environ.clear()
+    os.environ.update(environment)
+    config, script, args = command
+    return client_script.run(script, args, role.message, config)
 
 
 def _staged_before(environment: dict[str, str]) -> Prepared | None:

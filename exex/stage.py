@@ -86,7 +86,7 @@ def _stage_all(config: Config, expected: ExpectedWorld, where: str, watch: _Watc
 
     wanted = Wanted(config.stage, config.stage_file, config.stage_dir, key)
     try:
-        stage(wanted, tree, beat, os.environ, where, prepare)
+        stage(wanted, tree, beat, os.environ, where, prepare=prepare)
         notes = notes if world is None else [note for found in mpi.gather(world, notes) for note in found]
     finally:
         if world is not None:
@@ -180,7 +180,8 @@ def _stage_alone(config: Config, prepare: Callable[[Staged], None]) -> tuple[Sta
     wanted = Wanted(config.stage, config.stage_file, config.stage_dir)
     before = signal.signal(signal.SIGTERM, _give_up)
     try:
-        return stage(wanted, cast("Tree", broadcast.Alone()), Beat(lambda: None), os.environ, socket.gethostname(), prepare)
+        alone, beat, where = cast("Tree", broadcast.Alone()), Beat(lambda: None), socket.gethostname()
+        return stage(wanted, alone, beat, os.environ, where, prepare=prepare)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -14,7 +14,7 @@ import os
 LOCK = "lock"
 
 UNTIL = "until"
-"""In a directory that waits for the ranks of its job: until when, in seconds of the clock. Nobody else takes it for a left-over."""
+"""The file of a directory that waits for the ranks of its job: until when, by the clock, nobody takes it for a left-over."""
 
 STAGE, STORE = "stage", "store"
 """What such a directory is for."""

@@ -89,6 +89,7 @@ def stage(
     beat: Beat,
     env: Mapping[str, str],
     where: str,
+    *,
     prepare: Callable[[Staged], None] = lambda staged: None,
 ) -> tuple[Staged, object]:
     """Stage. Collective.

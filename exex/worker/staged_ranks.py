@@ -1,8 +1,8 @@
 """Ranks that start from what is staged, and open nothing of the shared environment, however many they are.
 
 Who starts the world has all nodes staged before: `exex run` does it by itself, a job script by a step of one rank on each node
-(`exex.stage`). On each node `start` is left in the staged directory, a few lines for sh that become a rank, and `staged.json`, which says
-what is there. Ranks of an interpreter that cannot run them start from the shared one, and their tasks from what is staged.
+(`exex.stage`). On each node `start` is left in the staged directory, a few lines for sh that become a rank, and `staged.json`,
+which says what is there. If the staged interpreter cannot run ranks, they start from the shared one, and only tasks from there.
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ from exex.launch.stage_hold import STAGE, UNTIL, parent_name
 from exex.launch.stage_place import auto_bases
 from exex.launch.staging import DEPS, OWN, Staged
 from exex.worker.staged import HIDDEN, shared_path, task_environment
-from exex.worker.staged_start import AT, CHECK, TOLD
 
-START = "start"
+AT = "EXEX_STAGED_AT"
+"""The variable by which a rank knows that its node is staged already: the directory."""
+
+START, TOLD = "start", "staged.json"
+
+CHECK = "--check"
+"""The word, instead of options, with which an interpreter imports what a rank needs and prints the name of the MPI library."""
+
 REMOVE = "--remove"
 """The word that has a node's copy removed, instead of options for a rank."""
 
@@ -97,7 +103,7 @@ def _write(directory: str, name: str, text: str) -> None:
 
 def _start_there(staged: Staged, environment: Mapping[str, str], found: Mapping[str, str]) -> str:
     """Lines for sh: the environment of the staged one, in which its interpreter becomes a rank."""
-    program = [staged.python, "-s", os.path.join(staged.directory, OWN, "exex", "worker", "staged_start.py")]
+    program = [staged.python, "-s", os.path.join(staged.directory, OWN, "exex", "staged_rank.py")]
     unset = sorted({*HIDDEN, *(environment.keys() - found.keys())})
     changed = {name: value for name, value in found.items() if name not in HIDDEN and environment.get(name) != value}
     lines = [f"unset {' '.join(unset)}", *(f"export {name}={shlex.quote(value)}" for name, value in sorted(changed.items()))]

@@ -67,6 +67,12 @@ OTHERS = {
     "chain-alps": ("blue-waters", {"nodes": "64", "chain": "3"}),
     "chain-cobalt": ("theta", {"nodes": "256", "account": "Catalyst", "chain": "3", "walltime": "06:00:00"}),
     "chain-lsf": ("summit", {"nodes": "46", "account": "ABC123", "chain": "3", "walltime": "06:00:00"}),
+    "staged-slurm": ("comet", {"nodes": "8", "account": "abc123", "config": Config(stage="env.tar.zst"), "words": ("--stage", "env.tar.zst")}),
+    "staged-pbs": (
+        "polaris",
+        {"nodes": "10", "account": "Ocean", "chain": "1", "config": Config(stage_file=("a b:t",)), "words": ("--stage-file", "a b:t")},
+    ),
+    "staged-alps": ("blue-waters", {"nodes": "64", "config": Config(stage="e.tar"), "words": ("--stage", "e.tar")}),
     "rank-per-core": ("theta", {"nodes": "128", "account": "Catalyst", "shape": "core"}),
     "ranks-per-node": ("perlmutter-gpu", {"nodes": "4", "account": "m1234", "ranks_per_node": "4"}),
     "everything": (
