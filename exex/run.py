@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None, far: Sequence[str] = ()) -> int:
     """
     began_s = time.monotonic()
     gc.disable()  # until each process has what it needs: imports make no garbage, and many collections
+    from exex.errors import ExexError
     from exex.guard import Guard, GuardRole, RankRole, end_the_world
     from exex.launch.job_dir import status_is_written
     from exex.launch.started_by import STARTED_BY, started_by
@@ -46,7 +47,12 @@ def main(argv: list[str] | None = None, far: Sequence[str] = ()) -> int:
     if config.subtask_launcher != "auto":
         environment["EXEX_SUBTASK_LAUNCHER"] = config.subtask_launcher
     launcher_fds = inherited_fds_to_close(os.environ)
-    before = _staged_before(environment)
+    try:
+        before = _staged_before(environment)
+    except ExexError as error:
+        print(f"exex: {error}", file=sys.stderr, flush=True)
+        end_the_world()
+        return 1
 
     def template_main(sock: socket.socket, what: Mapping[str, str] | None) -> None:
         if what is not None and not (before and before.runs_ranks):  # else this interpreter is that one
