@@ -161,10 +161,17 @@ def _run(config: Config, words: list[str], workers: int | None, script_args: Seq
     from exex.launch import foreground
     from exex.launch.own_command import local_command
 
-    argv, env = local_command(words, workers, config.slots, script_args, os.environ)
-    if os.isatty(2):
-        env["EXEX_TTY"] = os.ttyname(2)
-    return foreground.run_world(argv, env, config.stop_timeout_s)
+    with contextlib.ExitStack() as stack:
+        program = None
+        if config.stage or config.stage_file:
+            from exex.launch.launcher import mpi_library
+            from exex.stage import staged_here
+
+            program = stack.enter_context(staged_here(config, mpi_library(sys.executable, os.environ).name))
+        argv, env = local_command(words, workers, config.slots, script_args, os.environ, program)
+        if os.isatty(2):
+            env["EXEX_TTY"] = os.ttyname(2)
+        return foreground.run_world(argv, env, config.stop_timeout_s)
 
 
 def _add(

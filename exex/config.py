@@ -29,6 +29,7 @@ INTERNAL_VARIABLES = {
     "EXEX_TTY": "set by `exex run` for its job: the terminal for the progress line",
     "EXEX_SCRATCH": "set by a job script: a directory on a disk of each node's own",
     "EXEX_STAGED": "set for a task of a job with --stage-file: the directory of the staged files",
+    "EXEX_STAGED_AT": "set for a rank whose node was staged before: the directory",
     "EXEX_TASK_ID": "set for a bash app: the number of the task",
     "EXEX_ATTEMPT": "set for a bash app: the attempt, from 1",
     "EXEX_RANK": "set for a bash app: the rank of its worker",

@@ -29,6 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from exex.launch.heap import keep_heap
@@ -129,6 +130,7 @@ class Guard:
     Args:
         template_main: what a template runs, on its socket and with what the node was staged, if anything; does not return.
         is_staged: templates wait until the rank has told what was staged.
+        staged: what the node has had staged before; {} if nothing.
         where: "rank 3 at nid00012", as far as the launcher has told.
         is_first: of all guards, as far as the launcher has told.
         start_timeout_s: for everything up to the rank's `ready`.
@@ -144,6 +146,7 @@ class Guard:
         *,
         is_first: bool,
         is_staged: bool = False,
+        staged: Mapping[str, str] = MappingProxyType({}),
         start_timeout_s: float,
         stop_timeout_s: float,
         notice_s: float,
@@ -155,7 +158,7 @@ class Guard:
         self._where = where
         self._is_first = is_first
         self._is_staged = is_staged
-        self._staged: dict[str, str] | None = None
+        self._staged: Mapping[str, str] | None = staged or None
         self._waiting: socket.socket | None = None  # for its template, until something is staged
         self._held: list[tuple[int, str]] = []  # directories of this node
         self._start_s = start_timeout_s
@@ -183,6 +186,8 @@ class Guard:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._alarm = Alarm()
         self._page = Page()
+        if self._staged:
+            self._hold(self._staged["directory"])
         rank_end = self._prepare_template() if self._is_staged else self._start_template()
         guard = os.getpid()
         sys.stdout.flush()

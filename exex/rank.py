@@ -71,9 +71,13 @@ class RankProcess:
     Args:
         expected: what the launcher's variables say of the world.
         began_s: when the guard began, by time.monotonic().
+        is_staged: this node has what is to be staged.
     """
 
-    def __init__(self, role: RankRole, config: Config, script: str, expected: ExpectedWorld, began_s: float) -> None:
+    def __init__(
+        self, role: RankRole, config: Config, script: str, expected: ExpectedWorld, began_s: float, *, is_staged: bool
+    ) -> None:
+        self._is_staged = is_staged
         self._control = role.control
         self._template_socket = role.template
         self._alarm_port = role.alarm_port
@@ -169,7 +173,7 @@ class RankProcess:
     def _stage(self, world: Any) -> None:
         """Give this node what is to be staged, and tell the guard, which starts the template from there. Collective."""
         config = self._config
-        if not (config.stage or config.stage_file):
+        if self._is_staged or not (config.stage or config.stage_file):
             return
         from exex.launch.staging import Beat, Wanted, stage
         from exex.transport.broadcast import Alone, Tree

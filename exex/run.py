@@ -11,28 +11,35 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from exex.guard import ClientRole
     from exex.launch.run_words import Command
     from exex.launch.world import ExpectedWorld
+    from exex.worker.staged_ranks import Prepared
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one process of the job. Returns its exit status."""
+def main(argv: list[str] | None = None, far: Sequence[str] = ()) -> int:
+    """Run one process of the job. Returns its exit status.
+
+    Args:
+        far: the rest of `sys.path`: for the modules of others, and not for ours, of which some are tried that may be missing.
+    """
     began_s = time.monotonic()
     gc.disable()  # until each process has what it needs: imports make no garbage, and many collections
-    from exex.guard import ClientRole, Guard, GuardRole, end_the_world
+    from exex.errors import ExexError
+    from exex.guard import Guard, GuardRole, RankRole, end_the_world
     from exex.launch.job_dir import status_is_written
     from exex.launch.started_by import STARTED_BY, started_by
     from exex.launch.world import expected_world, inherited_fds_to_close, task_environment
     from exex.reaper import TAG, Reaper
 
     expected = expected_world(os.environ)
-    config, script, args = _read_words(sys.argv[1:] if argv is None else argv, expected)
+    command = _read_words(sys.argv[1:] if argv is None else argv, expected)
+    config, script, _ = command
     with contextlib.suppress(ImportError):  # of which the rank will tell
         import exex.worker.template  # noqa: F401  once for template and rank, which needs most of what that imports
     reaper = Reaper()
@@ -40,12 +47,19 @@ def main(argv: list[str] | None = None) -> int:
     if config.subtask_launcher != "auto":
         environment["EXEX_SUBTASK_LAUNCHER"] = config.subtask_launcher
     launcher_fds = inherited_fds_to_close(os.environ)
+    try:
+        before = _staged_before(environment)
+    except ExexError as error:
+        print(f"exex: {error}", file=sys.stderr, flush=True)
+        end_the_world()
+        return 1
 
     def template_main(sock: socket.socket, what: Mapping[str, str] | None) -> None:
-        if what is not None:
+        if what is not None and not (before and before.runs_ranks):  # else this interpreter is that one
             from exex.worker import staged
 
             staged.staged_template(sock, environment, staged.as_staged(what))
+        sys.path.extend(far)
         from exex.worker import template
 
         template.template_main(sock, environment)
@@ -56,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         template_main,
         where,
         is_first=not expected.rank,
-        is_staged=bool(config.stage or config.stage_file),
+        is_staged=bool(config.stage or config.stage_file) and before is None,
+        staged=asdict(before.staged) if before else {},
         start_timeout_s=config.start_timeout_s,
         stop_timeout_s=config.stop_timeout_s,
         notice_s=config.notice_s,
@@ -66,18 +81,22 @@ def main(argv: list[str] | None = None) -> int:
         if role.others_wait:
             end_the_world()
         return 0 if status_is_written(os.environ) else role.status
-    if isinstance(role, ClientRole):
-        return _be_client(role, (config, script, args), environment, launcher_fds)
+    if not isinstance(role, RankRole):
+        sys.path.extend(far)
+        if role.staged_files:
+            environment["EXEX_STAGED"] = role.staged_files
+        return _be_client(role, environment, launcher_fds, command)
 
     try:
         from exex.rank import RankProcess
     except ImportError as error:
         print(f"exex: {where} cannot start: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1
-    return RankProcess(role, config, script, expected, began_s).main()
+    sys.path.extend(far)
+    return RankProcess(role, config, script, expected, began_s, is_staged=before is not None).main()
 
 
-def _be_client(role: ClientRole, command: Command, environment: dict[str, str], launcher_fds: Collection[int]) -> int:
+def _be_client(role: ClientRole, environment: Mapping[str, str], launcher_fds: Sequence[int], command: Command) -> int:
     """Run the script; or, in a world that a program has started for itself, stand in for that. Returns the exit status."""
     from exex.client import script as client_script
     from exex.launch.foreground import take_stdio
@@ -95,12 +114,28 @@ def _be_client(role: ClientRole, command: Command, environment: dict[str, str], 
     program = os.environ.get(CLIENT_SOCKET)
     os.environ.clear()
     os.environ.update(environment)
-    if role.staged_files:
-        os.environ["EXEX_STAGED"] = role.staged_files
     if program:
         return client_script.stand_in(program, role.message)
     config, script, args = command
     return client_script.run(script, args, role.message, config)
+
+
+def _staged_before(environment: dict[str, str]) -> Prepared | None:
+    """What this node had before its ranks were started; changes the environment of tasks accordingly."""
+    directory = os.environ.pop("EXEX_STAGED_AT", "")
+    if not directory:
+        return None
+    from exex.worker.staged import task_environment
+    from exex.worker.staged_ranks import read
+
+    before = read(directory)
+    if before.staged.files:
+        os.environ["EXEX_STAGED"] = before.staged.files
+    if before.runs_ranks:
+        environment.update(found := task_environment(environment, before.staged))
+        for name in environment.keys() - found.keys():
+            del environment[name]
+    return before
 
 
 def _read_words(words: list[str], expected: ExpectedWorld) -> Command:

@@ -19,6 +19,8 @@ export EXEX_JOB_DIR="@{run_dir}/job-${COBALT_JOBID:?this is a job script: submit
 mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 @{keep}
 
+@{stage}
+
 @{helper}
 
 # @{shape}
@@ -37,5 +39,7 @@ fi
 @{end_helper}
 
 @{chain}
+
+@{unstage}
 
 exit "$status"

@@ -20,6 +20,8 @@ export EXEX_JOB_DIR="@{run_dir}/job-${LSB_JOBID:?this is a job script: submit it
 mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 @{keep}
 
+@{stage}
+
 @{helper}
 
 # @{shape}
@@ -39,5 +41,7 @@ fi
 @{end_helper}
 
 @{chain}
+
+@{unstage}
 
 exit "$status"

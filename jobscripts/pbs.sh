@@ -23,6 +23,8 @@ export EXEX_JOB_DIR="@{run_dir}/job-$PBS_JOBID"
 mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 @{keep}
 
+@{stage}
+
 @{helper}
 
 # @{shape}
@@ -42,5 +44,7 @@ fi
 @{end_helper}
 
 @{chain}
+
+@{unstage}
 
 exit "$status"

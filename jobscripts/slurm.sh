@@ -22,6 +22,8 @@ export EXEX_JOB_DIR="@{run_dir}/job-${SLURM_JOB_ID:?this is a job script: submit
 mkdir -p "$EXEX_JOB_DIR" && rm -f "$EXEX_JOB_DIR/status"
 @{keep}
 
+@{stage}
+
 @{helper}
 
 # @{shape}
@@ -41,5 +43,7 @@ fi
 @{end_helper}
 
 @{chain}
+
+@{unstage}
 
 exit "$status"

@@ -84,6 +84,7 @@ class Job:
     scratch: str  # directory on a disk of each node's own, if something is staged; shell variables in it are expanded there
     exex_args: tuple[str, ...]  # options of `python -m exex.run`
     script_args: tuple[str, ...]  # the script and its arguments
+    stages: bool = False  # something is to be staged
 
     @property
     def node(self) -> Node:
@@ -164,6 +165,7 @@ def plan_job(
         scratch=(queue.node if queue else machine.node).scratch if config.stage or config.stage_file else "",
         exex_args=(*exex_args, *words, *_journal_args(config, words, chain, name)),
         script_args=tuple(script_args),
+        stages=bool(config.stage or config.stage_file),
     )
 
 

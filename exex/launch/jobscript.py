@@ -37,18 +37,27 @@ def world_layout(job: Job) -> Layout:
     )
 
 
-def job_script(job: Job, template: str, launcher_argv: Sequence[str], helped: str = "") -> str:
+def stage_layout(job: Job) -> Layout:
+    """The step before that, for a job that stages: one rank on each of these nodes."""
+    return Layout(nodes=job.nodes - job.spare_nodes, ranks_per_node=1, bind=False)
+
+
+def job_script(
+    job: Job, template: str, launcher_argv: Sequence[str], helped: str = "", stage_argv: Sequence[str] = ()
+) -> str:
     """The script.
 
     Args:
-        template: text of the batch system's file.
+        template: text of the batch system's file. Only if it has a place for `stage` do ranks start from what is staged.
         launcher_argv: what stands before `python -m exex.run`.
+        stage_argv: what stands before `python -m exex.stage`.
         helped: program of a launcher that compute nodes cannot start, so that tasks need the launch helper.
 
     Raises:
         ConfigError: a template with a place that nothing belongs to; or a directive needs the number of cores, and it is unknown.
     """
-    return fill_template(template, _blocks(job, launcher_argv, helped))
+    stages = job.stages and "stage" in _PLACE.findall(template)
+    return fill_template(template, _blocks(job, launcher_argv, helped, stage_argv if stages else ()))
 
 
 def fill_template(template: str, blocks: Mapping[str, str]) -> str:
@@ -71,7 +80,7 @@ def fill_template(template: str, blocks: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _blocks(job: Job, launcher_argv: Sequence[str], helped: str) -> dict[str, str]:
+def _blocks(job: Job, launcher_argv: Sequence[str], helped: str, stage_argv: Sequence[str]) -> dict[str, str]:
     machine, system = job.machine, job.machine.system
     walltime = system.walltime(job.walltime_s)
     queue_directives = job.queue.directives if job.queue else ()
@@ -98,7 +107,9 @@ def _blocks(job: Job, launcher_argv: Sequence[str], helped: str) -> dict[str, st
         "setup": "\n".join([*([f"source {shlex.quote(job.venv + '/bin/activate')}"] if job.venv else []), *job.setup]),
         "run_dir": _run_dir(job.run_dir),
         "shape": _shape(job),
-        "command": _command(job, launcher_argv),
+        "stage": _stage(job, stage_argv),
+        "command": _staged_command(job, launcher_argv) if stage_argv else _command(job, launcher_argv),
+        "unstage": _unstage(stage_argv),
         "keep": _keep(job),
         "helper": _helper(job, helped),
         "end_helper": _END_HELPER if helped else "",
@@ -172,12 +183,67 @@ def _shape(job: Job) -> str:
 def _command(job: Job, launcher_argv: Sequence[str]) -> str:
     """The launcher's command line, over several lines."""
     exex = [job.python, "-m", "exex.run"]
-    words = [shlex.quote(word) for word in [*exex, *job.exex_args]]
-    if not job.machine.system.tells_end:
-        words[len(exex) : len(exex)] = ["--walltime", f'"$(({int(job.walltime_s)} - SECONDS))"']
-    parts = [[shlex.quote(word) for word in launcher_argv], words, ["--", *(shlex.quote(word) for word in job.script_args)]]
-    lines = [line for part in parts for line in _wrapped(part)]
-    return f" \\\n{_INDENT}".join(lines)
+    words = [*map(shlex.quote, exex), *_left(job), *map(shlex.quote, job.exex_args)]
+    return _lines([_quoted(launcher_argv), words, _script(job)])
+
+
+def _staged_command(job: Job, launcher_argv: Sequence[str]) -> str:
+    """The same from what is staged."""
+    return _lines([_quoted(launcher_argv), [*_FROM_STAGED, *_left(job), '"${words[@]}"']])
+
+
+_FROM_STAGED = ("/bin/sh -c", '"$(<"$EXEX_JOB_DIR/staged")"', "exex")
+"""Words that become a rank on a node that is staged; see `worker.staged_ranks.shell_text`."""
+
+_UNSTAGE_S = 60
+
+
+def _stage(job: Job, stage_argv: Sequence[str]) -> str:
+    """The step that stages."""
+    if not stage_argv:
+        return ""
+    words = _lines([[*_quoted(job.exex_args)], _script(job)])
+    command = _lines([_quoted(stage_argv), [*_quoted([job.python, "-m", "exex.stage"]), '"${words[@]}"']])
+    return f"""\
+# First every node gets what is to be staged, by one rank on each, and says in the file `staged` how ranks start from there.
+words=({words})
+rm -f "$EXEX_JOB_DIR/staged"
+{command}
+if [ ! -e "$EXEX_JOB_DIR/staged" ]; then
+    echo "exex: the job ends, because it could not be staged" >&2
+    exit 1
+fi"""
+
+
+def _unstage(stage_argv: Sequence[str]) -> str:
+    """Removes what a world that has failed may not have come to hold; one that has started does so itself."""
+    if not stage_argv:
+        return ""
+    command = _lines([[f"timeout {_UNSTAGE_S}", *_quoted(stage_argv)], [*_FROM_STAGED, "--remove"]])
+    command = command.replace("\n", f"\n{_INDENT}")
+    return f"""\
+# What was staged goes with the last rank of each node. A world that has failed may not have had all of them.
+if [ "$status" -ne 0 ]; then
+    {command}
+fi"""
+
+
+def _quoted(words: Iterable[str]) -> list[str]:
+    return [shlex.quote(word) for word in words]
+
+
+def _left(job: Job) -> list[str]:
+    """How long the job may still run, where the batch system does not tell."""
+    return [] if job.machine.system.tells_end else ["--walltime", f'"$(({int(job.walltime_s)} - SECONDS))"']
+
+
+def _script(job: Job) -> list[str]:
+    return ["--", *_quoted(job.script_args)]
+
+
+def _lines(parts: Sequence[Sequence[str]]) -> str:
+    """Words as one command line over several lines; each part begins one."""
+    return f" \\\n{_INDENT}".join(line for part in parts if part for line in _wrapped(part))
 
 
 def _wrapped(words: Sequence[str]) -> list[str]:

@@ -156,15 +156,16 @@ def launch_argv(launcher: Launcher, ranks: int, uid: int) -> tuple[list[str], di
 
 
 def world_argv(
-    launcher: Launcher, ranks: int, *, python: str, exex_args: Sequence[str], script_args: Sequence[str], uid: int
+    launcher: Launcher, ranks: int, *, program: Sequence[str], exex_args: Sequence[str], script_args: Sequence[str], uid: int
 ) -> tuple[list[str], dict[str, str]]:
     """Command line that starts an exex job on this machine, and what its environment needs.
 
     Args:
         ranks: manager and workers.
-        exex_args: options of `python -m exex.run`.
+        program: what becomes a rank: `python -m exex.run`, or what stands for it.
+        exex_args: options of it.
         script_args: the script and its arguments.
         uid: see `launch_argv`.
     """
     argv, env = launch_argv(launcher, ranks, uid)
-    return [*argv, python, "-m", "exex.run", *exex_args, "--", *script_args], env
+    return [*argv, *program, *exex_args, "--", *script_args], env

@@ -63,14 +63,20 @@ def shape(cores: int, workers: int | None, slots: int | str) -> tuple[int, int]:
     return workers, slots
 
 
-def local_command(
-    words: Sequence[str], workers: int | None, slots: int | str, script_args: Sequence[str], env: Mapping[str, str]
+def local_command(  # noqa: PLR0917
+    words: Sequence[str],
+    workers: int | None,
+    slots: int | str,
+    script_args: Sequence[str],
+    env: Mapping[str, str],
+    program: Sequence[str] | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Command line and environment of a world on this machine.
 
     Args:
         words: options of `python -m exex.run`.
         slots: the setting.
+        program: what becomes a rank; None: `python -m exex.run` of this Python.
 
     Raises:
         StartError: there is no MPI library, or no mpiexec for it.
@@ -83,7 +89,7 @@ def local_command(
     argv, additions = launcher.world_argv(
         mpiexec,
         workers + 1,
-        python=sys.executable,
+        program=program or [sys.executable, "-m", "exex.run"],
         exex_args=words,
         script_args=script_args,
         uid=os.getuid(),

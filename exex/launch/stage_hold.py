@@ -13,14 +13,16 @@ import os
 
 LOCK = "lock"
 
+UNTIL = "until"
+"""The file of a directory that waits for the ranks of its job: until when, by the clock, nobody takes it for a left-over."""
 
 STAGE, STORE = "stage", "store"
 """What such a directory is for."""
 
 
-def parent_name(kind: str = STAGE) -> str:
-    """Of the directory, below any base, in which this user's directories of a kind stand."""
-    return f"exex-{kind}-{os.getuid()}"
+def parent_name(kind: str = STAGE, uid: int | None = None) -> str:
+    """Of the directory, below any base, in which a user's directories of a kind stand; by default this user's."""
+    return f"exex-{kind}-{os.getuid() if uid is None else uid}"
 
 
 def hold(path: str) -> int:

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +15,7 @@ from exex.launch import stage_codec, stage_pack, stage_place, stage_tar
 from exex.launch.stage_source import Kind, Part, Source, parse_files
 from exex.launch.staging import DEPS, ENVIRONMENT, FILES, OWN, Chunk, Staged, Wanted
 
-_DEPS = ("msgspec", "cloudpickle")
+_DEPS = ("msgspec", "cloudpickle", "mpi4py")
 
 
 def source(wanted: Wanted) -> Iterator[Chunk]:
@@ -45,8 +45,9 @@ class Taker:
         staged: what is there.
     """
 
-    def __init__(self, directory: str, env: Mapping[str, str], where: str) -> None:
+    def __init__(self, directory: str, env: Mapping[str, str], where: str, key: str = "") -> None:
         self._directory = directory
+        self._key = key
         self._env = env
         self._where = where
         self.error = ""
@@ -67,6 +68,15 @@ class Taker:
         if self.error:
             self.give_up()
 
+    def finish(self, prepare: Callable[[Staged], None]) -> None:
+        """Have what is there made ready for ranks."""
+        if not self.error:
+            try:
+                prepare(self.staged)
+            except OSError as error:
+                self.error = f"{self._where} cannot write to {self.staged.directory}: {error}"
+                self.give_up()
+
     def give_up(self) -> None:
         """Remove what is there."""
         if self.place is not None:
@@ -84,7 +94,7 @@ class Taker:
     def _begin(self, parts: list[Part]) -> None:
         self._parts = parts
         try:
-            self.place = stage_place.Place(self._directory, self._env, sum(part.needs_bytes for part in parts))
+            self.place = stage_place.Place(self._directory, self._env, sum(part.needs_bytes for part in parts), self._key)
             self.staged = Staged(self.place.path)
         except OSError as error:
             self.error = f"{self._where} cannot make a directory for what is staged: {error}"

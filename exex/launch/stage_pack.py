@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from exex.errors import ConfigError
 from exex.launch.stage_codec import SUFFIXES, compressed, has_zstd
+from exex.launch.stage_elf import move_search_path
 from exex.launch.stage_tar import Entry, tar_stream, tree
 from exex.launch.staging import BASE
 
@@ -158,6 +159,7 @@ def settle(prefix: str, manifest: Manifest) -> None:
         version = _version(prefix)
         for name in ("python", "python3", version):
             os.symlink(f"../{BASE}/bin/{version}", os.path.join(prefix, "bin", name))
+        _move_libraries(os.path.join(prefix, BASE), manifest.base)
     if not moved:
         return
     _rewrite(os.path.join(prefix, "pyvenv.cfg"), moved)
@@ -165,6 +167,15 @@ def settle(prefix: str, manifest: Manifest) -> None:
     if os.path.isdir(programs):
         for name in os.listdir(programs):
             _rewrite(os.path.join(programs, name), moved)
+
+
+def _move_libraries(base: str, old: str) -> None:
+    """Let an interpreter and its modules look for libraries where it stands now."""
+    for directory, _, names in os.walk(base):
+        for name in names:
+            path = os.path.join(directory, name)
+            if (".so" in name or os.path.basename(directory) == "bin") and not os.path.islink(path):
+                move_search_path(path, old, base)
 
 
 def _rewrite(path: str, moved: Mapping[str, str]) -> None:

@@ -8,11 +8,12 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from exex.errors import StartError
-from exex.launch.stage_hold import LOCK, STAGE, parent_name, release, remove_if_left
+from exex.launch.stage_hold import LOCK, STAGE, UNTIL, parent_name, release, remove_if_left
 
 AUTO = "auto"
 
@@ -38,8 +39,12 @@ def bases(setting: str, env: Mapping[str, str]) -> list[str]:
     """Directories in the order in which they are tried: the one that is set; or scratch, TMPDIR, memory and /tmp."""
     if setting != AUTO:
         return [os.path.abspath(os.path.expandvars(setting))]
-    paths = [env.get("EXEX_SCRATCH", ""), env.get("TMPDIR", ""), "/dev/shm", "/tmp", "/var/tmp"]
-    return list(dict.fromkeys(path for path in paths if path))
+    return list(dict.fromkeys(path for path in auto_bases(lambda name: env.get(name, "")) if path))
+
+
+def auto_bases(value: Callable[[str], str]) -> list[str]:
+    """Where `auto` looks, in this order; `value` is asked for variables."""
+    return [value("EXEX_SCRATCH"), value("TMPDIR"), "/dev/shm", "/tmp", "/var/tmp"]
 
 
 def judge(path: str, needs_bytes: int, is_asked_for: bool, runs_programs: bool = True) -> Candidate:
@@ -88,6 +93,9 @@ def available_memory() -> int:
 class Place:
     """A new directory, held by this process. What earlier jobs have left beside it, killed as they were, is removed first.
 
+    Args:
+        key: what its name ends with, after the node's; "" for a name of its own.
+
     Attributes:
         path: the directory, of mode 0700.
         base: the directory that was chosen for it.
@@ -97,7 +105,8 @@ class Place:
         StartError: no directory can hold so much; the message names all that were tried, and why not.
     """
 
-    def __init__(self, setting: str, env: Mapping[str, str], needs_bytes: int) -> None:
+    def __init__(self, setting: str, env: Mapping[str, str], needs_bytes: int, key: str = "") -> None:
+        self._key = key
         tried = []
         for base in bases(setting, env):
             sweep(base)
@@ -121,7 +130,11 @@ class Place:
 
         parent = own_parent(self.base)
         with locked(parent):
-            self.path = tempfile.mkdtemp(prefix=f"{node_name()}-{os.getpid()}-", dir=parent)
+            if self._key:
+                self.path = os.path.join(parent, f"{node_name()}-{self._key}")
+                os.mkdir(self.path, 0o700)
+            else:
+                self.path = tempfile.mkdtemp(prefix=f"{node_name()}-{os.getpid()}-", dir=parent)
             self._held = make_lock(self.path)
 
     def give_up(self) -> None:
@@ -150,11 +163,21 @@ def sweep(base: str, kind: str = STAGE) -> None:
             if not name.startswith(f"{node_name()}-") or not os.path.isdir(path) or os.path.islink(path):
                 continue
             if os.path.exists(os.path.join(path, LOCK)):
-                remove_if_left(path)
+                if not _waits(path):
+                    remove_if_left(path)
             else:  # killed while it was made, or while it was removed
                 import shutil
 
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _waits(path: str) -> bool:
+    """Whether a directory waits for the ranks of its job."""
+    try:
+        with open(os.path.join(path, UNTIL), encoding="ascii") as file:
+            return float(file.read()) > time.time()
+    except (OSError, ValueError):
+        return False
 
 
 def node_name() -> str:

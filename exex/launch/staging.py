@@ -80,13 +80,23 @@ class Wanted:
     environment: str
     files: tuple[str, ...]
     directory: str
+    key: str = ""  # see `stage_place.Place`
 
 
-def stage(wanted: Wanted, tree: Tree, beat: Beat, env: Mapping[str, str], where: str) -> tuple[Staged, object]:
+def stage(
+    wanted: Wanted,
+    tree: Tree,
+    beat: Beat,
+    env: Mapping[str, str],
+    where: str,
+    *,
+    prepare: Callable[[Staged], None] = lambda staged: None,
+) -> tuple[Staged, object]:
     """Stage. Collective.
 
     Args:
         where: "rank 3 at nid00012", for messages.
+        prepare: called on each leader with what its node has. An OSError of it counts as one of staging.
 
     Returns:
         What this node has; and on a leader what holds it as long as this process lives.
@@ -101,10 +111,15 @@ def stage(wanted: Wanted, tree: Tree, beat: Beat, env: Mapping[str, str], where:
         from exex.launch.stage_leader import Taker, source
 
         began_s = time.monotonic()
-        taker = Taker(wanted.directory, env, where)
-        taker.take(tree.chunks(source(wanted) if tree.is_first else None))
-        errors = [text for text in tree.gather(taker.error) if text]
-        verdict = tree.tell_leaders(_verdict(errors, tree.nodes))
+        taker = Taker(wanted.directory, env, where, wanted.key)
+        try:
+            taker.take(tree.chunks(source(wanted) if tree.is_first else None))
+            taker.finish(prepare)
+            errors = [text for text in tree.gather(taker.error) if text]
+            verdict = tree.tell_leaders(_verdict(errors, tree.nodes))
+        except BaseException:  # it is interrupted
+            taker.give_up()
+            raise
         if verdict:
             taker.give_up()
         place = taker.place

@@ -12,7 +12,7 @@ from exex.errors import ConfigError, StartError
 from exex.launch import data
 from exex.launch.batch import BatchSystem, job_id
 from exex.launch.job import Job
-from exex.launch.jobscript import job_script, world_layout
+from exex.launch.jobscript import job_script, stage_layout, world_layout
 from exex.launch.launchers import load_launcher
 
 _ANSWER_TIMEOUT_S = 120.0  # a busy batch system takes long
@@ -40,7 +40,8 @@ def make_script(job: Job, env: Mapping[str, str]) -> str:
         )
     template = data.read("jobscripts", system.template, env, ".sh")
     helped = "" if launcher.from_compute_nodes else launcher.program
-    return job_script(job, template.text, launcher.world_argv(world_layout(job)), helped)
+    stage_argv = launcher.subtask_argv(stage_layout(job)) if job.stages else ()
+    return job_script(job, template.text, launcher.world_argv(world_layout(job)), helped, stage_argv)
 
 
 def keep_script(script: str, name: str, directory: str) -> str:

@@ -45,7 +45,7 @@ def start_writer(environment: Mapping[str, str], zero_s: float) -> Recorder:
     except OSError:
         pass  # the user has too many large pipes: this one is small
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    path = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
+    path = os.pathsep.join(dict.fromkeys(filter(None, [root, *sys.path])))  # a staged rank has set up its own
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     try:
         writer = subprocess.Popen(

@@ -22,7 +22,9 @@ STAGED = "EXEX_STAGED"
 START = "EXEX_TEMPLATE_START"
 """What a template with an interpreter of its own is told; gone before it does anything."""
 
-_HIDDEN = ("PYTHONPATH", "PYTHONHOME")  # while the interpreter starts: it would look there for its own modules
+HIDDEN = ("PYTHONPATH", "PYTHONHOME")
+"""Gone while an interpreter starts: it would look there for its own modules."""
+
 _SHARED_LIBRARY = re.compile(r".*\.so(\.\d+)*")
 
 
@@ -43,9 +45,9 @@ def staged_template(sock: socket.socket, environment: Mapping[str, str], staged:
             "own": os.path.join(staged.directory, OWN),
             "deps": os.path.join(staged.directory, DEPS),
             "shared": shared_path(sys.path, staged.origin),
-            "hidden": {name: environment[name] for name in _HIDDEN if name in environment},
+            "hidden": {name: environment[name] for name in HIDDEN if name in environment},
         }
-        visible = {name: value for name, value in environment.items() if name not in _HIDDEN}
+        visible = {name: value for name, value in environment.items() if name not in HIDDEN}
         try:
             os.execve(staged.python, [staged.python, "-s", start], {**visible, START: json.dumps(told)})
         except OSError as error:

@@ -19,13 +19,7 @@ def main() -> None:
     told = json.loads(os.environ.pop("EXEX_TEMPLATE_START"))
     sock = socket.socket(fileno=told["fd"])
     try:
-        wanted = tuple(told["python"])
-        if sys.version_info[:2] != wanted:
-            has = f"{sys.version_info[0]}.{sys.version_info[1]}"
-            raise RuntimeError(f"it has Python {has}, and the job runs with {wanted[0]}.{wanted[1]}; both must be the same")
-        os.environ.update(told["hidden"])
-        here = os.path.dirname(os.path.abspath(__file__))  # where Python has put it, and nobody should import from
-        sys.path[:] = search_path(told, [path for path in sys.path if path != here])
+        sys.path += settle(told)
         from exex.launch.heap import keep_heap
         from exex.worker.template import template_main
     except BaseException as error:
@@ -35,12 +29,36 @@ def main() -> None:
     template_main(sock, dict(os.environ))
 
 
-def search_path(told: dict[str, object], own: list[str]) -> list[str]:
-    """This exex, the staged environment, what exex needs if that is not in there, then all that is shared."""
+def settle(told: dict[str, object]) -> list[str]:
+    """Make this interpreter one of exex, which knows modules of the node alone.
+
+    Returns:
+        The rest of `sys.path`, all that is shared: who looks there for a module that is missing opens each of these directories.
+
+    Raises:
+        RuntimeError: it is of another version than that which the job runs with.
+    """
+    wanted, hidden = told["python"], told["hidden"]
+    assert isinstance(wanted, list) and isinstance(hidden, dict)
+    if list(sys.version_info[:2]) != wanted:
+        has = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        raise RuntimeError(f"it has Python {has}, and the job runs with {wanted[0]}.{wanted[1]}; both must be the same")
+    os.environ.update(hidden)
+    here = os.path.dirname(os.path.abspath(__file__))  # where Python has put it, and nobody should import from
+    sys.path[:] = near_path(told, [path for path in sys.path if path != here])
+    return [path for path in far_path(told) if path not in sys.path]
+
+
+def near_path(told: dict[str, object], own: list[str]) -> list[str]:
+    """This exex, the staged environment, and what exex needs if that is not in there."""
+    return list(dict.fromkeys(str(each) for each in [told["own"], *own, told["deps"]] if each))
+
+
+def far_path(told: dict[str, object]) -> list[str]:
+    """All that is shared."""
     hidden, shared = told["hidden"], told["shared"]
     assert isinstance(hidden, dict) and isinstance(shared, list)
-    path = [told["own"], *own, told["deps"], *hidden.get("PYTHONPATH", "").split(os.pathsep), *shared]
-    return list(dict.fromkeys(str(each) for each in path if each))
+    return list(dict.fromkeys(str(each) for each in [*hidden.get("PYTHONPATH", "").split(os.pathsep), *shared] if each))
 
 
 def failed(text: str) -> bytes:

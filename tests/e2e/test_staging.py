@@ -6,16 +6,19 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import sys
 import tarfile
 import time
 import venv
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.launch import Launch
+from tests.launch import ROOT, Launch
+from tests.staged_environment import make_archive
 
 SHOW = """
 import os, subprocess
@@ -161,12 +164,13 @@ def test_exex_run_and_exex_pack(launch: Launch, node: Path) -> None:
     argv = [sys.executable, "-m", "exex", "run", "-n", "1", "--stage", name, "--stage-dir", str(node), "w.py"]
     done = launch.finish(launch.start(argv))
     assert done.out == "7\n" and done.status == 0, done.err
+    assert f"exex: ranks start from {sys.executable}, and only tasks from what is staged: it has no interpreter" in done.err
     assert not left(node)
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace (Debian's package strace)")
-def test_opens_of_the_shared_environment_do_not_grow_with_ranks(launch: Launch, node: Path) -> None:
-    """The environment is opened by rank 0, each file once, however many ranks there are."""
+def test_the_environment_is_opened_by_rank_0_alone(launch: Launch, node: Path) -> None:
+    """Each file once, however many ranks there are."""
     if launch.family != "mpich":
         pytest.skip("the library has no part in it, and Open MPI's launcher is slow under strace")
     env = launch.cwd / "shared" / "env"
@@ -175,13 +179,79 @@ def test_opens_of_the_shared_environment_do_not_grow_with_ranks(launch: Launch, 
         (env / f"mine{number}.py").write_text("")
     script = "from exex import python_app\n@python_app\ndef f(x):\n    import mine3, mine4\nfor x in [f(i) for i in range(50)]: x.result()"
     (launch.cwd / "w.py").write_text(script)
-    counts = []
-    for ranks in (2, 4):
-        argv = launch.argv(ranks, "-m", "exex.run", "--stage", str(env), "--stage-dir", str(node), "w.py")
-        trace = launch.cwd / f"trace{ranks}"
-        done = launch.finish(launch.start(["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=open,openat", "-o", str(trace), *argv]))
-        assert done.status == 0, done.err
-        opened = re.findall(rf'"{re.escape(str(env))}([^"]*)", [^\n]*= \d+$', trace.read_text(), re.MULTILINE)
-        counts.append(sorted(opened))
-    assert counts[0] == counts[1] == ["", *sorted(f"/mine{number}.py" for number in range(20))]
+    argv = launch.argv(3, "-m", "exex.run", "--stage", str(env), "--stage-dir", str(node), "w.py")
+    trace = launch.cwd / "trace"
+    done = launch.finish(launch.start(["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=open,openat", "-o", str(trace), *argv]))
+    assert done.status == 0, done.err
+    opened = re.findall(rf'"{re.escape(str(env))}([^"]*)", [^\n]*= \d+$', trace.read_text(), re.MULTILINE)
+    assert sorted(opened) == ["", *sorted(f"/mine{number}.py" for number in range(20))]
     assert not left(node)
+
+
+# ---- ranks that start from there ----
+
+FROM_THERE = """
+import os, sys
+import exex
+from exex import python_app
+
+@python_app
+def where():
+    import sys, exex, msgspec
+    return sys.prefix, exex.__file__, msgspec.__file__, sorted(name for name in os.environ if name.startswith("EXEX_STAGED"))
+
+found = where().result()
+assert found == (sys.prefix, exex.__file__, sys.modules["msgspec"].__file__, ["EXEX_STAGED"]), found
+assert sys.prefix.startswith(os.environ["NODE"]) and exex.__file__.startswith(os.environ["NODE"]), found
+assert open(exex.staged("table")).read() == "hello"
+print("all from there")
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_archive(tmp_path_factory.mktemp("whole"), copied=True)
+
+
+def exex_run(ranks: int, node: Path, archive: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "exex", "run", "-n", str(ranks), "--slots", "1", *options(node, archive), *words]
+
+
+def test_exex_run_starts_its_ranks_from_the_archive(launch: Launch, node: Path, whole: Path) -> None:
+    (launch.cwd / "w.py").write_text(FROM_THERE)
+    done = launch.finish(launch.start(exex_run(2, node, whole, "w.py"), NODE=str(node)))
+    assert (done.status, done.out) == (0, "all from there\n"), done.err
+    assert "ranks start from" not in done.err and not left(node)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_ended_exex_run_leaves_nothing(launch: Launch, node: Path, number: int) -> None:
+    (launch.cwd / "w.py").write_text(WAITS)
+    (launch.cwd / "modules").mkdir()
+    process = launch.start(exex_run(2, node, Path("modules"), "w.py"))
+    launch.read_until(process, "pid")
+    assert left(node)
+    process.send_signal(number)
+    process.communicate()
+    until = time.monotonic() + 20
+    while left(node):
+        assert time.monotonic() < until, left(node)
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace (Debian's package strace)")
+def test_ranks_open_nothing_of_the_shared_environment(launch: Launch, node: Path, whole: Path) -> None:
+    """Whatever exex run, the launcher and rank 0 open there: no file more often when there are more ranks."""
+    if launch.family != "mpich":
+        pytest.skip("the library has no part in it, and Open MPI's launcher is slow under strace")
+    (launch.cwd / "w.py").write_text("from exex import python_app\n@python_app\ndef f(x):\n    import colorsys\n[f(i) for i in range(50)]")
+    shared = "|".join(re.escape(path) for path in (str(whole.parent), sys.prefix, str(ROOT)))
+    counts = []
+    for ranks in (1, 6):
+        trace = launch.cwd / f"trace{ranks}"
+        strace = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=open,openat,execve", "-o", str(trace)]
+        done = launch.finish(launch.start([*strace, *exex_run(ranks, node, whole, "w.py")]))
+        assert done.status == 0 and "ranks start from" not in done.err, done.err
+        counts.append(Counter(re.findall(rf'^\d+ +\w+\((?:\w+, )?"((?:{shared})/[^"]*)"', trace.read_text(), re.MULTILINE)))
+    assert counts[0], "what exex run itself opens"
+    assert not counts[1] - counts[0]

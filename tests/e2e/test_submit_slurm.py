@@ -10,6 +10,7 @@ import pytest
 
 from tests.launch import ROOT
 from tests.slurm import Cluster, why_not
+from tests.staged_environment import make_archive
 
 NETWORK = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "lo"}  # the nodes are one machine
 ASKED = ["--machine", "slurm", "--nodes", "2", "--slots", "2", "--walltime", "10:00"]
@@ -154,3 +155,41 @@ def test_the_script_runs_in_an_interactive_allocation(login):
     (login.launch.cwd / "job.sh").write_text(script)
     out = login.call("salloc", "--nodes=2", "--exclusive", "--time=10", "--quiet", "bash", "job.sh")
     assert "['node1', 'node2'] []\n" in out
+
+
+STAGED = """
+import os, sys
+from exex import python_app
+
+@python_app
+def where(i):
+    import os, socket, sys, time
+    time.sleep(0.2)
+    return socket.gethostname(), sys.prefix
+
+node = os.environ["NODE"]
+found = sorted({f.result() for f in [where(i) for i in range(24)]})
+assert [host for host, _ in found] == ["node1", "node2"], found
+assert all(f"{node}/exex-stage-0/{host}-" in prefix for host, prefix in found), found
+print("script and tasks are", "staged" if sys.prefix in dict(found).values() else f"in {sys.prefix}", flush=True)
+"""
+
+
+def test_ranks_start_from_what_a_step_has_staged(login):
+    node = login.launch.cwd / "node"
+    make_archive(login.launch.cwd, copied=False)
+    node.mkdir()
+    words = ["--stage", "env.tar", "--stage-dir", str(node), f"--set-env=NODE={node}", "--ranks-per-node", "2"]
+    job = login.submit(STAGED, *words, "workflow.py")
+    assert login.ended(job) == ("COMPLETED", 0), login.output(job)
+    said = login.output(job)
+    assert "script and tasks are staged\n" in said and said.count("exex: staged env.tar ") == 1 and "ranks start" not in said
+    assert not [path for path in node.rglob("*") if path.is_file()]
+
+
+def test_a_step_that_cannot_stage_ends_the_job(login):
+    job = login.submit("print('never')", "--stage", "nothere.tar", "workflow.py")
+    assert login.ended(job) == ("FAILED", 1)
+    said = login.output(job)
+    assert said.count("cannot stage nothere.tar: No such file or directory") == 1 and "never" not in said
+    assert "exex: the job ends, because it could not be staged" in said

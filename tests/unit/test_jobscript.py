@@ -67,6 +67,12 @@ OTHERS = {
     "chain-alps": ("blue-waters", {"nodes": "64", "chain": "3"}),
     "chain-cobalt": ("theta", {"nodes": "256", "account": "Catalyst", "chain": "3", "walltime": "06:00:00"}),
     "chain-lsf": ("summit", {"nodes": "46", "account": "ABC123", "chain": "3", "walltime": "06:00:00"}),
+    "staged-slurm": ("comet", {"nodes": "8", "account": "abc123", "config": Config(stage="env.tar.zst"), "words": ("--stage", "env.tar.zst")}),
+    "staged-pbs": (
+        "polaris",
+        {"nodes": "10", "account": "Ocean", "chain": "1", "config": Config(stage_file=("a b:t",)), "words": ("--stage-file", "a b:t")},
+    ),
+    "staged-alps": ("blue-waters", {"nodes": "64", "config": Config(stage="e.tar"), "words": ("--stage", "e.tar")}),
     "rank-per-core": ("theta", {"nodes": "128", "account": "Catalyst", "shape": "core"}),
     "ranks-per-node": ("perlmutter-gpu", {"nodes": "4", "account": "m1234", "ranks_per_node": "4"}),
     "everything": (
@@ -169,6 +175,18 @@ def test_staging_is_told_of_the_nodes_own_disk():
     assert "EXEX_SCRATCH" not in script("comet", account="abc123")
 
 
+STAGES = {"config": Config(stage_file=("a b",)), "words": ("--stage-file", "a b")}
+
+
+def test_a_template_without_a_place_for_it_has_ranks_that_stage_by_themselves(site):
+    here = site()
+    template = data.read("jobscripts", "slurm", NO_USER, ".sh").text.replace("@{stage}\n", "").replace("@{unstage}\n", "")
+    (here.top / "exex" / "jobscripts").mkdir()
+    (here.top / "exex" / "jobscripts" / "slurm.sh").write_text(template)
+    text = here.script(**STAGES).read_text()
+    assert "exex.stage" not in text and "-m exex.run --slots 4 --stage-file 'a b' \\\n" in text
+
+
 def test_a_launcher_of_another_batch_system():
     with pytest.raises(ConfigError, match="aprun does not start jobs of Slurm, but of PBS, Cobalt"):
         script("slurm", launcher="aprun")
@@ -201,6 +219,9 @@ while time.monotonic() < until and not told:
     time.sleep(0.01)
 if told:
     print(*told, flush=True)
+if "TEST_STAGED" in os.environ and "exex.stage" in sys.argv:
+    with open(os.path.join(os.environ["EXEX_JOB_DIR"], "staged"), "w") as file:
+        file.write(os.environ["TEST_STAGED"] + chr(10))
 if os.environ.get("TEST_STATUS", "none") != "none":
     with open(os.path.join(os.environ["EXEX_JOB_DIR"], "status"), "w") as file:
         file.write(os.environ["TEST_STATUS"] + chr(10))
@@ -300,6 +321,31 @@ def test_any_arguments_arrive_as_they_are(tmp_path_factory, args):
     assert here.run(here.script(args=("workflow.py", *args)))[0] == 0
     words = here.called()[0]
     assert words[words.index("--") + 1 :] == ["workflow.py", *args]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_ranks_start_from_what_was_staged(site, system):
+    here = site(system)
+    path = here.script(args=("my workflow.py", *AWKWARD), **STAGES)
+    assert here.run(path, TEST_STAGED="read -r x; $HOME 'it'")[0] == 0
+    words, _, _ = here.called()
+    assert words[:6] == ["-n", "1", "/bin/sh", "-c", "read -r x; $HOME 'it'", "exex"]
+    assert words[-len(AWKWARD) - 6 :] == ["--slots", "4", "--stage-file", "a b", "--", "my workflow.py", *AWKWARD]
+    assert ("--walltime" in words) == (system not in ("Slurm", "Cobalt"))
+
+
+def test_the_step_that_stages_has_the_words_of_the_ranks(site):
+    here = site()
+    status, out, err = here.run(here.script(args=("my workflow.py", *AWKWARD), **STAGES))
+    assert (status, out, err) == (1, "", "exex: the job ends, because it could not be staged\n")
+    words = ["-n", "1", "/the/python", "-m", "exex.stage", "--slots", "4", "--stage-file", "a b", "--", "my workflow.py", *AWKWARD]
+    assert here.called()[0] == words
+
+
+def test_what_a_failed_world_may_have_left_is_removed(site):
+    here = site()
+    assert here.run(here.script(**STAGES), TEST_STAGED="text", TEST_STATUS="none", TEST_EXIT="5")[0] == 5
+    assert here.called()[0] == ["-n", "1", "/bin/sh", "-c", "text", "exex", "--remove"]
 
 
 def test_slurm_and_cobalt_tell_the_end_themselves(site):

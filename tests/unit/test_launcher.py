@@ -111,7 +111,7 @@ def test_a_python_without_mpi_says_so(tmp_path):
 
 def test_command_line_of_hydra():
     argv, env = world_argv(
-        Launcher("hydra", "/b/mpiexec", "MPICH's Hydra 5.0.2"), 5, python="/b/python", exex_args=["--slots", "2"], script_args=["wf.py", "--n"], uid=0
+        Launcher("hydra", "/b/mpiexec", "MPICH's Hydra 5.0.2"), 5, program=["/b/python", "-m", "exex.run"], exex_args=["--slots", "2"], script_args=["wf.py", "--n"], uid=0
     )
     launcher_part = ["/b/mpiexec", "-launcher", "fork", "-hosts", "localhost", "-bind-to", "none", "-disable-auto-cleanup", "-n", "5"]
     assert argv == [*launcher_part, "/b/python", "-m", "exex.run", "--slots", "2", "--", "wf.py", "--n"]

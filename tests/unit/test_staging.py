@@ -19,7 +19,7 @@ from exex.launch.stage_source import CHUNK_BYTES, Kind, Source, parse_files
 from exex.launch.staging import Beat, Staged, Wanted, stage
 from exex.transport.broadcast import Alone
 from exex.worker import staged as at_worker
-from exex.worker.staged_start import failed, search_path
+from exex.worker.staged_start import failed, far_path, near_path
 
 VERSION = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -225,7 +225,8 @@ def test_modules_of_an_environment_without_an_interpreter(tmp_path: Path) -> Non
 
 def test_the_staged_environment_is_searched_before_the_shared_one() -> None:
     told = {"own": "/n/own", "deps": "/n/deps", "shared": ["/ours", "/n/env/x"], "hidden": {"PYTHONPATH": "/p:/ours:"}}
-    assert search_path(told, ["/n/env/x", "/n/env/y"]) == ["/n/own", "/n/env/x", "/n/env/y", "/n/deps", "/p", "/ours"]
+    assert near_path(told, ["/n/env/x", "/n/env/y"]) == ["/n/own", "/n/env/x", "/n/env/y", "/n/deps"]
+    assert far_path(told) == ["/p", "/ours", "/n/env/x"]
 
 
 def test_the_shared_path_leaves_out_the_original_and_the_standard_library() -> None:
