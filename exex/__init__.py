@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from exex.client.mpi_apps import mpi_app
     from exex.client.options import AUTO_LOGNAME
     from exex.client.session import checkpoint, manager_pid, wait_for_current_tasks
+    from exex.client.start import start
     from exex.config import Config
     from exex.errors import (
         AppBadFormatting,
@@ -66,6 +67,7 @@ _HOMES = {
     "exex.client.mpi_apps": ("mpi_app",),
     "exex.client.options": ("AUTO_LOGNAME",),
     "exex.client.session": ("checkpoint", "manager_pid", "wait_for_current_tasks"),
+    "exex.client.start": ("start",),
     "exex.config": ("Config",),
     "exex.errors": (
         "AppBadFormatting",
@@ -148,6 +150,7 @@ __all__ = [
     "mpi_app",
     "python_app",
     "staged",
+    "start",
     "wait_for_current_tasks",
 ]
 

@@ -12,7 +12,7 @@ import click
 
 from exex.config import Config
 from exex.errors import ConfigError, ExexError
-from exex.launch.world import expected_world, task_environment
+from exex.launch.world import expected_world
 from exex.version import __version__
 
 if TYPE_CHECKING:
@@ -158,38 +158,13 @@ def _run_command(**params: Any) -> None:
 
 def _run(config: Config, words: list[str], workers: int | None, script_args: Sequence[str]) -> int:
     """Start the world and wait for its end. Returns the job's exit status."""
-    from exex.launch import foreground, launcher
-    from exex.launch.allocation import usable_cores
+    from exex.launch import foreground
+    from exex.launch.own_command import local_command
 
-    workers, slots = shape(usable_cores(), workers, config.slots)
-    if config.slots == "auto":
-        words = [*words, "--slots", str(slots)]
-    library = launcher.mpi_library(sys.executable, os.environ)
-    mpiexec = launcher.find_mpiexec(library, sys.executable, os.environ)
-    argv, additions = launcher.world_argv(
-        mpiexec,
-        workers + 1,
-        python=sys.executable,
-        exex_args=words,
-        script_args=script_args,
-        uid=os.getuid(),
-    )
-    env = {**task_environment(os.environ), **additions}
+    argv, env = local_command(words, workers, config.slots, script_args, os.environ)
     if os.isatty(2):
         env["EXEX_TTY"] = os.ttyname(2)
     return foreground.run_world(argv, env, config.stop_timeout_s)
-
-
-def shape(cores: int, workers: int | None, slots: int | str) -> tuple[int, int]:
-    """Workers and slots per worker that use `cores`, where the user has left them open; each at least 1. Pure.
-
-    The manager beside the workers is not counted: it uses little, and one core less would halve a small machine.
-    """
-    if workers is None:
-        workers = max(1, cores // slots) if isinstance(slots, int) else max(1, cores)
-    if not isinstance(slots, int):
-        slots = max(1, cores // workers)
-    return workers, slots
 
 
 def _add(

@@ -23,6 +23,7 @@ INTERNAL_VARIABLES = {
     "EXEX_CONFIG": "the TOML file, as --config",
     "EXEX_GUARD": "set in all processes of a job: whose they are, so that none outlives it",
     "EXEX_JOB_DIR": "set by `exex run` and by job scripts for their job: the directory of the job's socket and status",
+    "EXEX_CLIENT_SOCKET": "set by a program for a world of its own: where it waits for the stream to the manager",
     "EXEX_CHAIN": "set by a job script for the next job of its chain: how many may follow that one",
     "EXEX_LAUNCH_HELPER": "set by job scripts where compute nodes cannot launch: the connection file of the launch helper",
     "EXEX_TTY": "set by `exex run` for its job: the terminal for the progress line",

@@ -11,11 +11,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from exex.guard import ClientRole
     from exex.launch.run_words import Command
     from exex.launch.world import ExpectedWorld
 
@@ -66,23 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             end_the_world()
         return 0 if status_is_written(os.environ) else role.status
     if isinstance(role, ClientRole):
-        from exex.client import script as client_script
-        from exex.launch.foreground import take_stdio
-        from exex.launch.notices import NOTICES, pass_over
-
-        if not take_stdio(os.environ):  # `exex run` ends the script by SIGTERM; else all of this is for the guard
-            pass_over(NOTICES)
-        for fd in launcher_fds:
-            try:
-                os.close(fd)
-            except OSError:
-                pass  # the launcher named it, but did not pass it on
-        gc.enable()
-        os.environ.clear()
-        os.environ.update(environment)
-        if role.staged_files:
-            os.environ["EXEX_STAGED"] = role.staged_files
-        return client_script.run(script, args, role.message, config)
+        return _be_client(role, (config, script, args), environment, launcher_fds)
 
     try:
         from exex.rank import RankProcess
@@ -90,6 +75,32 @@ def main(argv: list[str] | None = None) -> int:
         print(f"exex: {where} cannot start: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1
     return RankProcess(role, config, script, expected, began_s).main()
+
+
+def _be_client(role: ClientRole, command: Command, environment: dict[str, str], launcher_fds: Collection[int]) -> int:
+    """Run the script; or, in a world that a program has started for itself, stand in for that. Returns the exit status."""
+    from exex.client import script as client_script
+    from exex.launch.foreground import take_stdio
+    from exex.launch.hand_over import CLIENT_SOCKET
+    from exex.launch.notices import NOTICES, pass_over
+
+    if not take_stdio(os.environ):  # `exex run` ends the script by SIGTERM; else all of this is for the guard
+        pass_over(NOTICES)
+    for fd in launcher_fds:
+        try:
+            os.close(fd)
+        except OSError:
+            pass  # the launcher named it, but did not pass it on
+    gc.enable()
+    program = os.environ.get(CLIENT_SOCKET)
+    os.environ.clear()
+    os.environ.update(environment)
+    if role.staged_files:
+        os.environ["EXEX_STAGED"] = role.staged_files
+    if program:
+        return client_script.stand_in(program, role.message)
+    config, script, args = command
+    return client_script.run(script, args, role.message, config)
 
 
 def _read_words(words: list[str], expected: ExpectedWorld) -> Command:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import socket
 import sys
 import types
@@ -12,6 +13,7 @@ from typing import Any
 from exex.client import session
 from exex.config import Config
 from exex.errors import ExexError, ManagerLost
+from exex.launch import hand_over
 from exex.transport.stream import StreamLink
 
 INTERRUPTED = 130
@@ -42,6 +44,16 @@ def run(script: str, args: list[str], message: dict[str, Any], config: Config) -
     except KeyboardInterrupt:
         return INTERRUPTED
     return _run_to_the_end(script, args, config.detach_on_client_exit)
+
+
+def stand_in(path: str, message: dict[str, Any]) -> int:
+    """Be the client's deputy: the program that has started this world waits at `path`. Returns the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # that is for the program
+    try:
+        return hand_over.stand_in(path, message["fd"])
+    except ExexError as error:
+        print(f"exex: {error}", file=sys.stderr, flush=True)
+        return 1
 
 
 def _run_to_the_end(script: str, args: list[str], detach: bool) -> int:

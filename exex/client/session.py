@@ -147,6 +147,11 @@ def start(link: Link, settings: Settings) -> Session:
     return session
 
 
+def is_client() -> bool:
+    """Whether this process is the client of a job that has not ended."""
+    return _current is not None and _current.proxy.open
+
+
 def is_current(session: Session) -> bool:
     """Whether it has not ended."""
     return _current is session

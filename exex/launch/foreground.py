@@ -47,7 +47,7 @@ _SIGNALS = (*_ENDING, *_NOTICES)
 _held: list[socket.socket] = []  # open for as long as this process, the client, lives
 
 
-def run_world(argv: Sequence[str], env: Mapping[str, str], stop_timeout_s: float = 10.0) -> int:
+def run_world(argv: Sequence[str], env: Mapping[str, str], stop_timeout_s: float = 10.0, tether: int | None = None) -> int:
     """Run a launcher's command line to its end; return the exit status of the job, not of the launcher.
 
     The job finds its directory in EXEX_JOB_DIR and leaves its status there, in the file `status`. The first Ctrl-C
@@ -58,6 +58,7 @@ def run_world(argv: Sequence[str], env: Mapping[str, str], stop_timeout_s: float
         argv: the launcher, its options, and the program of every rank.
         env: for the launcher.
         stop_timeout_s: what an orderly end may take before processes are killed.
+        tether: a descriptor at whose end the job is ended as by SIGTERM.
 
     Raises:
         StartError: the launcher cannot be run.
@@ -68,7 +69,7 @@ def run_world(argv: Sequence[str], env: Mapping[str, str], stop_timeout_s: float
         if len(os.fsencode(directory)) > _SOCKET_PATH_BYTES - len("/job.sock"):
             shutil.rmtree(directory)
             directory = tempfile.mkdtemp(prefix="exex-", dir="/tmp")
-        with _terminal_kept(), _Foreground(directory, stop_timeout_s) as job:
+        with _terminal_kept(), _Foreground(directory, stop_timeout_s, tether) as job:
             job.start(argv, {**env, "EXEX_JOB_DIR": directory})
             job.watch()
             job.clear()
@@ -129,8 +130,9 @@ class _Stage(IntEnum):
 class _Foreground:
     """The job while it runs. A context: signal handlers, orphans and socket are as before afterwards."""
 
-    def __init__(self, directory: str, stop_timeout_s: float) -> None:
+    def __init__(self, directory: str, stop_timeout_s: float, tether: int | None = None) -> None:
         self._directory = directory
+        self._tether = tether
         self._stop_s = stop_timeout_s
         self._stage = _Stage.RUNNING
         self._deadline: float | None = None
@@ -149,6 +151,8 @@ class _Foreground:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_wake)
         self._selector.register(self._listener, selectors.EVENT_READ, self._on_client)
+        if self._tether is not None:
+            self._selector.register(self._tether, selectors.EVENT_READ, self._on_tether)
         self._wake_before = signal.set_wakeup_fd(wake_write)
         self._wake_write = wake_write
         for number in (*_SIGNALS, signal.SIGCHLD):
@@ -264,6 +268,13 @@ class _Foreground:
         self._client[1].close()
         self._client = None
         self._client_ended = True
+
+    def _on_tether(self) -> None:
+        """Who wanted the job has ended."""
+        assert self._tether is not None
+        self._selector.unregister(self._tether)
+        if self._stage is _Stage.RUNNING:
+            self._on_signal(signal.SIGTERM)
 
     def _end_harder(self) -> None:
         """Go to the next stage."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from exex.config import Config
 from exex.errors import ConfigError
+from exex.launch.hand_over import CLIENT_SOCKET
 
 Command = tuple[Config, str, list[str]]
 
@@ -25,7 +26,8 @@ def read_command(words: Sequence[str], env: Mapping[str, str]) -> Command | None
         config = Config.load(file if isinstance(file, str) else None, env, flags)
     except ConfigError:
         return None
-    return (config, rest[0], list(rest[1:])) if os.path.isfile(rest[0]) else None
+    is_there = CLIENT_SOCKET in env or os.path.isfile(rest[0])  # a program's own name, or a script
+    return (config, rest[0], list(rest[1:])) if is_there else None
 
 
 def _read(words: Sequence[str]) -> tuple[dict[str, object], Sequence[str]] | None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from exex import cli
 from exex.config import Config
 from exex.errors import StartError
-from exex.launch import doctor, foreground, launcher
+from exex.launch import doctor, foreground, launcher, own_command
 from exex.launch.deadline import find_end_s
 from exex.launch.doctor import Check
 from exex.version import __version__
@@ -172,7 +172,7 @@ def invoke(monkeypatch):
     ],
 )
 def test_shape(cores, workers, slots, shape):
-    assert cli.shape(cores, workers, slots) == shape
+    assert own_command.shape(cores, workers, slots) == shape
 
 
 @pytest.mark.parametrize(
