@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from exex.client.futures import AppFuture, DataFuture
     from exex.client.mpi_apps import mpi_app
     from exex.client.options import AUTO_LOGNAME
+    from exex.client.progress import Progress, progress
     from exex.client.session import checkpoint, manager_pid, wait_for_current_tasks
     from exex.client.start import start
     from exex.config import Config
@@ -66,6 +67,7 @@ _HOMES = {
     "exex.client.futures": ("AppFuture", "DataFuture"),
     "exex.client.mpi_apps": ("mpi_app",),
     "exex.client.options": ("AUTO_LOGNAME",),
+    "exex.client.progress": ("Progress", "progress"),
     "exex.client.session": ("checkpoint", "manager_pid", "wait_for_current_tasks"),
     "exex.client.start": ("start",),
     "exex.config": ("Config",),
@@ -133,6 +135,7 @@ __all__ = [
     "MissingOutputs",
     "MpiTaskFailed",
     "NoManagerError",
+    "Progress",
     "PropagatedException",
     "ProtocolError",
     "SerializationError",
@@ -151,6 +154,7 @@ __all__ = [
     "manager_pid",
     "map",
     "mpi_app",
+    "progress",
     "python_app",
     "staged",
     "start",

@@ -12,7 +12,7 @@ import sys
 import time
 from types import TracebackType
 
-from exex.client import session
+from exex.client import interactive, session
 from exex.client.executor import Executor
 from exex.client.futures import AppFuture
 from exex.errors import ManagerLost, StartError
@@ -103,13 +103,16 @@ class Client:
         self.name = name
         self.detached = detach
         self._session = own
-        atexit.register(self.close)
+        atexit.register(self._close_at_exit)
 
     def close(self, cancel: bool = False) -> None:
         """Leave the job: wait for all tasks first, or cancel them; detached ones go on. Idempotent."""
-        atexit.unregister(self.close)
+        atexit.unregister(self._close_at_exit)
         if session.is_current(self._session):
             session.finish(cancel, stay=self.detached and not cancel)
+
+    def _close_at_exit(self) -> None:
+        self.close(cancel=interactive.shell() is not None and not self.detached)  # who restarts a kernel waits for nothing
 
     def futures(self) -> list[AppFuture]:
         """Futures of all tasks that an earlier client of this name has left, and whose results nobody has collected yet.
@@ -147,6 +150,13 @@ class Client:
         name = f" {self.name!r}" if self.name else ""
         state = f"{self.workers} workers, {self.slots} slots" if self.connected else "closed"
         return f"<exex client{name}: {state}>"
+
+    def _repr_html_(self) -> str:
+        from exex.client import display
+
+        details = ["connected" if self.connected else "closed", *(["detached"] if self.detached else [])]
+        title = f"exex client {self.name}" if self.name else "exex client"
+        return display.card(title, self.connected, " · ".join(details), display.job_rows(self._session.proxy))
 
 
 def order(file: str, what: Order, *, address: str = "", timeout_s: float = 30.0) -> Ordered:

@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from exex.client import session
+from exex.client import interactive, session
 from exex.client.apps import App, BashApp, JoinApp
 from exex.client.futures import AppFuture
 from exex.client.mapping import Mapping
@@ -209,6 +209,34 @@ class Executor(concurrent.futures.Executor):
             self._run_out()
             for future in self._open_futures():
                 future._wait()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None) -> None:
+        if kind is KeyboardInterrupt and interactive.shell() is not None:  # it is for the whole cell
+            for mapping in self._mappings():
+                mapping.cancel()
+            for future in self._open_futures():
+                future.cancel()
+        self.shutdown()
+
+    def __repr__(self) -> str:
+        state = "shut down" if self._shut else "closed" if not self._session.proxy.open else f"{self.slots} slots"
+        return f"<exex executor: {state}>"
+
+    def _repr_html_(self) -> str:
+        from exex.client import display
+
+        open_ = not self._shut and self._session.proxy.open
+        asked = {
+            "retries": self._retries,
+            "priority": self._priority or None,
+            "walltime": None if self._walltime_s is None else display.duration(self._walltime_s),
+            "memory": None if self._memory_bytes is None else f"{self._memory_bytes:,} bytes",
+            **{name: value or None for name, value in self._resources._asdict().items()},
+        }
+        rows: list[tuple[str, object]] = [("slots", f"{self.slots:,}")]
+        rows += [(name, value) for name, value in asked.items() if value is not None]
+        rows.append(("tasks", f"{len(self._open_futures()):,} not done"))
+        return display.card("exex executor", open_, "open" if open_ else "shut down" if self._shut else "closed", rows)
 
     def _run_out(self) -> None:
         """Return when all calls of maps are submitted."""

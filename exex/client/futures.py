@@ -88,7 +88,14 @@ class AppFuture(LazyFuture):
         return outcome(self)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._tid} {self._call.name} at {self.task_status()}>"
+        from exex.client import display
+
+        return display.future_text(self)
+
+    def _repr_html_(self) -> str:
+        from exex.client import display
+
+        return display.future_html(self)
 
     def __reduce__(self) -> Any:
         return payloads.place_for(self)
@@ -190,7 +197,14 @@ class DataFuture(Future[File]):
         return outcome(self)
 
     def __repr__(self) -> str:
-        return f"<DataFuture {self.file_obj.url!r} of {self.app_future!r}>"
+        from exex.client import display
+
+        return display.file_text(self)
+
+    def _repr_html_(self) -> str:
+        from exex.client import display
+
+        return display.file_html(self)
 
     def __reduce__(self) -> Any:
         file = self.file_obj

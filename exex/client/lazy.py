@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
@@ -58,7 +59,7 @@ def renew_lock_after_fork() -> None:
 class _Rare:
     """What few futures have."""
 
-    __slots__ = ("callbacks", "condition", "original", "outputs", "sleepers", "streams", "waiters")
+    __slots__ = ("callbacks", "condition", "original", "outputs", "running_in", "sleepers", "streams", "waiters")
 
     def __init__(self) -> None:
         self.condition: threading.Condition | None = None
@@ -68,6 +69,7 @@ class _Rare:
         self.outputs: list[DataFuture] = []
         self.streams: tuple[Any, Any] = (None, None)
         self.original: bytes | None = None
+        self.running_in: tuple[set[int], ...] = ()  # who wants to know when the task runs
 
 
 class LazyFuture(Future[Any]):
@@ -75,10 +77,14 @@ class LazyFuture(Future[Any]):
 
     `_raw` is the payload of the call until it is sent, then its size in bytes; with an outcome, the payload of the
     value, which may be stored somewhere, or a `Failed` until somebody asks; then None, and `_value` has what was in it.
-    `_needs` holds the futures that the call needs until it is sent, then their task numbers.
+    `_needs` holds the futures that the call needs until it is sent, then their task numbers. `_sent_s` and `_ended_s`, by
+    the monotonic clock, are there from when the manager was told, and from the end; many futures share one float.
     """
 
-    __slots__ = ("_call", "_needs", "_rare", "_raw", "_state", "_tid", "_value")
+    __slots__ = ("_call", "_ended_s", "_needs", "_rare", "_raw", "_sent_s", "_state", "_tid", "_value")
+
+    _sent_s: float
+    _ended_s: float
 
     _promised = False  # True for futures that the client itself fulfils
     _outcome_sent = True  # False while the manager has yet to be told what a promised one has become
@@ -154,6 +160,14 @@ class LazyFuture(Future[Any]):
             fn(self)
         except Exception:
             _LOGGER.exception("exception calling callback for %r", self)
+
+    def _report_running_in(self, numbers: set[int]) -> None:
+        """Add the task's number when the manager has seen the task run. Nobody takes it away at the end."""
+        rare = self._get_rare()
+        with _lock:
+            rare.running_in += (numbers,)
+            if self._state == RUNNING:
+                numbers.add(self._tid)
 
     def _title(self) -> str:
         return f"task {self._tid} ({self._call.name})"
@@ -234,6 +248,7 @@ class LazyFuture(Future[Any]):
             return False
         if state == FINISHED:  # what is cancelled may still have to be sent
             self._raw = raw
+        self._ended_s = time.monotonic()
         self._state = state
         return True
 

@@ -7,6 +7,7 @@ atomic, so that needs no lock.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures._base import FINISHED
@@ -176,6 +177,10 @@ class Outbox:
         known.update(dict.fromkeys(unsent))
         return [future for future in known if not future.done()]
 
+    def newest(self) -> TaskId:
+        """The highest number of a task without an answer; -1 if there is none."""
+        return max((*[future._tid for future in self.calls[:]], *list(self.unfinished)), default=-1)
+
     def __len__(self) -> int:
         """Number of tasks without an answer."""
         return len(self.calls) + len(self.unfinished)
@@ -304,8 +309,10 @@ class Outbox:
         numbers = [future._call.number for future in run]
         raws = [future._raw for future in run]
         sizes = list(map(len, raws))
+        now_s = time.monotonic()
         for future, size in zip(run, sizes):
             future._raw = size
+            future._sent_s = now_s
         self.unfinished_bytes += sum(sizes)
         if set(map(type, raws)) != _ONLY_BYTES:
             self.count_large(-sum(size for raw, size in zip(raws, sizes) if type(raw) is not bytes))

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from exex.client import lazy
+from exex.client import interactive, lazy
 from exex.client.futures import AppFuture
 from exex.client.outcomes import Call
 from exex.client.promises import accept_foreign_futures
@@ -25,6 +25,7 @@ from exex.transport.base import Link
 from exex.version import __version__
 
 if TYPE_CHECKING:
+    from exex.client.cells import Cells
     from exex.client.mapping import Mapping
 
 
@@ -70,6 +71,7 @@ class Session:
         self.proxy = Proxy(link, settings.max_waiting, settings.max_waiting_bytes, self._ask)
         self.proxy.journal = settings.journal
         self.mappings: set[Mapping] = set()  # whose calls are not all submitted
+        self.cells: Cells | None = None  # where this is a notebook
         self.item_s: dict[int, float] = {}  # what an item has taken in earlier maps of an app
         self._foreign_call = Call(self.proxy, -1, "concurrent Future")
         self._records: dict[int, TaskRecord] = {}
@@ -157,6 +159,11 @@ def start(link: Link, settings: Settings) -> Session:
     accept_foreign_futures(session.foreign_call)
     file.as_argument = _file_as_argument
     _current = session
+    shell = interactive.shell()
+    if shell is not None:
+        from exex.client.cells import Cells
+
+        session.cells = Cells(shell, session.proxy.outbox)
     return session
 
 
@@ -184,6 +191,8 @@ def finish(cancel: bool, stay: bool = False) -> None:
         return
     words = session.finish(cancel, stay)
     _current = None
+    if session.cells is not None:
+        session.cells.leave()
     if words:
         print(f"exex: {words}", file=sys.stderr, flush=True)
 

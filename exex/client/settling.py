@@ -5,6 +5,7 @@ Callbacks are not called here, since they may do anything: futures that have som
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import Any
@@ -25,6 +26,7 @@ def finish_all(futures: Iterable[LazyFuture | None], raws: Iterable[Any], ended:
     """
     released = 0
     attended = []
+    now_s = time.monotonic()
     with lazy._lock:
         for future, raw in zip(futures, raws):
             if future is None:
@@ -33,6 +35,7 @@ def finish_all(futures: Iterable[LazyFuture | None], raws: Iterable[Any], ended:
                 released += future._raw
             if future._rare is None and future._state in OPEN:
                 future._raw = raw
+                future._ended_s = now_s
                 future._state = FINISHED
             else:
                 attended.append((future, raw))
@@ -58,3 +61,6 @@ def mark_running(future: LazyFuture) -> None:
     with lazy._lock:
         if future._state == PENDING:
             future._state = RUNNING
+            if future._rare is not None:
+                for numbers in future._rare.running_in:
+                    numbers.add(future._tid)

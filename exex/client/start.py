@@ -14,7 +14,7 @@ import tempfile
 from types import TracebackType
 from typing import IO, Any
 
-from exex.client import session
+from exex.client import interactive, session
 from exex.client.executor import Executor
 from exex.config import Config
 from exex.errors import ManagerLost, StartError
@@ -117,16 +117,19 @@ class World:
     def __init__(self, own: session.Session, held: _Held) -> None:
         self._session = own
         self._held = held
-        atexit.register(self.close)
+        atexit.register(self._close_at_exit)
 
     def close(self, cancel: bool = False) -> None:
         """End the world: wait for all tasks first, or cancel them. Idempotent."""
-        atexit.unregister(self.close)
+        atexit.unregister(self._close_at_exit)
         try:
             if session.is_current(self._session):
                 session.finish(cancel)
         finally:
             self._held.end()
+
+    def _close_at_exit(self) -> None:
+        self.close(cancel=interactive.shell() is not None)  # who restarts a kernel waits for nothing
 
     def executor(self) -> Executor:
         """An `Executor`."""
@@ -156,6 +159,12 @@ class World:
     def __repr__(self) -> str:
         state = f"{self.workers} workers, {self.slots} slots" if self.connected else "ended"
         return f"<exex world: {state}>"
+
+    def _repr_html_(self) -> str:
+        from exex.client import display
+
+        rows = display.job_rows(self._session.proxy)
+        return display.card("exex world", self.connected, "runs" if self.connected else "has ended", rows)
 
 
 class _Held:

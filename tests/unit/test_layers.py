@@ -29,6 +29,7 @@ ONE_IMPORTER = {
     "joblib": "integrations/joblib.py",
     "dask": "integrations/dask.py",
     "globus_sdk": "files/globus.py",
+    "tqdm": "client/progress.py",
 }
 
 
