@@ -13,7 +13,7 @@ import pytest
 from tests.endurance import nobody_left
 from tests.launch import Launch
 
-for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL), (signal.SIGQUIT, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:  # a run in the background, or by nohup, inherits that, and would hand it on
         signal.signal(number, handler)
 

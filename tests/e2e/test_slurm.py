@@ -298,13 +298,13 @@ def test_a_lost_node_and_signals_before_the_end(site: Site, cluster: Cluster, tm
     )
     waits = ("-N1 -n2", "--slots 1 --walltime none --notice-s 2")
     submit = {
-        "USR2": lambda: sites["all"].submit(sites["all"].world(*waits), options="--time=1 --signal=USR2@45 -w node4 -n2"),
+        "USR2": lambda: sites["all"].submit(sites["all"].world(*waits), options="--time=1 --signal=USR2@50 -w node4 -n2"),
         "USR1": lambda: sites["batch"].submit(
             "trap 'kill -USR1 $world' USR1",
             sites["batch"].world(*waits) + " &",
             "world=$!",
             "while kill -0 $world 2>/dev/null; do wait $world; done",  # each signal ends a wait
-            options="--time=1 --signal=B:USR1@45 -w node4 -n2",
+            options="--time=1 --signal=B:USR1@50 -w node4 -n2",
         ),
     }
     warned = {name: submit[name]() for name in submit}
