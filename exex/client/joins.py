@@ -180,7 +180,7 @@ class Join:
 def _error_of(future: Future[Any]) -> BaseException | None:
     if future.cancelled():
         return CancelledError(f"{_title(future)} was cancelled")
-    owner = future.last if isinstance(future, DataFuture) else future
+    owner = future._decisive() if isinstance(future, DataFuture) else future
     if isinstance(owner, AppFuture) and not owner._has_failed():
         return None  # without unpickling the value
     return owner.exception()

@@ -15,14 +15,14 @@ class Copy(Staging):
     schemes = ("file",)
 
     def fetch(self, file: File, path: str) -> None:
-        """Copy the file to `path`."""
-        shutil.copyfile(file.path, path)
+        """Copy the file to `path`, with its permissions: it may be a program."""
+        shutil.copy(file.path, path)
 
     def send(self, path: str, file: File) -> None:
         """Copy the file at `path` to where the URL says."""
         beside = f"{file.path}.{os.getpid()}.part"
         try:
-            shutil.copyfile(path, beside)
+            shutil.copy(path, beside)
             os.replace(beside, file.path)
         finally:
             if os.path.exists(beside):

@@ -97,7 +97,7 @@ class File:
 
     def local_name(self) -> str:
         """What it is called where it is fetched to."""
-        return self.filename or "file"
+        return self.filename if self.filename not in ("", ".", "..") else "file"
 
     def remote_path(self) -> str:
         """The path of the URL, for servers that are not asked by URLs: with the characters that %20 and the like stand for."""

@@ -51,7 +51,7 @@ class Ftp(Staging):
         with self._session(file) as ftp, open(path, "rb") as content:
             name = _path_of(file)
             directory, base = posixpath.split(name)
-            beside = posixpath.join(directory, f".{base[:100]}.{uuid.uuid4().hex[:12]}.part")
+            beside = posixpath.join(directory, f".{base[:40]}.{uuid.uuid4().hex[:12]}.part")
             try:
                 ftp.storbinary(f"STOR {beside}", content, _BLOCK_BYTES)
                 ftp.rename(beside, name)

@@ -84,7 +84,7 @@ def bring(staging: Staging, file: File, path: str) -> Content | None:
         TransferError: see `fetch`.
     """
     directory, name = os.path.split(path)
-    part = os.path.join(directory, f".{name[:100]}.{uuid.uuid4().hex[:12]}.part")
+    part = os.path.join(directory, f".{name[:40]}.{uuid.uuid4().hex[:12]}.part")
     doing = f"cannot be fetched to {path}"
     try:
         _try(lambda: os.makedirs(directory or ".", exist_ok=True), staging, file, doing)

@@ -72,6 +72,7 @@ def test_what_is_known_of_a_file_survives_a_copy():
     [
         ("https://host/a%20b.txt", "a%20b.txt", "/a b.txt"),
         ("https://host/directory/", "file", "/directory/"),
+        ("https://host/a/..", "file", "/a/.."),
         ("globus://id/~/a.txt", "a.txt", "/~/a.txt"),
     ],
 )

@@ -368,6 +368,16 @@ def test_a_join_app_with_an_output(manager, shelf):
     assert isinstance(broken(outputs=[File("shelf://x/b")]).outputs[0].exception(), JoinError)
 
 
+def test_a_join_app_that_returns_an_output(manager, shelf):
+    @join_app
+    def passed_on(app):
+        return app("x", outputs=[File("shelf://x/out.txt")]).outputs[0]
+
+    assert passed_on(write).result().size_bytes == 1
+    error = passed_on(python_app(lambda text, outputs=(): fail.func())).exception()
+    assert isinstance(error, JoinError) and [type(each) for each, _ in error.dependent_exceptions_tids] == [ValueError]
+
+
 def test_cached_calls_know_files_by_url_and_content(manager, shelf):
     ran = []
 

@@ -152,7 +152,7 @@ class World:
 
     def close(self):
         """End the template; nothing may be left of it."""
-        assert self.template.end()
+        assert self.template.end(most_s=60.0)
         assert os.waitpid(self.template_pid, 0)[1] == 0
         self.release()
 

@@ -171,6 +171,20 @@ def test_a_source_that_was_written_anew_is_copied_anew(tmp_path, source):
     assert (open(first, "rb").read(), open(second, "rb").read()) == (CONTENT, b"new")
 
 
+def test_the_copy_of_a_program_is_a_program(tmp_path, source):
+    source.chmod(0o755)
+    assert os.access(node_copy.bring(str(tmp_path / "node"), File(source, to="node"), str(source)), os.X_OK)
+
+
+def test_a_file_is_sent_to_a_path_in_one_step(tmp_path, source):
+    target = tmp_path / "out.bin"
+    target.write_bytes(b"old")
+    with open(target, "rb") as before:
+        transfer.send(Copy(), File(target).at(str(source)))
+        assert (before.read(), target.read_bytes()) == (b"old", CONTENT)
+    assert left(tmp_path) == ["data.bin", "out.bin"]
+
+
 def test_many_at_once_make_one_copy(tmp_path, source, monkeypatch):
     fetched = []
     real = Copy.fetch
