@@ -1,7 +1,8 @@
 """What the run record costs, and what a report of 2,000,000 tasks costs.
 
-`python -m benchmarks.record` runs no-ops with and without a record, in turns, and prints the ratio of the rates; then it makes a
-record of 2,000,000 made-up tasks through the real writer, and reports it. `--made FILE` only makes that record.
+`python -m benchmarks.record` measures what rank 0 and the record's writer take, each alone; runs no-ops with and without a
+record, in turns, and prints the ratio of the rates; then it makes a record of 2,000,000 made-up tasks through the real writer,
+and reports it. `--sides` only measures the first, `--made FILE` only makes that record.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ import sys
 import tempfile
 import time
 from array import array
+from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.harness import ROOT, mpiexec
+from exex.protocol.messages import Answer, AppSpec, Assign, Done, Submit
 from exex.record.frames import Frame, Kind
 from exex.record.hdf5 import RecordFile
-from exex.record.recorder import PAUSE_US
+from exex.record.recorder import PAUSE_US, Recorder
 from exex.record.rows import Assembler
 from exex.worker.peak import LEAST_S
 
@@ -88,6 +92,67 @@ def compare(count: int, repeats: int) -> None:
 def show(name: str, value: float, unit: str, **more: object) -> None:
     """One JSON line."""
     print(json.dumps({"name": name, "value": value, "unit": unit, **more}), flush=True)
+
+
+# ---- the cost of each side ----
+
+
+def sides(count: int, per_message: int, repeats: int = 3) -> None:
+    """CPU time per task at rank 0 and in the writer, one after the other, for no-ops in messages of so many tasks."""
+    with tempfile.TemporaryDirectory(prefix="exex-bench-") as name:
+        told, few = Path(name, "told"), Path(name, "few")
+        tell(few, 1000, per_message)
+        rank_0_s = min(tell(told, count, per_message) for _ in range(repeats))
+        writer_s = min(written(told) for _ in range(repeats)) - min(written(few) for _ in range(repeats))
+    show(f"rank_0_{per_message}_a_message", rank_0_s / count * 1e6, "us/task")
+    show(f"writer_{per_message}_a_message", writer_s / count * 1e6, "us/task")
+
+
+def tell(path: Path, count: int, per_message: int) -> float:
+    """Tell of no-ops, with a turn for each message, into a file; CPU seconds of that."""
+    messages = list(_messages(count, per_message))
+    now_s, app = 1.0, namedtuple("app", "number")(0)
+    with path.open("wb", buffering=0) as file:
+        recorder = Recorder(os.dup(file.fileno()), 0.0, lambda: (0,) * 8, clock=lambda: now_s)
+        recorder.begin(str(path) + ".h5", {"began_unix_s": 1.8e9, "meta": {}})
+        began_s = time.process_time()
+        for submit, assign, done, answer in messages:
+            now_s += per_message / 90_000
+            recorder.turn_begins(now_s)
+            recorder.client_said(0, submit, {0: app})
+            recorder.done(1, done)
+            recorder.assign(1, assign)
+            recorder.answer(0, answer)
+            recorder.turn_ends()
+        took_s = time.process_time() - began_s
+        recorder.close()
+    return took_s
+
+
+def _messages(count: int, per_message: int) -> Iterator[tuple[Submit, Assign, Done, Answer]]:
+    spec = AppSpec(app=0, name="noop", function=b"")
+    rest: dict[str, Any] = {"functions": {}, "calls": [0]}
+    for first in range(0, count, per_message):
+        tasks, payloads = list(range(first, first + per_message)), [b"0123456789"] * per_message
+        outcomes, seconds = bytes(per_message), [1e-6 + 1e-8 * (task % 100) for task in tasks]
+        yield (
+            Submit(first=first, apps=[] if first else [spec], payloads=payloads, needs={}, given={}, answered=0, **rest),
+            Assign(apps=[], tasks=tasks, payloads=payloads, values={}, attempts={}, **rest),
+            Done(tasks=list(tasks), outcomes=outcomes, payloads=payloads, seconds=seconds, started=[]),
+            Answer(sequence=1, tasks=list(tasks), outcomes=outcomes, payloads=payloads, causes={}, started=[]),
+        )
+
+
+def written(path: Path) -> float:
+    """CPU seconds of a writer that is told so."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with path.open("rb") as file:
+        env = {**os.environ, **threads, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-m", "exex.record.writer"], stdin=file, env=env, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    Path(str(path) + ".h5").unlink()
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 # ---- a record of made-up tasks ----
@@ -225,10 +290,15 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=TASKS, help="of the record that is reported")
     parser.add_argument("--noops", type=int, default=500_000, help="of each job that is compared; 0: none")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--sides", action="store_true", help="only what rank 0 and the writer take, each alone")
     parser.add_argument("--made", metavar="FILE", help="only make a record")
     args = parser.parse_args()
     if args.made:
         show("writer_cpu", make(args.made, args.tasks) * 1e6, "us/task", size=args.tasks)
+        return
+    for per_message in (1, 100):
+        sides(200_000, per_message)
+    if args.sides:
         return
     if args.noops:
         compare(args.noops, args.repeats)

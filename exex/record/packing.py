@@ -50,6 +50,7 @@ def _offsets(values: NDArray[Any]) -> bytes:
         return head + bytes(-(-len(values) // 8))
     differences = values - values.dtype.type(least)
     if bits in (8, 16, 32):
-        return head + differences.astype(f">u{bits // 8}").tobytes()
-    wide = differences.astype(">u8").view("u1").reshape(-1, 8)
-    return head + wide[:, 8 - bits // 8 :].tobytes()
+        body: bytes = differences.astype(f">u{bits // 8}").tobytes()
+    else:
+        body = differences.astype(">u8").view("u1").reshape(-1, 8)[:, 8 - bits // 8 :].tobytes()
+    return head + body

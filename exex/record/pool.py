@@ -83,9 +83,8 @@ class Pool:
             present = distinct.tolist()
             table = np.array([(places[page] - page) * _PAGE if page in places else _NOWHERE for page in present])
             shifts = table[inverse]
-        if all(page in places for page in present):
-            return tasks + shifts
-        return np.where(shifts == _NOWHERE, -1, tasks + shifts)
+        at: Array = tasks + shifts
+        return at if all(page in places for page in present) else np.where(shifts == _NOWHERE, -1, at)
 
     def ended(self, tasks: Array) -> None:
         """These have an end now; each is told of once."""
