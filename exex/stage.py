@@ -99,15 +99,21 @@ def _stage_all(config: Config, expected: ExpectedWorld, where: str, watch: _Watc
         if world is not None:
             mpi.finish()
     if not expected.rank:
-        _say_why(config, [note for note in notes if note])
+        _say_why(config, notes)
         os.replace(f"{path}.new", path)  # only now: the job script goes on if there is such a file
 
 
 def _say_why(config: Config, notes: list[str]) -> None:
-    """Tell the user if ranks start from the shared environment nevertheless."""
-    if config.stage and notes:
-        nodes = f" of {len(notes)} nodes" if len(notes) > 1 else ""
-        print(f"exex: ranks{nodes} start from {sys.executable}, and only tasks from what is staged: {notes[0]}", file=sys.stderr)
+    """Tell the user if ranks start from the shared environment nevertheless.
+
+    Args:
+        notes: why, of each node; "" where they do not.
+    """
+    reasons = [note for note in notes if note]
+    if config.stage and reasons:
+        nodes = f" on {len(reasons)} of {len(notes)} nodes" if len(notes) > 1 else ""
+        text = f"ranks{nodes} start from {sys.executable}, and only tasks from what is staged: {reasons[0]}"
+        print(f"exex: {text}", file=sys.stderr, flush=True)
 
 
 def _end_the_step() -> NoReturn:
@@ -169,7 +175,7 @@ def staged_here(config: Config, library: str) -> Iterator[list[str]]:
     try:
         staged, place = _stage_alone(config, prepare)
         reaper.note_directory(staged.directory)
-        _say_why(config, [note for note in notes if note])
+        _say_why(config, notes)
         try:
             yield ["/bin/sh", os.path.join(staged.directory, staged_ranks.START)]
         finally:
