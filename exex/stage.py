@@ -49,12 +49,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with _Watch(config.start_timeout_s + _TRY_S, where) as watch:
             _stage_all(config, expected, where, watch)
-    except ExexError as error:
-        if not (expected.rank and isinstance(error, StagingError)):  # all know, and the first says it
+    except (StagingError, ConfigError) as error:  # all know; a launcher may end the step as soon as one says that it has failed
+        if not expected.rank:
             print(f"exex: {where}: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, StagingError) or expected.launcher == "none":
-            return 1
-        _end_the_step()
+        return 0 if expected.rank else 1
+    except ExexError as error:
+        print(f"exex: {where}: {error}", file=sys.stderr, flush=True)
+        if expected.launcher != "none":
+            _end_the_step()
+        return 1
     return 0
 
 
@@ -63,7 +66,7 @@ def _stage_all(config: Config, expected: ExpectedWorld, where: str, watch: _Watc
     directory = os.environ.get("EXEX_JOB_DIR", "")
     if not (config.stage or config.stage_file):
         raise ConfigError("nothing is to be staged: give --stage or --stage-file")
-    if not os.path.isdir(directory):
+    if not directory:
         raise ConfigError("EXEX_JOB_DIR must name a directory of this job, for the file that says how ranks start")
     try:
         from exex.transport import mpi
@@ -80,9 +83,13 @@ def _stage_all(config: Config, expected: ExpectedWorld, where: str, watch: _Watc
         key = mpi.tell_all(world, key)
         tree = broadcast.Tree(*mpi.leaders_and_node(world), beat)
     notes = []
+    path = os.path.join(directory, NAME)
 
     def prepare(staged: Staged) -> None:
         notes.append(staged_ranks.prepare(staged, task_environment(os.environ), library, waits=True))
+        if not expected.rank:
+            with open(f"{path}.new", "w", encoding="utf-8") as file:
+                file.write(staged_ranks.shell_text(config.stage_dir, key, os.getuid()) + "\n")
 
     wanted = Wanted(config.stage, config.stage_file, config.stage_dir, key)
     try:
@@ -92,19 +99,21 @@ def _stage_all(config: Config, expected: ExpectedWorld, where: str, watch: _Watc
         if world is not None:
             mpi.finish()
     if not expected.rank:
-        _say_why(config, [note for note in notes if note])
-        text = staged_ranks.shell_text(config.stage_dir, key, os.getuid())
-        path = os.path.join(directory, NAME)
-        with open(f"{path}.new", "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(f"{path}.new", path)
+        _say_why(config, notes)
+        os.replace(f"{path}.new", path)  # only now: the job script goes on if there is such a file
 
 
 def _say_why(config: Config, notes: list[str]) -> None:
-    """Tell the user if ranks start from the shared environment nevertheless."""
-    if config.stage and notes:
-        nodes = f" of {len(notes)} nodes" if len(notes) > 1 else ""
-        print(f"exex: ranks{nodes} start from {sys.executable}, and only tasks from what is staged: {notes[0]}", file=sys.stderr)
+    """Tell the user if ranks start from the shared environment nevertheless.
+
+    Args:
+        notes: why, of each node; "" where they do not.
+    """
+    reasons = [note for note in notes if note]
+    if config.stage and reasons:
+        nodes = f" on {len(reasons)} of {len(notes)} nodes" if len(notes) > 1 else ""
+        text = f"ranks{nodes} start from {sys.executable}, and only tasks from what is staged: {reasons[0]}"
+        print(f"exex: {text}", file=sys.stderr, flush=True)
 
 
 def _end_the_step() -> NoReturn:
@@ -166,7 +175,7 @@ def staged_here(config: Config, library: str) -> Iterator[list[str]]:
     try:
         staged, place = _stage_alone(config, prepare)
         reaper.note_directory(staged.directory)
-        _say_why(config, [note for note in notes if note])
+        _say_why(config, notes)
         try:
             yield ["/bin/sh", os.path.join(staged.directory, staged_ranks.START)]
         finally:

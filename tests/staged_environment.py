@@ -29,7 +29,9 @@ def make_archive(directory: Path, *, copied: bool) -> Path:
         shutil.copytree(os.path.dirname(spec.origin), packages / name)
     if not copied:
         (packages / "all.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    for path in Path(sys.prefix, "lib").glob("*mpi*"):  # where mpi4py looks for it
+    for path in Path(sys.prefix, "lib").iterdir():  # where mpi4py looks for the library
+        if path.name.startswith("python"):
+            continue
         if not copied:
             (env / "lib" / path.name).symlink_to(path)
         elif path.is_dir():

@@ -74,7 +74,7 @@ class Taker:
             try:
                 prepare(self.staged)
             except OSError as error:
-                self.error = f"{self._where} cannot write to {self.staged.directory}: {error}"
+                self.error = f"{self._where} cannot make ready what is staged: {error}"
                 self.give_up()
 
     def give_up(self) -> None:

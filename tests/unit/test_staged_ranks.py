@@ -167,7 +167,7 @@ def test_what_cannot_be_made_ready_is_an_error_of_the_node(tmp_path: Path) -> No
     def prepare(staged: Staged) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(StartError, match=r"rank 3 at here cannot write to .*: \[Errno 28\]"):
+    with pytest.raises(StartError, match=r"rank 3 at here cannot make ready what is staged: \[Errno 28\]"):
         stage(Wanted("", (f"{tmp_path}/file",), str(tmp_path)), Alone(), Beat(lambda: None), {}, "rank 3 at here", prepare=prepare)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "file"]
 
