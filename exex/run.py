@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if status_is_written(os.environ) else role.status
     if isinstance(role, ClientRole):
         from exex.client import script as client_script
-        from exex.launch.foreground import take_stdio
+        from exex.launch.lent import take_stdio
         from exex.launch.notices import NOTICES, pass_over
 
         if not take_stdio(os.environ):  # `exex run` ends the script by SIGTERM; else all of this is for the guard
