@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import sys
 import tarfile
 import time

@@ -418,4 +418,3 @@ def test_where_data_is_clients_take_turns_as_well() -> None:
     assert state.ready.has_turn(waiting[2]), "the other one has had its turn"
     state.ready.pause(near.number, True)
     assert not len(state.ready.near) and state.ready.held_back() == 6
-    state.check()
