@@ -28,6 +28,7 @@ ONE_IMPORTER = {
     "click": "cli.py",
     "joblib": "integrations/joblib.py",
     "dask": "integrations/dask.py",
+    "parsl": "integrations/parsl.py",
 }
 
 
