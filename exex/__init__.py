@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from exex.client.apps import bash_app, join_app, python_app
     from exex.client.broadcast import Broadcast, broadcast
+    from exex.client.connect import Client, connect
     from exex.client.digests import id_for_memo
     from exex.client.executor import Executor, map
     from exex.client.files import File
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "exex.client.apps": ("bash_app", "join_app", "python_app"),
     "exex.client.broadcast": ("Broadcast", "broadcast"),
+    "exex.client.connect": ("Client", "connect"),
     "exex.client.digests": ("id_for_memo",),
     "exex.client.executor": ("Executor", "map"),
     "exex.client.files": ("File",),
@@ -111,6 +113,7 @@ __all__ = [
     "BashExitFailure",
     "Broadcast",
     "CacheKeyError",
+    "Client",
     "Config",
     "ConfigError",
     "DataFlowException",
@@ -139,6 +142,7 @@ __all__ = [
     "bash_app",
     "broadcast",
     "checkpoint",
+    "connect",
     "id_for_memo",
     "join_app",
     "manager_pid",

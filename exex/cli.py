@@ -39,9 +39,9 @@ def _config_options() -> list[click.Parameter]:
     return options
 
 
-def _script_arguments() -> list[click.Parameter]:
+def _script_arguments(required: bool = True) -> list[click.Parameter]:
     return [
-        click.Argument(["script"]),
+        click.Argument(["script"], required=required),
         click.Argument(["args"], nargs=-1, type=click.UNPROCESSED),
     ]
 
@@ -65,7 +65,11 @@ def _take_config(params: dict[str, Any], env: Mapping[str, str]) -> tuple[Config
     return Config.load(file, env, flags), words
 
 
-def _check_script(script: str) -> None:
+def _check_script(script: str | None, config: Config | None = None) -> None:
+    if script is None:
+        if config is not None and config.listen:
+            return
+        raise ConfigError("Missing argument 'SCRIPT'; a job without one needs --listen, to take clients from elsewhere")
     if not os.path.isfile(script):
         what = "is a directory" if os.path.isdir(script) else "does not exist"
         raise ConfigError(f"the script {script} {what} (current directory: {os.getcwd()})")
@@ -91,15 +95,15 @@ def parse_run_args(argv: Sequence[str]) -> tuple[Config, str, list[str]]:
         command = click.Command(
             "exex.run",
             context_settings=_SCRIPT_SETTINGS,
-            params=[*_config_options(), *_script_arguments()],
+            params=[*_config_options(), *_script_arguments(required=False)],
             help="Run SCRIPT as the client of an exex job; to be started on every rank by srun, mpiexec or aprun.",
         )
         try:
             with command.make_context("python -m exex.run", list(argv)) as context:
                 config, _ = _take_config(context.params, os.environ)
-                script: str = context.params["script"]
-                _check_script(script)
-                return config, script, list(context.params["args"])
+                script: str | None = context.params["script"]
+                _check_script(script, config)
+                return config, script or "", list(context.params["args"])
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
@@ -131,19 +135,19 @@ def main() -> None:
 
 
 def _run_command(**params: Any) -> None:
-    """Run SCRIPT with workers on this machine.
+    """Run SCRIPT with workers on this machine; with --listen also clients from elsewhere, or only these.
 
     Inside an allocation of several nodes use the system's launcher instead: srun python -m exex.run SCRIPT ARGS.
     """
     try:
         workers: int | None = params.pop("workers")
         config, words = _take_config(params, os.environ)
-        _check_script(params["script"])
+        _check_script(params["script"], config)
         if config.journal:
             from exex.store.beginning import check_before_start
 
             check_before_start(os.path.abspath(config.journal), config.resume)
-        sys.exit(_run(config, words, workers, [params["script"], *params["args"]]))
+        sys.exit(_run(config, words, workers, [params["script"], *params["args"]] if params["script"] else []))
     except ConfigError as error:
         print(f"exex run: {error}", file=sys.stderr)
         sys.exit(_USAGE)
@@ -180,7 +184,7 @@ _add(
             help="Workers beside the manager. Default: as many as use all cores that this process may run on.",
         ),
         *_config_options(),
-        *_script_arguments(),
+        *_script_arguments(required=False),
     ],
 )
 
@@ -481,6 +485,89 @@ def logs(task: int | None, run_dir: str, attempt: int | None, stream: str | None
     except (ExexError, OSError) as error:
         print(f"exex logs: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+# ---- exex clients, exex cancel, exex submit-call, exex shutdown ----
+
+_ADDRESS = click.option("--address", default="", metavar="HOST:PORT", help="Where to reach the job, instead of what FILE says.")
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@_ADDRESS
+def clients(file: str, address: str) -> None:
+    """List the clients of the job of connection file FILE."""
+    from exex.client.shell import clients_table
+
+    with _job_errors("clients"):
+        print(clients_table(file, address))
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--client", default="", metavar="CLIENT", help="Only tasks of this client, by name or number.")
+@click.option("--task", "tasks", multiple=True, type=click.IntRange(0), metavar="N", help="Only this task; may be repeated.")
+@_ADDRESS
+def cancel(file: str, client: str, tasks: tuple[int, ...], address: str) -> None:
+    """Cancel tasks of the job of connection file FILE; without options, all."""
+    from exex.client import shell
+
+    with _job_errors("cancel"):
+        count = shell.cancel(file, client, tasks, address)
+        print(f"{count} task{'s' * (count != 1)} cancelled")
+
+
+@main.command("submit-call", context_settings={"ignore_unknown_options": True})
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.argument("function", metavar="MODULE:FUNCTION")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--wait/--detach", default=True, help="Print what it returns, or leave it to exex results. Default: --wait.")
+@click.option("--name", default="", metavar="NAME", help="Of the client; with --detach, results are found by it.")
+@click.option("--tag", default="", metavar="TEXT", help="A word for the task.")
+@_ADDRESS
+def submit_call(**params: Any) -> None:
+    """Call a function in the job of connection file FILE. Arguments are JSON where they parse as that, else text."""
+    from exex.client import shell
+
+    with _job_errors("submit-call"):
+        if not params["wait"] and not params["name"]:
+            raise ConfigError("--detach needs --name NAME, by which the result is found")
+        file, function, words = params["file"], params["function"], params["arguments"]
+        options = {"name": params["name"], "detach": not params["wait"], "tag": params["tag"], "address": params["address"]}
+        try:
+            print(shell.submit_call(file, function, words, **options))
+        except ExexError:
+            raise
+        except Exception as error:
+            print(f"exex submit-call: {function} raised {type(error).__name__}: {error}", file=sys.stderr)
+            sys.exit(1)
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.argument("name")
+@_ADDRESS
+def results(file: str, name: str, address: str) -> None:
+    """Collect what tasks of the detached client NAME have returned; wait for those that have not ended."""
+    from exex.client import shell
+
+    with _job_errors("results"):
+        for task, app, tag, text in shell.results(file, name, address):
+            print(f"{task} {app}{f' [{tag}]' if tag else ''}: {text}")
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--cancel", "now", is_flag=True, help="Cancel tasks, instead of waiting until all are done.")
+@_ADDRESS
+def shutdown(file: str, now: bool, address: str) -> None:
+    """End the job of connection file FILE, which has no script, when all of its tasks are done."""
+    from exex.client import shell
+
+    with _job_errors("shutdown"):
+        left = shell.shutdown(file, now, address)
+        if left:
+            print(f"the job {'cancels' if now else 'ends after'} {left} task{'s' * (left != 1)}")
 
 
 # ---- exex report ----

@@ -228,6 +228,20 @@ class Config:
         256 * 1024**2, "int", "Bytes of results of apps with cache=True that the manager keeps in memory.", 0
     )
 
+    listen: str = _setting(
+        "", "text", "Take clients from other nodes at this address, [HOST:]PORT; port 0: any. No script is needed then."
+    )
+    interface: str = _setting(
+        "", "text", "Network interface, or address, under which clients find the job; unset, all that there are."
+    )
+    connection_file: str = _setting("", "text", "Where clients read how to reach the job; unset, exex-JOB.json in the directory.")
+    client_grace_s: float = _setting(
+        60.0, "float", "Seconds for which a client from elsewhere may not be heard of until its tasks are cancelled.", 5
+    )
+    client_bytes: int = _setting(
+        256 * 1024**2, "int", "Bytes of results that wait for a client from elsewhere, from which on no task of it is begun.", 1
+    )
+
     @classmethod
     def load(cls, file: str | None, env: Mapping[str, str], flags: Mapping[str, object]) -> Config:
         """Settings from all sources: `file` (else the one that EXEX_CONFIG names), then `env`, then `flags`.

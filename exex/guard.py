@@ -11,8 +11,8 @@ Between guard and rank goes a socket of JSON messages, `{"op": ...}`:
 rank -> guard: `initialising` (about to call MPI_Init), `staging` (that gets on), `staged` (what this node has; the template can
 be started), `store` (directories that this node's ranks have, to be held and removed), `watch` (MPI is up: its number, how long
 it may hang, where the guards meet, its shared memory), `ready` (handshake passed), `alive` (it turns), `client` (start the
-workflow's process), `status` (end with this status; `orderly`: everybody was told), `stop` and `probe` (at rank 0: for the guards
-of others, see alarm).
+workflow's process), `serving` (there is none: the job serves clients from elsewhere), `status` (end with this status; `orderly`:
+everybody was told), `stop` and `probe` (at rank 0: for the guards of others, see alarm).
 guard -> rank: `client-exited` (status), `notice` (a signal that announces the end of the job), `template` (a new one; its
 socket comes along as a descriptor), `died` (another rank has, and how), `here` (ranks whose guards are there).
 """
@@ -163,6 +163,7 @@ class Guard:
         self._deadline: float | None = None
         self._deadline_says = ""
         self._rank = self._template = self._client = self._recorder = 0
+        self._serves = False  # clients from elsewhere, without a script of its own
         self._status: int | None = None
         self._ready = False
         self._others_wait = True
@@ -351,6 +352,8 @@ class Guard:
             self._reaper.note_shared_memory(self._shared)
             meeting = Meeting(tuple(message["hosts"]), message["port"], bytes.fromhex(message["key"]), message["ranks"])
             self._alarm.join(meeting, int(message["rank"]), time.monotonic())
+        elif message["op"] == "serving":
+            self._serves = True
         elif message["op"] == "recorder":
             self._recorder = int(message["pid"])
         elif message["op"] == "alive":
@@ -359,16 +362,21 @@ class Guard:
             self._ready = True
             self._alive_s = time.monotonic()
             self._deadline = None
-        elif message["op"] == "stop":
-            self._alarm.tell_ranks(message["ranks"], Kind.STOP, int(message["hard"]), message["call"])
-        elif message["op"] == "probe":
-            unknown = self._alarm.tell_ranks(message["ranks"], Kind.PROBE)
-            self._control.send("here", ranks=unknown)  # who cannot be asked is not suspected
+        elif message["op"] in ("stop", "probe"):
+            self._tell_ranks(message)
         elif message["op"] == "status":
             self._status = int(message["status"])
             self._others_wait = message.get("others_wait", False)
             self._orderly = message.get("orderly", False)
             self._set_deadline(self._stop_s, "did not end in time after the job had ended")
+
+    def _tell_ranks(self, message: dict[str, Any]) -> None:
+        """What the guards of other ranks are to hear."""
+        if message["op"] == "stop":
+            self._alarm.tell_ranks(message["ranks"], Kind.STOP, int(message["hard"]), message["call"])
+        else:
+            unknown = self._alarm.tell_ranks(message["ranks"], Kind.PROBE)
+            self._control.send("here", ranks=unknown)  # who cannot be asked is not suspected
 
     def _on_staged(self, staged: dict[str, str]) -> None:
         """Start the template from what this node has, and hold that as long as this process lives."""
@@ -409,10 +417,14 @@ class Guard:
                 self._reap()
             elif self._client and number == signal.SIGINT:
                 os.kill(self._client, number)
+            elif self._serves and number in (signal.SIGINT, signal.SIGTERM):
+                self._control.send("notice", signal=number)
+                if number == signal.SIGINT or is_held_in_foreground(os.environ):
+                    self._set_deadline(2 * self._stop_s, "was told to end and did not")
             elif number == signal.SIGTERM and is_held_in_foreground(os.environ):
                 self._status = 128 + signal.SIGTERM  # `exex run` ends the job, or has died; it has notices of its own
                 self._set_deadline(0, "")
-            elif self._client:
+            elif self._client or self._serves:
                 self._control.send("notice", signal=number)
             elif number in (signal.SIGUSR1, signal.SIGUSR2):
                 pass  # for the manager, and its guard has it, too

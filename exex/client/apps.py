@@ -101,6 +101,8 @@ class App:
         future = proxy.new_future(call, payload, needs, tid, key)
         if request.near is not None:
             proxy.outbox.affinity[future._tid] = request.near._tid
+        if request.tag:
+            proxy.outbox.tags[future._tid] = request.tag
         _furnish(future, request)
         proxy.send(future)
         return future

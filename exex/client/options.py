@@ -2,8 +2,8 @@
 
 `inputs`, `outputs`, `stdout`, `stderr`, `walltime` and `parsl_resource_specification` mean what they mean in Parsl: a
 default in the function's signature counts as if it were passed, and the function gets the argument if it accepts it.
-The others (`cwd`, `env`, `retries`, `priority`, `memory`, `cores`, `gpus`, `nodes`, `exclusive` and `affinity`) are ours; a
-function that has a parameter of such a name keeps it for itself.
+The others (`cwd`, `env`, `retries`, `priority`, `memory`, `cores`, `gpus`, `nodes`, `exclusive`, `affinity` and `tag`) are ours;
+a function that has a parameter of such a name keeps it for itself.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ AUTO_LOGNAME = -1
 
 _OF_PARSL = frozenset(("inputs", "outputs", "stdout", "stderr", "walltime", "parsl_resource_specification"))
 _OF_MACHINE = ("cores", "gpus", "nodes", "exclusive")
-_OURS = frozenset(("cwd", "env", "retries", "priority", "memory", "affinity", *_OF_MACHINE))
+_OURS = frozenset(("cwd", "env", "retries", "priority", "memory", "affinity", "tag", *_OF_MACHINE))
 SPECIAL = _OF_PARSL | _OURS
 
+_MOST_TAG = 1000
 _STREAM_MODE = "a+"
 _STAGED_MODE = "w"
 
@@ -106,6 +107,7 @@ class Request(NamedTuple):
         streams: stdout and stderr as the future shows them; a File for those that become a DataFuture.
         rules: see `Rules`.
         near: task whose node the call prefers.
+        tag: by which the user finds the task again; "" if it has none.
     """
 
     args: tuple[Any, ...]
@@ -116,6 +118,7 @@ class Request(NamedTuple):
     streams: tuple[Any, Any]
     rules: Rules
     near: AppFuture | None = None
+    tag: str = ""
 
 
 class Parameters:
@@ -166,7 +169,7 @@ class Parameters:
         """
         given = {name: value for name, value in kwargs.items() if name in SPECIAL and name not in self._own}
         rest = {name: value for name, value in kwargs.items() if name not in given}
-        near = _future(given.pop("affinity", None))
+        near, tag = _future(given.pop("affinity", None)), _tag(given.pop("tag", ""))
         passed = set(given)
         for name, position in self._positions.items():
             if len(args) > position:
@@ -189,7 +192,7 @@ class Parameters:
         if ranks is not None or app.program is not None:
             program = {} if app.program is None else {**app.program._asdict(), "is_program": True}
             options["mpi"] = {**program, **(ranks or {})}
-        return Request(args, rest, options or None, hidden, _files(given.get("outputs")), streams, rules, near)
+        return Request(args, rest, options or None, hidden, _files(given.get("outputs")), streams, rules, near, tag)
 
     def _gets(self, name: str, was_passed: bool, has_changed: bool) -> bool:
         """Whether the function gets a special argument as a keyword; of defaults only those that have become others."""
@@ -267,6 +270,12 @@ def _future(value: Any) -> AppFuture | None:
         value = value.app_future
     if value is not None and not isinstance(value, AppFuture):
         raise TypeError(f"affinity must be the future of a task, near which this one is to run, not {value!r}")
+    return value
+
+
+def _tag(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > _MOST_TAG:
+        raise TypeError(f"tag must be a str of at most {_MOST_TAG} characters, not {repr(value)[:100]}")
     return value
 
 

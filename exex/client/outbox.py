@@ -90,7 +90,7 @@ class Outbox:
         taken: number of calls and promises that have left `calls` so far.
         unfinished_bytes: of the payloads of all calls that were sent and not answered.
         keys: of calls of cached apps that are not sent yet, by task number.
-        affinity: of calls that are not sent yet, the task near which they would like to run.
+        affinity: of calls that are not sent yet, the task near which they would like to run; `tags`: what the user calls them.
         unsent_large_bytes: of large payloads not sent yet, which are counted at once; the others are small.
     """
 
@@ -111,6 +111,8 @@ class Outbox:
         self._verdicts: list[tuple[Verdict, int]] = []
         self.keys: dict[TaskId, CacheKey] = {}
         self.affinity: dict[TaskId, TaskId] = {}
+        self.tags: dict[TaskId, str] = {}
+        self._first_app = 0
         self._checkpoints: list[int] = []
         self._given: dict[TaskId, dict[int, Payload]] = {}
         self._lock = threading.Lock()
@@ -127,12 +129,16 @@ class Outbox:
             number = self._numbers.get(spec)
             if number is not None:
                 return number
-            number = self._numbers[spec] = len(self._numbers)
+            number = self._numbers[spec] = self._first_app + len(self._numbers)
             if spec.function not in self._digests:
                 self._digests.add(spec.function)
                 self._new_functions[spec.function] = function
             self._new_apps.append(msgspec.structs.replace(spec, app=number))
             return number
+
+    def go_on(self, first: TaskId, first_app: int) -> None:
+        """Before anything else: an earlier client of this name has used the numbers below these."""
+        self.taken, self._first_app = first, first_app
 
     def count_large(self, size_bytes: int) -> None:
         """A large payload of this size, stored or not, is being submitted."""
@@ -245,6 +251,7 @@ class Outbox:
                 promised = True
                 self.keys.pop(future._tid, None)
                 self.affinity.pop(future._tid, None)
+                self.tags.pop(future._tid, None)
                 if type(raw) is not bytes:
                     self.count_large(-len(raw))
                     self._values.remove(raw)
@@ -311,6 +318,9 @@ class Outbox:
         affinity: dict[int, TaskId] = {}
         if self.affinity:
             affinity = {i: self.affinity.pop(future._tid) for i, future in enumerate(run) if future._tid in self.affinity}
+        tags: dict[int, str] = {}
+        if self.tags:
+            tags = {i: self.tags.pop(future._tid) for i, future in enumerate(run) if future._tid in self.tags}
         return Submit(
             first=first,
             apps=apps,
@@ -322,6 +332,7 @@ class Outbox:
             answered=answered,
             keys=keys,
             affinity=affinity,
+            tags=tags,
         )
 
     def _fulfil(self, fulfilled: list[Fulfilled]) -> Fulfil:

@@ -15,6 +15,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
 from typing import Any, Literal
 
 from exex.client.bell import Bell
+from exex.client.found import find_again
 from exex.client.futures import AppFuture
 from exex.client.inbox import CheckpointAnswer, Inbox, Lost
 from exex.client.interrupts import Shield
@@ -30,7 +31,7 @@ from exex.client.talk import LinkLost, Talk
 from exex.client.values import Values
 from exex.config import most_waiting
 from exex.errors import ManagerLost, NoManagerError, ProtocolError, WorkerLost
-from exex.protocol.messages import CacheKey, Finish, Outcome, TaskId, Verdict, Welcome
+from exex.protocol.messages import Attach, CacheKey, Finish, Outcome, TaskId, Verdict, Welcome
 from exex.protocol.payload import Large, Payload, Stored
 from exex.transport.base import Link
 
@@ -51,6 +52,7 @@ class Proxy:
         welcome: what the manager said to our Attach.
         unfinished: futures that the manager was told of and has not answered, by task number.
         journal: path of the job's journal, for messages; "" if there is none.
+        found: futures of the tasks that an earlier client of the same name has left.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Proxy:
         self.open = False
         self.asleep = False
         self.welcome: Welcome
+        self.found: list[AppFuture] = []
         self.journal = ""
         self.values = Values()
         self.outbox = Outbox(self.values)
@@ -77,6 +80,7 @@ class Proxy:
         self._thread_id = 0  # -1 in a forked child
         self._closed_because = "the job has not begun"
         self._finish: Finish | None = None
+        self._stays = False
         self._is_lost = False
         self._bell = Bell()
         self._ears = select.epoll()
@@ -416,16 +420,21 @@ class Proxy:
 
     # ---- beginning and end -------------------------------------------------------------------------------
 
-    def attach(self, title: str, timeout_s: float) -> Welcome:
+    def attach(self, attach: Attach, timeout_s: float) -> Welcome:
         """Shake hands with the manager, then start the thread.
 
         Raises:
             StartError: no answer within `timeout_s`, or a manager that cannot be used.
         """
-        self.welcome = self._talk.attach(title, timeout_s)
+        welcome = self.welcome = self._talk.attach(attach, timeout_s)
         if self._has_auto_limit:
-            self.pressure.allow(most_waiting(self.welcome.slots))
-        self.values.attach(self.welcome)
+            self.pressure.allow(most_waiting(welcome.slots))
+        self.values.attach(welcome)
+        if welcome.first or welcome.first_app:
+            self._tids = numbers(welcome.first)
+            self.outbox.go_on(welcome.first, welcome.first_app)
+            self.found = find_again(self, welcome.found, self.outbox)
+            self.pressure.update(welcome.first)
         if self._talk.fileno() >= 0:
             self._ears.register(self._talk.fileno(), select.EPOLLIN)
             self._leader_ears.register(self._talk.fileno(), select.POLLIN)
@@ -443,12 +452,14 @@ class Proxy:
         with self._talk.turn:
             return not self.outbox.ended and not len(self.outbox) and self.outbox.is_empty()
 
-    def stop(self, cancel: bool) -> None:
+    def stop(self, cancel: bool, stay: bool = False) -> None:
         """Send everything, say Finish, and end the thread. Nothing is accepted any more.
 
         Args:
             cancel: also cancel all tasks that are not done.
+            stay: do not say Finish: the tasks go on, for a client of the same name.
         """
+        self._stays = stay
         if self.open:
             self._closed_because = "the script has ended"
             self.open = False
@@ -485,7 +496,10 @@ class Proxy:
             with self._talk.turn:
                 finish = self._finish
                 if finish is not None and not self._is_lost:
-                    self._take_turn(lambda: self._talk.leave(finish, _STOP_TIMEOUT_S))
+                    stays = self._stays
+                    self._take_turn(lambda: self._talk.leave(None if stays else finish, _STOP_TIMEOUT_S))
+                    if stays:
+                        self._lose("this client has left; exex.connect() with the same name finds its tasks again")
             self._call_back()
         except BaseException as error:
             with self._talk.turn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from exex.client import lazy
@@ -15,12 +15,13 @@ from exex.client.promises import accept_foreign_futures
 from exex.client.proxy import Proxy
 from exex.client.retries import RetryHandler, TaskRecord
 from exex.client.threads import Threads
-from exex.errors import ConfigError, NoManagerError
+from exex.errors import ConfigError, NoManagerError, StartError
 from exex.protocol import context
 from exex.protocol import payload as payloads
-from exex.protocol.messages import Verdict
+from exex.protocol.messages import Attach, Verdict
 from exex.protocol.payload import Payload
 from exex.transport.base import Link
+from exex.version import __version__
 
 if TYPE_CHECKING:
     from exex.client.mapping import Mapping
@@ -42,6 +43,7 @@ class Settings:
         internal_tasks_max_threads: threads for the bodies of join apps.
         start_timeout_s: within which the manager must answer.
         journal: absolute path of the job's journal; "" if there is none.
+        attach: how a client that the job did not start introduces itself; None: this is the job's script.
     """
 
     title: str = ""
@@ -52,6 +54,7 @@ class Settings:
     internal_tasks_max_threads: int = 10
     start_timeout_s: float = 60.0
     journal: str = ""
+    attach: Attach | None = None
 
 
 class Session:
@@ -105,9 +108,11 @@ class Session:
         for future in self.proxy.outbox.open_futures():
             future._wait()
 
-    def finish(self, cancel: bool) -> str:
+    def finish(self, cancel: bool, stay: bool = False) -> str:
         """End the session. See the function of the same name."""
-        while not cancel and self.proxy.open:
+        for mapping in list(self.mappings) if stay else ():
+            mapping.run_out()
+        while not (cancel or stay) and self.proxy.open:
             for mapping in list(self.mappings):
                 mapping.run_out()
             self.wait()
@@ -115,7 +120,7 @@ class Session:
                 break
             time.sleep(_PAUSE_S)  # a callback is running
         lost = self.proxy.lost_because() if self.settings.journal else ""
-        self.proxy.stop(cancel)
+        self.proxy.stop(cancel, stay)
         words = self.proxy.inbox.last_words()
         return "; ".join(filter(None, (words, lost)))
 
@@ -130,8 +135,13 @@ def start(link: Link, settings: Settings) -> Session:
         StartError: there is one already, or the manager does not answer as it should.
     """
     global _current  # noqa: PLW0603
+    if _current is not None and _current.proxy.open:
+        raise StartError("this process is the client of a job already; one process is the client of one job at a time")
     session = Session(link, settings)
-    session.proxy.attach(settings.title, settings.start_timeout_s)
+    attach = settings.attach or Attach(version=__version__, pid=os.getpid(), title=settings.title)
+    session.proxy.attach(attach, settings.start_timeout_s)
+    if settings.attach is not None and session.proxy.welcome.journal:
+        session.settings = replace(settings, journal=session.proxy.welcome.journal)
     accept_foreign_futures(session.foreign_call)
     _current = session
     return session
@@ -147,8 +157,11 @@ def is_current(session: Session) -> bool:
     return _current is session
 
 
-def finish(cancel: bool) -> None:
+def finish(cancel: bool, stay: bool = False) -> None:
     """End the session: wait for all tasks, or cancel them; then leave the manager. Idempotent.
+
+    Args:
+        stay: leave at once; the tasks of a detached client go on.
 
     Prints a line to stderr if tasks have failed and nobody has asked for their results.
     """
@@ -156,7 +169,7 @@ def finish(cancel: bool) -> None:
     session = _current
     if session is None:
         return
-    words = session.finish(cancel)
+    words = session.finish(cancel, stay)
     _current = None
     if words:
         print(f"exex: {words}", file=sys.stderr, flush=True)
@@ -182,7 +195,7 @@ def current(what: str) -> Session:
         name = os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0].endswith(".py") else "script.py"
         raise NoManagerError(
             f"{what} was called outside an exex job: start the script by `exex run {name}` "
-            f"or `mpiexec -n 5 python -m exex.run {name}`"
+            f"or `mpiexec -n 5 python -m exex.run {name}`, or connect to a job that listens by exex.connect(FILE)"
         )
     session.proxy.check_open(what)
     return session

@@ -8,7 +8,6 @@ and then its value goes with the call, or its failure fails the call here.
 
 from __future__ import annotations
 
-import os
 import select
 import threading
 import time
@@ -56,7 +55,7 @@ class Talk:
         """Of the link; -1 if it must be polled."""
         return self._link.fileno()
 
-    def attach(self, title: str, timeout_s: float) -> Welcome:
+    def attach(self, attach: Attach, timeout_s: float) -> Welcome:
         """Shake hands with the manager.
 
         Raises:
@@ -65,7 +64,7 @@ class Talk:
         """
         give_up_s = time.monotonic() + timeout_s
         try:
-            self._send(Attach(version=__version__, pid=os.getpid(), title=title))
+            self._send(attach)
         except ConnectionError as error:
             raise ManagerLost(f"there is no manager at the other end ({error}); see what rank 0 printed") from error
         while (received := self._link.receive()) is None:
@@ -114,7 +113,7 @@ class Talk:
             if received is None:
                 return heard > 0
             if received[1] is GONE:
-                raise LinkLost("the manager has ended")
+                raise LinkLost(getattr(self._link, "error", "") or "the manager has ended")
             message = self._decoder.decode(received[1])
             if isinstance(message, Answer):
                 if self._decoder.stored:
@@ -150,11 +149,14 @@ class Talk:
         except ConnectionError:
             return False  # what is received next says so
 
-    def leave(self, finish: Finish, timeout_s: float) -> bool:
-        """Say Finish, and stay until it has left, for `timeout_s` at most."""
-        self._send(finish)
+    def leave(self, finish: Finish | None, timeout_s: float) -> bool:
+        """Say Finish, if that is to be said, and stay until all has left, for `timeout_s` at most."""
+        if finish is not None:
+            self._send(finish)
+        else:
+            self.acknowledge()  # what has come is collected
         give_up_s = time.monotonic() + timeout_s
-        while self._link.progress() and time.monotonic() < give_up_s:
+        while (self._link.progress() or self._link.transferring()) and time.monotonic() < give_up_s:
             time.sleep(_PAUSE_S)
         return True
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from exex.errors import ProtocolError
-from exex.manager import transitions
+from exex.manager import transitions, visitors
 from exex.manager.memo import Journal
 from exex.manager.settings import Settings
 from exex.manager.state import ClientRecord, ManagerState
@@ -21,6 +21,8 @@ from exex.protocol.messages import (
     Finish,
     Fulfil,
     JobEnds,
+    Order,
+    Ordered,
     Promise,
     Release,
     Spread,
@@ -30,7 +32,7 @@ from exex.protocol.messages import (
     Welcome,
 )
 from exex.record.recorder import Recorder
-from exex.transport.base import GONE, Server
+from exex.transport.base import GONE, SCRIPT, Server
 
 MESSAGES_A_TURN = 256
 _MOST_QUOTED = 500  # characters of what a refused client has made us say
@@ -63,6 +65,7 @@ class Clients:
         link: by the link's own numbers; None until the loop listens.
         records: of those that are attached, by the link's number.
         waiting: those that attached before every worker was up.
+        ordered: to end the job: "wait" for all tasks, or "cancel" them; "" if nobody has said so.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Clients:
         self.link: Server | None = None
         self.records: dict[int, ClientRecord] = {}
         self.waiting: list[tuple[int, Attach]] = []
+        self.ordered = ""
         self._refused: set[int] = set()  # they hear and say nothing any more
         self._is_open = False
         self._settings = settings
@@ -109,9 +113,18 @@ class Clients:
 
     def _on_gone(self, number: int) -> None:
         self._forget_waiting(number)
+        self._refused.discard(number)
         client = self.records.pop(number, None)
-        if client is not None:
+        if client is None:
+            return
+        if client.labels is None:
             self._finish(client, cancel=not self._settings.detach)
+            return
+        if client.labels.who.detach and not client.finished:
+            visitors.on_left(self._state, client)
+        if not client.labels.who.detach or not (client.unfinished or client.kept):
+            self._finish(client, cancel=True)
+        self._state.data.sweep(f"c{client.number}.")
 
     def _on_message(self, number: int, client: ClientRecord | None, message: Any) -> None:
         if type(message) is Attach:
@@ -119,11 +132,15 @@ class Clients:
                 self._refuse(number, "it has said Attach twice")
             elif message.version != self._settings.version:
                 self._refuse(number, f"this is exex {self._settings.version}, the client is exex {message.version}")
+            elif self._is_visitor(number) and (why := visitors.why_not(self._state, message, self._settings.python)):
+                self._refuse(number, why)
             elif not self._is_open:
                 self.waiting.append((number, message))
             else:
                 self._welcome(number, message)
-        elif client is None:
+        elif type(message) is Order and self._is_visitor(number):
+            self._on_order(number, message)
+        elif client is None or type(message) is Order:
             self._refuse(number, "the first message must be Attach")
         elif type(message) is Checkpoint:
             self._on_checkpoint(number, message)
@@ -148,8 +165,28 @@ class Clients:
         else:
             self._journal.checkpoint((number, message.number))
 
+    def _is_visitor(self, number: int) -> bool:
+        """Whether it is not the job's own script."""
+        return self._settings.listens and number != SCRIPT
+
+    def _on_order(self, number: int, order: Order) -> None:
+        count, error = 0, ""
+        if order.version != self._settings.version:
+            error = f"this is exex {self._settings.version}, and not {order.version}"
+        elif order.what == "cancel":
+            count, error = visitors.cancel(self._state, order.client, order.tasks)
+        elif order.what == "shutdown" and self._settings.has_script:
+            error = "the job runs a script, and ends with it"
+        elif order.what == "shutdown":
+            self.ordered = "cancel" if order.cancel else self.ordered or "wait"
+        self.send(number, Ordered(error=error, clients=visitors.rows(self._state), cancelled=count))
+
     def _welcome(self, number: int, message: Attach) -> None:
-        client = self.records[number] = transitions.on_attach(self._state, message)
+        if self._is_visitor(number):
+            client = visitors.on_attach(self._state, message, self._settings.client_bytes)
+        else:
+            client = transitions.on_attach(self._state, message)
+        self.records[number] = client
         welcome = Welcome(
             version=self._settings.version,
             client=client.number,
@@ -160,6 +197,10 @@ class Clients:
             nodes=self._state.nodes.shapes(),
             store=self._settings.store,
             keep_bytes=self._settings.keep_bytes,
+            first=max(0, client.used.end() - client.base),
+            first_app=max(client.apps, default=-1) + 1,
+            found=visitors.found(self._state, client),
+            journal=self._settings.journal,
         )
         self.send(number, welcome)
 
@@ -224,5 +265,5 @@ class Clients:
 
     def cancel_all(self) -> None:
         """They are gone: end their tasks."""
-        for client in self.records.values():
+        for client in list(self._state.clients.values()):
             self._finish(client, cancel=True)

@@ -45,7 +45,7 @@ def _check_tasks(state: ManagerState) -> None:
                 assert dependent.values is not None and dependent.values[place] is None, (task, dependent)
     assert state.losses.keys() <= state.tasks.keys()
     assert state.ready.affinity.keys() <= state.tasks.keys()
-    queued = state.ready.count, len(state.ready.near), state.ready.line.count
+    queued = state.ready.count, state.ready.held_back(), len(state.ready.near), state.ready.line.count
     assert ready == sum(queued), (ready, queued)
     assert all(task.status == Status.READY for task in state.tasks.values() if task.id in state.ready.near)
     assert shelved == state.shelved, (shelved, state.shelved)

@@ -425,6 +425,17 @@ class ManagerLoop:
             self._clients.tell_of_end(error)
             self.stop(error)
 
+    def ordered(self) -> str:
+        """What somebody has ordered from the shell: to `wait` for all tasks and end, or to `cancel` them; "" for nothing."""
+        return self._clients.ordered
+
+    def end(self, reason: str) -> None:
+        """End the job in order, and tell the clients why."""
+        if self._stop_by_s is None:
+            self._clients.tell_of_end(reason)
+            self._clients.cancel_all()
+            self.stop()
+
     def stop(self, reason: str = "") -> None:
         """Tell every worker to stop; `finished` turns true when all have answered."""
         if self._stop_by_s is not None:

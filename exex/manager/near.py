@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from exex.manager.records import Kept, StoreRecord, records_of
-from exex.protocol.messages import TaskId
+from exex.protocol.messages import CLIENT_SHIFT, TaskId
 
 if TYPE_CHECKING:
     from exex.manager.task import Task
@@ -89,6 +89,10 @@ class Near:
         while (end_s := self.end_s()) is not None and end_s <= now_s:
             taken.append(self.take(heapq.heappop(self._ends)[1]))
         return taken
+
+    def take_all_of(self, client: int) -> list[Task]:
+        """Remove and return those of a client. O(all)."""
+        return [self.take(number) for number in list(self._stores) if number >> CLIENT_SHIFT == client]
 
 
 def preferred(task: Task) -> tuple[StoreRecord, float] | None:

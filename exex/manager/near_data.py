@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from exex.manager.assigning import assign, fits_in_time, is_first_below
+from exex.manager.assigning import assign, fits_in_time
 from exex.manager.near import preferred
 from exex.manager.nodes import WorkerRecord
 from exex.manager.records import StoreRecord
@@ -66,7 +66,7 @@ def _place_at(state: ManagerState, store: StoreRecord) -> None:
         while task is not None and not worker.leaving and worker.held < worker.open:
             near.take(task.id)
             assert task.app is not None
-            if is_first_below(state, task.app.spec.priority) or not fits_in_time(state, task.app):
+            if not fits_in_time(state, task.app) or not state.ready.has_turn(task):
                 state.ready.add(task)
             else:
                 assign(state, worker, [task])

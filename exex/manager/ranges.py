@@ -36,6 +36,10 @@ class Ranges:
             firsts.insert(at, first)
             ends.insert(at, end)
 
+    def end(self) -> int:
+        """One more than the largest number in it; 0 if it is empty."""
+        return self._ends[-1] if self._ends else 0
+
     def __len__(self) -> int:
         """How many ranges there are."""
         return len(self._firsts)

@@ -23,7 +23,7 @@ from exex.manager.nodes import WorkerRecord
 from exex.manager.state import ManagerState
 from exex.manager.stock import MOST_RETURNS
 from exex.manager.task import LEAST_TASK_S, Status, Task
-from exex.protocol.messages import Done, Outcome, Rank, Retract, Returned, TaskId
+from exex.protocol.messages import CLIENT_SHIFT, Done, Outcome, Rank, Retract, Returned, TaskId
 from exex.protocol.payload import Payload
 
 WORTH_S = 0.002
@@ -58,7 +58,7 @@ def retract(state: ManagerState) -> None:
     if state.ready.count:
         first = state.ready.first()
         if first is not None and first.app is not None and first.app.spec.priority < stock.lowest:
-            _make_way(state, first.app.spec.priority)
+            _make_way(state, first)
     elif state.free:
         _share(state)
 
@@ -141,8 +141,8 @@ def _share(state: ManagerState) -> None:
         idle -= _ask(state, worker, most) / a_slot
 
 
-def _make_way(state: ManagerState, priority: int) -> None:
-    """Tasks of a priority wait for a slot: where worse ones are queued, one comes free as soon as one ends.
+def _make_way(state: ManagerState, first: Task) -> None:
+    """Tasks like this one wait for a slot: where worse ones of its client are queued, one comes free as soon as one ends.
 
     From as many slots as tasks wait, those with the longest queues. Not where nothing moves: a slot there comes free late.
     """
@@ -150,7 +150,7 @@ def _make_way(state: ManagerState, priority: int) -> None:
     for queued_s, _, worker in heapq.nlargest(LOOKED_AT, _queues(state)):
         if wanted <= 0 or queued_s < WORTH_S:
             break
-        if not _is_stuck(state, worker) and _ask(state, worker, worker.held - worker.room, priority):
+        if not _is_stuck(state, worker) and _ask(state, worker, worker.held - worker.room, first):
             wanted -= max(1, worker.room)
 
 
@@ -163,11 +163,11 @@ def _drain(state: ManagerState, worker: WorkerRecord) -> None:
         _ask(state, worker, worker.held - worker.room)
 
 
-def _ask(state: ManagerState, worker: WorkerRecord, most: int, below: int | None = None) -> int:
+def _ask(state: ManagerState, worker: WorkerRecord, most: int, below: Task | None = None) -> int:
     """Ask for up to `most` of a worker's tasks, those that it got last. O(tasks).
 
     Args:
-        below: only those with a higher priority number.
+        below: only those of this one's client with a higher priority number than it has; between clients these do not count.
 
     Returns:
         How many were asked for.
@@ -175,7 +175,7 @@ def _ask(state: ManagerState, worker: WorkerRecord, most: int, below: int | None
     stock, wanted = state.stock, list[TaskId]()
     for task in islice(reversed((worker.tasks or {}).values()), max(0, most)):
         assert task.app is not None
-        if below is not None and task.app.spec.priority <= below:
+        if below is not None and not _is_worse(task, below):
             break
         if task.app.request is None and task.id not in state.ready.affinity and stock.returns.get(task.id, 0) < MOST_RETURNS:
             wanted.append(task.id)
@@ -185,6 +185,11 @@ def _ask(state: ManagerState, worker: WorkerRecord, most: int, below: int | None
     stock.asked[worker.rank] = frozenset(wanted)
     stock.outgoing.append((worker.rank, Retract(tasks=wanted)))
     return len(wanted)
+
+
+def _is_worse(task: Task, than: Task) -> bool:
+    assert task.app is not None and than.app is not None
+    return task.id >> CLIENT_SHIFT == than.id >> CLIENT_SHIFT and task.app.spec.priority > than.app.spec.priority
 
 
 # ---- what comes back ------------------------------------------------------------------------------------------

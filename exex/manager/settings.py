@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from exex.manager.labels import MOST_BYTES
 from exex.manager.memo import MEMORY_BYTES
 from exex.protocol.messages import Rank
 
@@ -23,6 +24,10 @@ class Settings:
         store: directory of the store of this node, for clients; "" if there is none.
         store_key: rank 0's `Hello.store`; "" if it has no store.
         keep_bytes: arguments of at least so many bytes are to be put there by clients; 0 for none.
+        listens: clients other than the job's own script may come.
+        has_script: there is such a script, and the job ends with it.
+        client_bytes: of results that may wait for a client that comes over the network.
+        journal: absolute path; "" if there is none.
         grace_s: between telling a function on a communicator to stop and killing its ranks.
     """
 
@@ -42,3 +47,7 @@ class Settings:
     store: str = ""
     store_key: str = ""
     keep_bytes: int = 0
+    listens: bool = False
+    has_script: bool = True
+    client_bytes: int = MOST_BYTES
+    journal: str = ""

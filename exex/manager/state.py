@@ -10,6 +10,7 @@ import msgspec
 
 from exex.errors import ProtocolError
 from exex.manager.grants import Holding
+from exex.manager.labels import Labels
 from exex.manager.line import Shape
 from exex.manager.longest import size_of
 from exex.manager.memo import Memo
@@ -43,10 +44,12 @@ class ClientRecord:
         owned: stored payloads for which it may still ask, or which it may give to a call, by the names that it knows.
         hurry: its next Answer holds more than values that other tasks have waited for.
         held_since_s: when the oldest outcome in its next Answer was held back; negative if none is.
+        labels: what is known of its tasks beyond that, if it is a remote one; None of the job's own client.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, labels: Labels | None = None) -> None:
         self.number = number
+        self.labels = labels
         self.base: TaskId = number << CLIENT_SHIFT
         self.apps: dict[int, App] = {}
         self.kept: dict[TaskId, tuple[int, Payload]] = {}
@@ -58,6 +61,10 @@ class ClientRecord:
         self.owned: dict[str, Kept] = {}
         self.sequence = 0
         self.clear_answer()
+
+    def can_be_asked(self) -> bool:
+        """Whether it is there to judge a failed attempt."""
+        return not self.finished and (self.labels is None or self.labels.attached)
 
     def clear_answer(self) -> None:
         """Begin the columns of the next Answer."""
@@ -98,7 +105,10 @@ class ClientRecord:
     def applied(self, sequence: int) -> None:
         """Let go of the values of all Answers up to `sequence`."""
         while self.unapplied and self.unapplied[0][0] <= sequence:
-            for task in self.unapplied.popleft()[1]:
+            tasks = self.unapplied.popleft()[1]
+            if self.labels is not None:
+                self.labels.applied(tasks, self.kept)
+            for task in tasks:
                 self.kept.pop(task, None)
 
 
@@ -281,6 +291,7 @@ class ManagerState:
     def forget_client(self, client: ClientRecord) -> None:
         """Nothing of a client is left: its record goes, and so do apps and functions that only it has used."""
         del self.clients[client.number]
+        self.ready.forget_client(client.number)
         for app in client.apps.values():
             del self.apps[app.number]
         for digest in client.functions.difference(*(other.functions for other in self.clients.values())):
@@ -309,8 +320,8 @@ class ManagerState:
         if outcome == Outcome.CANCELLED:
             return  # the client knows: it asked for it
         client.kept[task.id] = (outcome, payload)
-        if type(payload) is Kept:
-            client.owned[payload.name] = payload
+        if client.labels is not None or type(payload) is Kept:
+            self._note_result(client, task, payload)
         if task.dependents is None or outcome != Outcome.DONE:
             client.hurry = True
         if causes:
@@ -318,6 +329,13 @@ class ManagerState:
         client.tasks.append(task.id)
         client.outcomes.append(outcome)
         client.payloads.append(payload)
+
+    def _note_result(self, client: ClientRecord, task: Task, payload: Payload) -> None:
+        """A client may name what is stored; what waits for a remote one is counted."""
+        if type(payload) is Kept:
+            client.owned[payload.name] = payload
+        if client.labels is not None and client.labels.ended(task, payload):
+            self.ready.pause(client.number, True)
 
     def _is_only_made_again(self, client: ClientRecord, task: Task, outcome: int, payload: Payload) -> bool:
         """Let go of what a task needed. True if it has only made again what was lost: then that is there now, or cannot be."""

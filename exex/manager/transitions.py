@@ -11,6 +11,7 @@ from typing import Any
 
 from exex.errors import ProtocolError, WorkerLost
 from exex.manager import grants, keeping, teams
+from exex.manager.labels import Labels
 from exex.manager.near_data import wait_near
 from exex.manager.nodes import WorkerRecord
 from exex.manager.records import Again
@@ -42,9 +43,9 @@ from exex.protocol.payload import Payload, Stored
 # ---- clients --------------------------------------------------------------------------------------------------
 
 
-def on_attach(state: ManagerState, msg: Attach) -> ClientRecord:
+def on_attach(state: ManagerState, msg: Attach, labels: Labels | None = None) -> ClientRecord:
     """A new client. Its number is the next free one."""
-    client = ClientRecord(state.next_client)
+    client = ClientRecord(state.next_client, labels)
     state.next_client += 1
     state.clients[client.number] = client
     return client
@@ -66,7 +67,7 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
         if number not in client.apps and number not in named:
             raise ProtocolError(f"client {client.number}: calls an app {number} that it never named")
     _check_needs(state, client, msg)
-    client.applied(msg.answered)
+    _applied(state, client, msg.answered)
     state.functions.update(msg.functions)
     client.functions.update(msg.functions)
     for spec in msg.apps:
@@ -80,6 +81,8 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
     state.tasks.update((task.id, task) for task in new)
     state.counts.submitted += count
     client.unfinished += count
+    if msg.tags and client.labels is not None:
+        client.labels.tags.update((first + i, tag) for i, tag in msg.tags.items())
     if msg.affinity:
         state.ready.affinity.update((first + i, client.base + other) for i, other in msg.affinity.items())
     if len(apps) == 1 and not msg.needs and not msg.keys and not msg.affinity and not state.data.changed:
@@ -235,7 +238,13 @@ def on_applied(state: ManagerState, client: ClientRecord, msg: Applied) -> None:
         ProtocolError: an Answer that it was never sent.
     """
     client.check_answered(msg.answered)
-    client.applied(msg.answered)
+    _applied(state, client, msg.answered)
+
+
+def _applied(state: ManagerState, client: ClientRecord, answered: int) -> None:
+    client.applied(answered)
+    if client.labels is not None and client.labels.has_room():
+        state.ready.pause(client.number, False)
 
 
 def on_finish(state: ManagerState, client: ClientRecord, msg: Finish) -> None:
@@ -251,6 +260,7 @@ def on_finish(state: ManagerState, client: ClientRecord, msg: Finish) -> None:
     if not client.unfinished:
         state.forget_client(client)
         return
+    state.ready.pause(client.number, False)
     for task in [task for task in state.tasks.values() if task.id >> CLIENT_SHIFT == client.number]:
         waits_for_client = task.app is None or task.status == Status.ASKING
         if (msg.cancel or waits_for_client) and state.tasks.get(task.id) is task:
@@ -273,6 +283,8 @@ def on_release(state: ManagerState, client: ClientRecord, msg: Release) -> None:
     """Stored payloads that the client will not name any more; others may still need them."""
     for name in msg.names:
         client.owned.pop(name, None)
+        if client.labels is not None:
+            client.labels.unfetched.pop(name, None)
 
 
 def on_spread(state: ManagerState, client: ClientRecord, msg: Spread) -> None:
@@ -427,7 +439,7 @@ def _attempt_failed(state: ManagerState, task: Task, app: App, outcome: int, err
         _attempt_lost(state, task, state.broken.pop(task.id))
     elif outcome == Outcome.STARVED:
         _attempt_starved(state, task)
-    elif app.spec.asks and not isinstance(task, Again) and not state.clients[task.id >> CLIENT_SHIFT].finished:
+    elif app.spec.asks and not isinstance(task, Again) and state.clients[task.id >> CLIENT_SHIFT].can_be_asked():
         task.status = Status.ASKING
         client = state.clients[task.id >> CLIENT_SHIFT]
         client.tasks.append(task.id)

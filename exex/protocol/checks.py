@@ -19,6 +19,7 @@ from exex.protocol.messages import (
     Absent,
     AppSpec,
     Assign,
+    Attach,
     Brought,
     Cancel,
     Chunk,
@@ -32,6 +33,7 @@ from exex.protocol.messages import (
     Holds,
     Join,
     Kind,
+    Order,
     Outcome,
     Part,
     Promise,
@@ -161,6 +163,20 @@ def submit(msg: Submit) -> None:
     if msg.affinity:
         _require(min(msg.affinity) >= 0 and max(msg.affinity) < count, "an affinity of a call that is not there")
         _tasks(list(msg.affinity.values()))
+    if msg.tags:
+        _require(min(msg.tags) >= 0 and max(msg.tags) < count, "a tag of a call that is not there")
+        _require(max(map(len, msg.tags.values())) <= MOST_NAME, "a tag that long")
+
+
+def attach(msg: Attach) -> None:
+    """Names that can be shown."""
+    _require(max(map(len, (msg.title, msg.python, msg.host, msg.name))) <= MOST_NAME, "a name that long")
+
+
+def order(msg: Order) -> None:
+    """Something that there is."""
+    _require(msg.what in ("clients", "cancel", "shutdown"), f"an order of the unknown kind {msg.what[:100]!r}")
+    _tasks(msg.tasks)
 
 
 def _keys(msg: Submit) -> None:
@@ -307,6 +323,8 @@ def brought(msg: Brought) -> None:
 
 
 CHECKS: dict[type, Callable[[Any], None]] = {
+    Attach: attach,
+    Order: order,
     Submit: submit,
     Promise: promise,
     Fulfil: fulfil,

@@ -164,6 +164,10 @@ class Attach(Message, frozen=True, tag=1):
     version: str
     pid: int
     title: str  # of the workflow, for people
+    python: str = ""  # version, of a client that the job did not start itself
+    host: str = ""
+    name: str = ""  # of the client; with it a detached one is found again
+    detach: bool = False  # when it leaves, its tasks go on, and their results wait for a client of this name
 
 
 class Submit(Message, frozen=True, tag=2):
@@ -179,6 +183,7 @@ class Submit(Message, frozen=True, tag=2):
     answered: int  # sequence number of the last Answer that the client has applied
     keys: dict[int, CacheKey] = {}  # i -> key, where call i is of a cached app
     affinity: dict[int, TaskId] = {}  # i -> task near whose node call i would like to run; it need not exist any more
+    tags: dict[int, str] = {}  # i -> what the user calls it, to find it again
 
 
 class Promise(Message, frozen=True, tag=3):
@@ -247,7 +252,40 @@ class Spread(Message, frozen=True, tag=12):
     payload: Payload
 
 
+class Order(Message, frozen=True, tag=13):
+    """Client -> manager: from the shell, of somebody who submits nothing. May be the first message; answered by Ordered."""
+
+    version: str
+    what: str  # clients, cancel or shutdown
+    client: str = ""  # cancel: only tasks of the client of this name or number; "" for all
+    tasks: list[TaskId] = []  # cancel: only these
+    cancel: bool = False  # shutdown: do not wait for tasks
+
+
 # ---- manager -> client ----------------------------------------------------------------------------------------
+
+
+class Found(Struct, frozen=True, array_like=True):
+    """A task that a detached client of this name has left, and whose result nobody has collected."""
+
+    task: TaskId
+    app: str
+    tag: str
+
+
+class ClientRow(Struct, frozen=True, array_like=True):
+    """A client, for people."""
+
+    number: int
+    name: str
+    title: str
+    host: str
+    pid: int
+    attached: bool
+    unfinished: int  # tasks
+    uncollected: int  # results
+    uncollected_bytes: int
+    paused: bool  # its tasks wait until results are collected
 
 
 class Welcome(Message, frozen=True, tag=20):
@@ -262,6 +300,10 @@ class Welcome(Message, frozen=True, tag=20):
     nodes: list[NodeShape] = []  # all that there are, so that impossible calls fail at once
     store: str = ""  # directory of the store of rank 0's node, for a client that finds it there; "": none
     keep_bytes: int = 0  # arguments of at least so many bytes go into it; 0: none
+    first: TaskId = 0  # the number from which on none was used: for the client's first task
+    first_app: int = 0
+    found: list[Found] = []
+    journal: str = ""  # absolute path; "" if there is none
 
 
 class Answer(Message, frozen=True, tag=21):
@@ -286,6 +328,14 @@ class Checkpointed(Message, frozen=True, tag=23):
 
     number: int
     error: str  # why it is not in the journal; "" if it is
+
+
+class Ordered(Message, frozen=True, tag=25):
+    """Manager -> client: answer to Order."""
+
+    error: str = ""  # why it is not done; "" if it is
+    clients: list[ClientRow] = []
+    cancelled: int = 0  # tasks
 
 
 class Brought(Message, frozen=True, tag=24):
@@ -467,8 +517,10 @@ class Leave(Message, frozen=True, tag=64):
     together: bool  # no rank is lost: leave by MPI_Finalize, which would else never return
 
 
-FromClient = Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish | Checkpoint | Want | Release | Spread
+FromClient = (
+    Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish | Checkpoint | Want | Release | Spread | Order
+)
 FromWorker = Hello | Done | Part | Returned | Bye | Beat | Holds | Fetch | Chunk | Here | Absent
-ToClient = Welcome | Answer | JobEnds | Checkpointed | Brought
+ToClient = Welcome | Answer | JobEnds | Checkpointed | Brought | Ordered
 ToWorker = Assign | Drop | Retract | Join | Stop | Leave | Beat | Free | Copy | Fetch | Chunk | Here | Absent
 AnyMessage = Any

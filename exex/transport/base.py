@@ -14,6 +14,10 @@ GONE: list[Buffer] = []
 """Received in place of a message: this peer has closed its end or has died, and nothing more will come from it."""
 
 
+SCRIPT = 0
+"""The number of the job's own script among the manager's peers; those of clients that come over the network are higher."""
+
+
 class Link(Protocol):
     """One end of a transport. Owned by one thread."""
 

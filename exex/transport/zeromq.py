@@ -1,185 +1,299 @@
-"""Messages over ZeroMQ: between the manager and its clients. The only importer of pyzmq.
+"""Sockets of ZeroMQ with CURVE: one that clients come to, and theirs. The only importer of pyzmq.
 
-The manager's end is a ROUTER, a client's a DEALER. The first frame of a client's connection is its token: it is
-compared before anything else of that peer is looked at, and a peer without it is not answered. A message of one empty
-frame is the end of either side.
+A connection whose key is not among those allowed is refused in its handshake: nothing that it sends is read. Both ends prove
+their keys, everything is encrypted, and what was recorded on one connection is nothing to another.
 """
 
 from __future__ import annotations
 
-import hmac
 import os
-import stat
+import select
+import struct
 from collections import deque
+from typing import Any
 
 import zmq
+from zmq.utils import z85
 
 from exex.errors import StartError
 from exex.protocol.payload import Buffer
-from exex.transport.base import GONE
-
-_LARGE_BYTES = 64 * 1024  # from here on a copy costs more than zmq's bookkeeping for uncopied frames
-_KNOCK = b"exex-knock"
-_END = b""
 
 MOST_FRAME_BYTES = 1 << 36
 """A larger frame costs its sender the connection; ZeroMQ looks at the length before it allocates."""
 
+_LARGE_BYTES = 64 * 1024  # from here on a copy costs more than zmq's bookkeeping for uncopied frames
+_HEARTBEAT_MS = 5000
+_DEAD_MS = 20000
+_HANDSHAKE_MS = 10000
+_EVENT = struct.Struct("=HI")
+_MOST_REFUSALS = 100
 
-def _frames(parts: list[zmq.Frame]) -> list[Buffer]:
+_BROKEN = {
+    zmq.EVENT_DISCONNECTED: "the connection broke",
+    zmq.EVENT_CLOSED: "nobody listens there",
+    zmq.EVENT_CONNECT_RETRIED: "nobody listens there",
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "its key is refused",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "who listens there does not have the key of this job",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "who listens there does not have the key of this job",
+}
+
+
+def new_keys() -> tuple[str, str]:
+    """A public key and its secret, as text of 40 characters each."""
+    public, secret = zmq.curve_keypair()
+    return public.decode(), secret.decode()
+
+
+def is_key(text: str) -> bool:
+    """Whether a text is a key."""
+    try:
+        return len(text) == 40 and len(z85.decode(text.encode())) == 32
+    except (ValueError, KeyError, struct.error):
+        return False
+
+
+def _frames(parts: list[Any]) -> list[Buffer]:
     return [part.buffer if len(part) >= _LARGE_BYTES else part.bytes for part in parts]
 
 
-class _Socket:
-    def __init__(self, kind: int) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(kind)
-        self._socket.set_hwm(0)
-        self._socket.linger = 1000
-        self._socket.maxmsgsize = MOST_FRAME_BYTES
-        self._unsent: deque[list[Buffer]] = deque()
+def _is_small(frames: list[Buffer]) -> bool:
+    return all(len(frame) < _LARGE_BYTES if type(frame) is bytes else memoryview(frame).nbytes < _LARGE_BYTES for frame in frames)
 
-    def _put(self, parts: list[Buffer]) -> None:
-        self._unsent.append(parts)
-        self.progress()
 
-    def progress(self) -> bool:
-        """See `Link.progress`."""
-        while self._unsent:
-            parts = self._unsent[0]
-            try:
-                self._socket.send_multipart(parts, zmq.NOBLOCK, copy=max(map(len, parts)) < _LARGE_BYTES)
-            except zmq.Again:
-                return True
-            except zmq.ZMQError as error:
-                if error.errno != zmq.EHOSTUNREACH:
-                    raise
-                self._unreachable(bytes(parts[0]))
-            self._unsent.popleft()
-        return False
+def _new_socket(context: Any, kind: int) -> Any:
+    socket = context.socket(kind)
+    socket.set_hwm(0)  # what may be under way is bounded by the sessions
+    socket.maxmsgsize = MOST_FRAME_BYTES
+    socket.heartbeat_ivl = _HEARTBEAT_MS
+    socket.heartbeat_timeout = _DEAD_MS
+    socket.handshake_ivl = _HANDSHAKE_MS
+    socket.ipv6 = True
+    return socket
 
-    def _unreachable(self, identity: bytes) -> None:
-        """A message is thrown away: its receiver has closed its connection."""
 
-    def fileno(self) -> int:
-        """See `Link.fileno`. Edge-triggered: readable means look, and look until nothing is left."""
-        return int(self._socket.getsockopt(zmq.FD))
+def _receive(socket: Any) -> list[Any] | None:
+    try:
+        parts: list[Any] = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+    except zmq.Again:
+        return None
+    return parts
 
-    def polled(self) -> bool:
-        """See `Link.polled`."""
-        return False
 
-    def transferring(self) -> bool:
-        """See `Link.transferring`: libzmq has a thread for that."""
-        return False
+class _Bell:
+    """A descriptor that is readable as long as any of some sockets may have something.
 
-    def woken(self) -> None:
-        """See `Link.woken`: `receive` is enough."""
+    ZeroMQ's own descriptors tell only of changes, and forget one if it was seen in the middle of a send.
+    """
 
-    def _get(self) -> list[zmq.Frame] | None:
-        try:
-            return self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            return None
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self._rung = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.epoll.register(self._rung, select.EPOLLIN)
+        self._is_rung = False
+
+    def add(self, socket: Any) -> None:
+        self.epoll.register(socket.getsockopt(zmq.FD), select.EPOLLIN)
+
+    def remove(self, socket: Any) -> None:
+        self.epoll.unregister(socket.getsockopt(zmq.FD))
+
+    def after_send(self, socket: Any) -> None:
+        if not self._is_rung and socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            os.eventfd_write(self._rung, 1)
+            self._is_rung = True
+
+    def quiet(self) -> None:
+        """Everything was looked at."""
+        if self._is_rung:
+            os.eventfd_read(self._rung)
+            self._is_rung = False
 
     def close(self) -> None:
-        """See `Link.close`."""
-        self._socket.close()
+        if not self.epoll.closed:
+            self.epoll.close()
+            os.close(self._rung)
+
+
+class Listener:
+    """What clients come to.
+
+    Args:
+        hosts: addresses of this node to listen at; `*` for all.
+        port: of all of them; 0 for any.
+        secret: of the server's key.
+        allowed: public keys of clients.
+
+    Attributes:
+        port: where it listens.
+        refused: what was refused, in words; whoever reads it clears it.
+
+    Raises:
+        StartError: it cannot listen there.
+    """
+
+    def __init__(self, hosts: tuple[str, ...], port: int, secret: str, allowed: frozenset[str]) -> None:
+        self._context = zmq.Context()
+        self._allowed = {z85.decode(key.encode()) for key in allowed}
+        self.refused: deque[str] = deque(maxlen=_MOST_REFUSALS)
+        self._zap = self._context.socket(zmq.ROUTER)
+        self._zap.linger = 0
+        self._zap.bind("inproc://zeromq.zap.01")
+        self._socket = _new_socket(self._context, zmq.ROUTER)
+        self._socket.router_mandatory = True
+        self._socket.linger = 1000
+        self._socket.curve_server = True
+        self._socket.curve_secretkey = secret.encode()
+        self._socket.zap_domain = b"exex"
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+        self._bell = _Bell()
+        for socket in (self._zap, self._socket, self._monitor):
+            self._bell.add(socket)
+        self.port = port
+        try:
+            for host in hosts:
+                self._bind(f"[{host}]" if ":" in host else host)
+        except zmq.ZMQError as error:
+            self.close()
+            raise StartError(f"cannot listen at {host}:{port}: {error.strerror}") from None
+
+    def _bind(self, host: str) -> None:
+        self._socket.bind(f"tcp://{host}:{self.port}")
+        if not self.port:
+            self.port = int(self._socket.last_endpoint.decode().rpartition(":")[2])
+
+    def fileno(self) -> int:
+        """Readable when something may have arrived."""
+        return self._bell.epoll.fileno()
+
+    def send(self, connection: bytes, frames: list[Buffer]) -> bool:
+        """Send a message. False if that connection is no more."""
+        try:
+            self._socket.send_multipart([connection, *frames], zmq.NOBLOCK, copy=_is_small(frames))
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            return False
+        return True
+
+    def sent(self) -> None:
+        """To be called after some `send`."""
+        self._bell.after_send(self._socket)
+
+    def receive(self) -> tuple[bytes, list[Buffer]] | None:
+        """The next message and its connection."""
+        parts = _receive(self._socket)
+        if parts is None:
+            self._bell.quiet()
+            self._judge()
+            parts = _receive(self._socket)
+            if parts is None:
+                return None
+        return parts[0].bytes, _frames(parts[1:])
+
+    def _judge(self) -> None:
+        """Say of each new connection whether its key is allowed: RFC 27 of ZeroMQ."""
+        while (request := _receive(self._zap)) is not None:
+            parts = [part.bytes for part in request]
+            at = parts.index(b"") + 1  # what stands before says to whom the answer goes
+            version, number, _, address, _, mechanism, *keys = parts[at:]
+            good = mechanism == b"CURVE" and bool(keys) and keys[0] in self._allowed
+            if not good:
+                self.refused.append(f"a client from {address.decode().removeprefix('::ffff:')}: its key is not one of this job")
+            status, text = (b"200", b"OK") if good else (b"400", b"unknown key")
+            self._zap.send_multipart([*parts[:at], version, number, status, text, b"", b""])
+        while _receive(self._monitor) is not None:
+            self.refused.append("a connection that proves nothing: it has no key, another one, or repeats what others have said")
+
+    def close(self) -> None:
+        """Release everything. Waits a second at the most for what is under way."""
+        if self._socket.closed:
+            return
+        self._bell.close()
+        self._socket.disable_monitor()
+        for socket in (self._monitor, self._zap, self._socket):
+            socket.close()
         self._context.term()
 
 
-class ServerLink(_Socket):
-    """The manager's end. Peers are numbered from 0 in the order in which they knock with the right token.
+class Caller:
+    """One connection of a client, which is not made again when it breaks.
 
     Args:
-        endpoint: to bind, such as `ipc:///path`. Its directory must belong to this user alone.
-        token: shared secret of the job.
+        endpoint: `host:port`.
+        server: the server's public key; `public` and `secret`: the client's own.
 
-    Raises:
-        StartError: others than this user can reach the directory of an `ipc` endpoint.
+    Attributes:
+        broken: why it cannot be used; "" as far as is known it can.
     """
 
-    def __init__(self, endpoint: str, token: bytes) -> None:
-        _check_directory(endpoint)
-        super().__init__(zmq.ROUTER)
-        self._token = token
-        self._numbers: dict[bytes, int] = {}
-        self._identities: list[bytes] = []
-        self._dropped: set[int] = set()
-        self._ended: deque[int] = deque()  # peers that have gone without a word
-        self._socket.router_mandatory = True
-        self._socket.bind(endpoint)
+    def __init__(self, context: Context, endpoint: str, server: str, public: str, secret: str) -> None:
+        self._bell = context.bell
+        self._socket = _new_socket(context.zmq, zmq.DEALER)
+        self._socket.linger = 1000
+        self._socket.reconnect_ivl = -1
+        self._socket.curve_serverkey = server.encode()
+        self._socket.curve_publickey = public.encode()
+        self._socket.curve_secretkey = secret.encode()
+        events = 0
+        for event in _BROKEN:
+            events |= event
+        self._monitor = self._socket.get_monitor_socket(events)
+        self._bell.add(self._socket)
+        self._bell.add(self._monitor)
+        self.broken = ""
+        try:
+            self._socket.connect(f"tcp://{endpoint}")
+        except zmq.ZMQError as error:
+            self.broken = error.strerror
 
-    def send(self, peer: int, frames: list[Buffer]) -> None:
-        """See `Link.send`."""
-        self._put([self._identities[peer], *frames])
+    def send(self, frames: list[Buffer]) -> None:
+        """Send a message, if that can be."""
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=_is_small(frames))
+        except zmq.Again:
+            self.broken = self.broken or "the connection broke"
 
-    def receive(self) -> tuple[int, list[Buffer]] | None:
-        """See `Link.receive`."""
-        if self._ended:
-            return self._ended.popleft(), GONE
-        while (parts := self._get()) is not None:
-            identity = parts[0].bytes
-            number = self._numbers.get(identity)
-            if number in self._dropped:
-                continue
-            if number is not None:
-                if len(parts) == 2 and len(parts[1]) == 0:
-                    return number, GONE
-                return number, _frames(parts[1:])
-            if len(parts) == 3 and parts[1].bytes == _KNOCK and hmac.compare_digest(parts[2].bytes, self._token):
-                self._numbers[identity] = len(self._identities)
-                self._identities.append(identity)
-        return None
+    def sent(self) -> None:
+        """To be called after some `send`."""
+        self._bell.after_send(self._socket)
 
-    def drop(self, peer: int) -> None:
-        """See `Server.drop`."""
-        if peer not in self._dropped:
-            self._dropped.add(peer)
-            self._ended.append(peer)
-            self._put([self._identities[peer], _END])
+    def receive(self) -> list[Buffer] | None:
+        """The next message."""
+        parts = _receive(self._socket)
+        if parts is not None:
+            return _frames(parts)
+        self._bell.quiet()
+        while (event := _receive(self._monitor)) is not None:
+            if len(event[0].bytes) == _EVENT.size:
+                self.broken = self.broken or _BROKEN.get(_EVENT.unpack(event[0].bytes)[0], "")
+        parts = _receive(self._socket)
+        return None if parts is None else _frames(parts)
 
-    def _unreachable(self, identity: bytes) -> None:
-        number = self._numbers[identity]
-        if number not in self._dropped:
-            self._dropped.add(number)
-            self._ended.append(number)
-
-
-def _check_directory(endpoint: str) -> None:
-    """Raises:
-    StartError: see `ServerLink`.
-    """
-    if not endpoint.startswith("ipc://"):
-        return
-    directory = os.path.dirname(os.path.abspath(endpoint[len("ipc://") :]))
-    about = os.stat(directory)
-    if about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) & 0o077:
-        raise StartError(f"{directory}, where clients should connect, is open to others: it must be this user's, with mode 0700")
+    def close(self, wait: bool) -> None:
+        """Close it; with `wait`, what is under way still leaves."""
+        for socket in (self._socket, self._monitor):
+            self._bell.remove(socket)
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=1000 if wait else 0)
 
 
-class ClientLink(_Socket):
-    """A client's end; its only peer is 0, the manager."""
+class Context:
+    """What the connections of a client have in common, one after the other: a thread of ZeroMQ's, and one descriptor."""
 
-    def __init__(self, endpoint: str, token: bytes) -> None:
-        super().__init__(zmq.DEALER)
-        self._socket.setsockopt(zmq.IDENTITY, b"c" + os.urandom(15))
-        self._socket.connect(endpoint)
-        self._put([_KNOCK, token])
+    def __init__(self) -> None:
+        self.zmq = zmq.Context()
+        self.bell = _Bell()
 
-    def send(self, peer: int, frames: list[Buffer]) -> None:
-        """See `Link.send`."""
-        self._put(frames)
+    def fileno(self) -> int:
+        """Readable when something may have arrived; -1 once closed."""
+        return -1 if self.bell.epoll.closed else self.bell.epoll.fileno()
 
-    def receive(self) -> tuple[int, list[Buffer]] | None:
-        """See `Link.receive`."""
-        parts = self._get()
-        if parts is None:
-            return None
-        return 0, GONE if len(parts) == 1 and len(parts[0]) == 0 else _frames(parts)
+    def wait(self, most_s: float) -> None:
+        """Return when something may have arrived, or after so long."""
+        self.bell.epoll.poll(most_s)
 
     def close(self) -> None:
-        """See `Link.close`: tells the manager's end first."""
-        if not self._socket.closed:
-            self._put([_END])
-        super().close()
+        """Release everything. Its connections must be closed."""
+        self.bell.close()
+        self.zmq.term()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
+import select
 import socket
-import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import zmq
@@ -36,9 +39,12 @@ from exex.protocol.messages import (
 )
 from exex.protocol.payload import Large, Stored
 from exex.transport.base import GONE
+from exex.transport.curve import CurveLink, CurveServer, Keys
 from exex.transport.memory import Network
+from exex.transport.sessions import TOKEN_BYTES, header
+from exex.transport.sessions import Kind as Word
 from exex.transport.stream import StreamLink
-from exex.transport.zeromq import ServerLink
+from exex.transport.zeromq import Listener, new_keys
 from tests.fuzz import mutations
 from tests.fuzz.mutations import Frames, Liar
 from tests.fuzz.remote import LaunchHelperTarget
@@ -108,6 +114,9 @@ class LyingStore:
         pass
 
     def adopt(self, stored: Stored) -> None:
+        pass
+
+    def sweep(self, prefix: str, is_known: Callable[[str], bool]) -> None:
         pass
 
     def on_gone(self, rank: int) -> None:
@@ -354,25 +363,27 @@ class StreamTarget:
 
 
 class ZeroMQTarget:
-    """A server with a client that knows the token, one that does not, and one that is honest."""
+    """A server with a client that has its key, one that has another, and one that is honest."""
 
     def __init__(self, rng: random.Random, bomb: Path) -> None:
         self.rng = rng
         self.source = CodecTarget(rng, bomb)
-        self.directory = tempfile.TemporaryDirectory()
-        self.endpoint = f"ipc://{self.directory.name}/s"
-        self.server = ServerLink(self.endpoint, b"secret")
+        (self.public, secret), self.known, self.unknown = new_keys(), new_keys(), new_keys()
+        listener = Listener(("127.0.0.1",), 0, secret, frozenset((self.known[0],)))
+        self.endpoint = f"127.0.0.1:{listener.port}"
+        self.server = CurveServer(listener, grace_s=60.0)
         self.context = zmq.Context()
-        self.stranger, self.insider, self.honest = (self._dealer() for _ in range(3))
-        self.insider.send_multipart([b"exex-knock", b"secret"])
-        self.honest.send_multipart([b"exex-knock", b"secret"])
-        self.insider_number: int | None = None
-        self.fired = self.heard = 0
+        self.stranger = self._dealer(self.unknown)
+        self.insider = self._dealer(self.known)
+        self.honest = CurveLink((self.endpoint,), Keys(self.public, *self.known))
+        self.fired = self.heard = self.number = 0
 
-    def _dealer(self) -> zmq.Socket:
+    def _dealer(self, keys: tuple[str, str]) -> zmq.Socket:
         dealer = self.context.socket(zmq.DEALER)
         dealer.linger = 0
-        dealer.connect(self.endpoint)
+        dealer.curve_serverkey = self.public.encode()
+        dealer.curve_publickey, dealer.curve_secretkey = (key.encode() for key in keys)
+        dealer.connect(f"tcp://{self.endpoint}")
         return dealer
 
     def fire(self) -> None:
@@ -380,19 +391,27 @@ class ZeroMQTarget:
         self.fired += 1
         frames = self.source.frames() or [b""]
         dealer = self.stranger if self.rng.random() < 0.3 else self.insider
-        if dealer is self.insider and frames == [b""]:
-            frames = [b"\0"]
-        dealer.send_multipart(frames)
+        choice = self.rng.random()
+        if choice < 0.05 or not self.number:
+            frames, self.number = [header(Word.OPEN, 2, 0), self.rng.randbytes(TOKEN_BYTES)], 1
+        elif choice < 0.9:
+            frames = [header(Word.DATA, self.number, 0), *frames]
+            self.number += dealer is self.insider
+        elif choice < 0.95:
+            numbers = self.rng.choice([0, 1, 2, self.rng.getrandbits(64)]), self.rng.choice([0, 0, 1, self.rng.getrandbits(64)])
+            frames = [header(self.rng.choice(list(Word)), *numbers), *frames]
+        with contextlib.suppress(zmq.Again):
+            dealer.send_multipart(frames, zmq.NOBLOCK)
         if self.fired % 50 == 0:
             word = b"honest %d" % self.fired
-            self.honest.send_multipart([word])
-            give_up = 10_000
+            self.honest.send(0, [word])
+            until = time.monotonic() + 60
             while True:
+                self.honest.receive()
                 arrived = self.server.receive()
                 if arrived is None:
-                    give_up -= 1
-                    assert give_up, "an honest message did not arrive"
-                    self.server._socket.poll(1)
+                    assert time.monotonic() < until, "an honest message did not arrive"
+                    select.select([self.server, self.honest], (), (), 0.01)
                     continue
                 if arrived[1] == [word]:
                     break
@@ -411,11 +430,11 @@ class ZeroMQTarget:
 
     def close(self) -> None:
         """Everything."""
-        for dealer in (self.stranger, self.insider, self.honest):
+        for dealer in (self.stranger, self.insider):
             dealer.close()
         self.context.term()
         self.server.close()
-        self.directory.cleanup()
+        self.honest.close()
 
 
 TARGETS = {

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from exex.errors import ProtocolError, StartError
+from exex.errors import ProtocolError
 from exex.manager import transitions
 from exex.manager.loop import ManagerLoop, Settings
 from exex.manager.ranges import Ranges
@@ -47,7 +47,6 @@ from exex.transport.base import GONE
 from exex.transport.doorbell import Doorbell, new_key
 from exex.transport.memory import MemoryLink, Network
 from exex.transport.stream import StreamLink
-from exex.transport.zeromq import ClientLink, ServerLink
 from tests.fuzz.mutations import Bomb
 from tests.unit.test_manager import Manager
 
@@ -422,45 +421,6 @@ def test_a_dropped_peer_hears_the_last_words_and_is_not_heard() -> None:
     assert link.receive() is None
     assert other.receive() == (0, [b"last words"])
     assert other.receive() == (0, GONE)
-
-
-def wait(link: ServerLink | ClientLink) -> tuple[int, list[Any]]:
-    while (arrived := link.receive()) is None:
-        link._socket.poll(100)
-    return arrived  # type: ignore[return-value]
-
-
-def test_zeromq_drops_a_peer_and_survives_one_that_vanishes(tmp_path: Path) -> None:
-    endpoint = f"ipc://{tmp_path}/s"
-    server = ServerLink(endpoint, b"secret")
-    bad, vanishing, good = (ClientLink(endpoint, b"secret") for _ in range(3))
-    bad.send(0, [b"bad"])
-    number, _ = wait(server)
-    server.send(number, [b"last words"])
-    server.drop(number)
-    assert wait(server) == (number, GONE)
-    assert wait(bad) == (0, [b"last words"])
-    assert wait(bad) == (0, GONE)
-    vanishing.send(0, [b"hello"])
-    gone, _ = wait(server)
-    vanishing._socket.close(0)
-    vanishing._context.term()
-    told = False
-    while not told:  # the end of a connection is noticed by a send that fails
-        server.send(gone, [b"are you there?"])
-        arrived = server.receive()
-        told = arrived == (gone, GONE)
-    bad.send(0, [b"hear me"])
-    good.send(0, [b"good"])
-    assert wait(server)[1] == [b"good"]
-    for link in (bad, good, server):
-        link.close()
-
-
-def test_a_directory_that_others_can_reach_is_no_place_for_a_socket(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    with pytest.raises(StartError, match="mode 0700"):
-        ServerLink(f"ipc://{tmp_path}/s", b"secret")
 
 
 def test_strangers_ring_in_vain() -> None:

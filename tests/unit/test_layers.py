@@ -17,7 +17,7 @@ LAYERS = [
     {"manager", "worker", "client", "reaper", "report"},
     {"guard", "remote", "campaign", "aio"},
     {"integrations"},
-    {"reach", "rank", "run", "cli", "__init__", "__main__"},
+    {"listen", "reach", "rank_zero", "rank", "run", "cli", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONE_IMPORTER = {
