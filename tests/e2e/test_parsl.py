@@ -117,6 +117,7 @@ def use(executor):
     assert ranks(stdout="ranks.txt", parsl_resource_specification={"num_nodes": 1, "ranks_per_node": 2}).result() == 0
     with open("ranks.txt") as file:
         assert file.read() == "one of 2\\n" * 2
+    os.unlink("ranks.txt")
     assert type(where(sys._getframe()).exception()) is SerializationError
 """
 WHOLE = """
@@ -141,7 +142,16 @@ with parsl.load(config(executor)):
     assert type(where().exception()) is BadStateException
 print("fine")
 """
+ATTACHED = """
+with parsl.load(config(ExtremeScaleExecutor(connection="job.json"))):
+    use(None)
+    left = hang("far")
+    await_file("far")
+assert type(left.exception()) is ExecutorError, left
+print("fine, too")
+"""
 WITHIN = """
+import subprocess
 assert exex.Executor().submit(where.func).result() != os.getpid()
 with parsl.load(config(ExtremeScaleExecutor())):
     use(None)
@@ -149,6 +159,7 @@ with parsl.load(config(ExtremeScaleExecutor())):
     await_file("left")
 assert type(left.exception()) is ExecutorError, left
 assert exex.Executor().submit(abs, -1).result() == 1  # the job is the script's
+subprocess.run([sys.executable, "attached.py"], check=True)
 print("fine")
 """
 
@@ -160,9 +171,11 @@ def test_errors_resources_and_the_end(launch: Launch) -> None:
     assert (ended.status, ended.out, ended.err) == (0, "fine\n", ""), (ended, logs(launch))
 
 
-def test_the_script_of_a_job(launch: Launch) -> None:
-    ended = launch.workflow(1, PROGRAM + WITHIN, options=("--slots", "2"))
-    assert (ended.status, ended.out.splitlines()[-1:]) == (0, ["fine"]), ended
+def test_the_script_of_a_job_and_a_program_that_attaches_to_it(launch: Launch) -> None:
+    (launch.cwd / "attached.py").write_text(PROGRAM + ATTACHED)
+    options = ("--slots", "2", "--preload", "parsl", "--listen", "127.0.0.1:0", "--connection-file", "job.json")
+    ended = launch.workflow(1, PROGRAM + WITHIN, options=options)
+    assert (ended.status, ended.out.splitlines()[-2:]) == (0, ["fine, too", "fine"]), ended
 
 
 def logs(launch: Launch) -> str:
