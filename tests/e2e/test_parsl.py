@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.test_docs import parts
 from tests.launch import ROOT, Launch
 from tests.parsl.excused import FAIL
 
@@ -180,3 +181,11 @@ def test_the_script_of_a_job_and_a_program_that_attaches_to_it(launch: Launch) -
 
 def logs(launch: Launch) -> str:
     return "\n".join(path.read_text() for path in sorted(launch.cwd.glob("runs/*/exex/exex.log")))
+
+
+def test_the_program_of_the_page(launch: Launch) -> None:
+    example = parts(ROOT / "docs" / "parsl.md")[0]
+    path = launch.cwd / "program.py"
+    path.write_text(example.script)
+    ended = launch.finish(launch.start([sys.executable, str(path)]))
+    assert (ended.status, ended.out, ended.err) == (0, example.output, ""), (ended, logs(launch))
