@@ -23,21 +23,25 @@ ELSEWHERE = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /dev/shm && exec 
 """Runs a program that sees the files of this machine, and not its memory."""
 FILE = "job.json"
 
-ON_EVERY_LIBRARY = ("test_apps_executor_and_map_work_as_in_a_script", "test_large_values_and_arguments")
+ON_EVERY_LIBRARY = (
+    "test_apps_executor_and_map_work_as_in_a_script",
+    "test_large_values_and_arguments",
+    "test_ctrl_c_ends_a_job_without_a_script_in_order",
+)
 
 
 class Job:
     """A world that listens, and programs that connect to it."""
 
-    def __init__(self, launch: Launch, *options: str, script: str = "", ranks: int = 3) -> None:
+    def __init__(self, launch: Launch, *options: str, script: str = "", ranks: int = 3, own: tuple[str, ...] = ()) -> None:
         self.launch = launch
         self.path = launch.cwd / FILE
         self.started = 0
-        words = ["-m", "exex.run", "--connection-file", FILE, *options]
+        words = ["--connection-file", FILE, *options]
         if script:
             (launch.cwd / "workflow.py").write_text(script)
             words.append("workflow.py")
-        self.process = launch.start(launch.argv(ranks, *words))
+        self.process = launch.start([*own, *words] if own else launch.argv(ranks, "-m", "exex.run", *words))
         assert self.process.stderr is not None
         read = []
         while "clients are welcome at" not in (line := self.process.stderr.readline()):
@@ -345,7 +349,7 @@ except exex.ManagerLost as error: print('script has ended' in str(error))
 
 
 def test_clients_that_died_are_given_up_after_the_grace_period(launch: Launch) -> None:
-    """The tasks of one are cancelled; those of a detached one go on."""
+    """The tasks of one are cancelled; those of a detached one go on. In the end the job waits for what is left."""
     with running(launch, "--listen", "127.0.0.1:0", "--client-grace-s", "5", ranks=4) as job:
         for words in ("connect(name='dead'); nap(1000); nap(1000).cancel()", "connect(name='ghost', detach=True); nap(4, tag='mine')"):
             process = job.start(APPS + f"{words}; inc(1).result(); print('ready', flush=True); time.sleep(1000)")
@@ -356,13 +360,20 @@ def test_clients_that_died_are_given_up_after_the_grace_period(launch: Launch) -
         table = job.until(lambda table: "dead" not in table and "away" in table)
         assert "ghost" in table
         assert job.exex("results", FILE, "ghost").startswith("0 nap [mine]: 4\n")  # what came last may be there once more
-
-
-def test_shutdown_waits_for_tasks_and_a_job_with_a_script_refuses(launch: Launch) -> None:
-    with running(launch, "--listen", "127.0.0.1:0") as job:
         job.exex("submit-call", FILE, "time:sleep", "1", "--detach", "--name", "last")
         assert job.exex("shutdown", FILE) == "the job ends after 1 task\n"
         job.end(shutdown=False)
+
+
+def test_ctrl_c_ends_a_job_without_a_script_in_order(launch: Launch) -> None:
+    job = Job(launch, "--listen", "127.0.0.1:0", own=(sys.executable, "-m", "exex", "run", "-n", "2"))
+    process = job.start(APPS + "connect(); f = nap(1000); print('ready', flush=True); print(f.exception())")
+    launch.read_until(process, "ready")
+    job.process.send_signal(signal.SIGINT)
+    ended = launch.finish(job.process, LIMIT_S)
+    assert ended.status == 130 and "stop" not in ended.err, ended.err
+    assert "the job was ended by SIGINT" in launch.finish(process, LIMIT_S).out
+    assert not job.path.exists(), "the connection file is left"
 
 
 def test_without_a_script_and_without_listening_there_is_nothing_to_do(launch: Launch) -> None:
