@@ -27,6 +27,7 @@ from parsl.utils import RepresentationMixin
 
 from exex import errors
 from exex.client import session
+from exex.client.connect import Client, connect
 from exex.client.executor import Executor
 from exex.client.futures import AppFuture
 from exex.client.outcomes import Call
@@ -118,7 +119,7 @@ class ExtremeScaleExecutor(ParslExecutor, RepresentationMixin):  # type: ignore[
         self.storage_access = storage_access
         self.working_dir = working_dir
         self.remote_monitoring_radio = remote_monitoring_radio or UDPRadio(address=socket.gethostname())
-        self._world: World | None = None
+        self._client: Client | None = None
         self._submissions: _Submissions | None = None
         self._pace: _Pace
         self._lock = threading.Lock()
@@ -139,9 +140,9 @@ class ExtremeScaleExecutor(ParslExecutor, RepresentationMixin):  # type: ignore[
             if self.connection:
                 raise errors.ConfigError(f"executor {self.label}: connection= is for programs that are not the script of a job")
         elif self.connection:
-            raise errors.ConfigError(f"executor {self.label}: connection= needs exex.connect")
+            self._client = connect(self.connection, f"{self.label}-{os.getpid()}@{socket.gethostname()}")
         else:
-            self._world = self._start_world()
+            self._client = self._start_world()
         self._submissions = _Submissions()
         self._pace = _Pace(self._submissions.executor._session.proxy.wake)
         logger.info("Executor %s has %d slots", self.label, self._submissions.executor.slots)
@@ -179,9 +180,9 @@ class ExtremeScaleExecutor(ParslExecutor, RepresentationMixin):  # type: ignore[
             self._pace.end()
             for task in list(self._open):
                 task.cancel()
-        world, self._world = self._world, None
-        if world is not None:
-            world.close(cancel=True)
+        client, self._client = self._client, None
+        if client is not None:
+            client.close(cancel=True)
         super().shutdown()
 
     def monitor_resources(self) -> bool:

@@ -30,6 +30,7 @@ ONE_IMPORTER = {
     "dask": "integrations/dask.py",
     "globus_sdk": "files/globus.py",
     "tqdm": "client/progress.py",
+    "parsl": "integrations/parsl.py",
 }
 
 

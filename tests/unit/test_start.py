@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from exex.client import session
-from exex.client import start as start_module
-from exex.client.start import _Held, _words, start
-from exex.config import Config
+from exex.client.start import _words, start
 from exex.errors import ConfigError, StartError
-from exex.launch import hand_over, launcher, own_command
+from exex.launch import hand_over, holding, launcher, own_command
 from exex.launch.allocation import Allocation, Node
+from exex.launch.holding import Held
 from exex.launch.own_command import OwnCommand, Shape
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -37,12 +36,12 @@ with open(os.path.join(os.environ["EXEX_JOB_DIR"], "status"), "w") as file:
 def hold(tmp_path, monkeypatch):
     """Holds a script as if it were a world."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(start_module.tempfile, "tempdir", None)
+    monkeypatch.setattr(holding.tempfile, "tempdir", None)
     log = tmp_path / "logs" / "exex.log"
 
     def hold(script):
         env = {**os.environ, "PYTHONPATH": ROOT}
-        return _Held([sys.executable, "-c", textwrap.dedent(script)], env, log, Config(stop_timeout_s=5.0))
+        return Held([sys.executable, "-c", textwrap.dedent(script)], env, str(log), 5.0)
 
     hold.log = log
     yield hold
@@ -100,7 +99,7 @@ def test_a_forked_child_lets_go_of_the_world(hold):
     child = os.fork()
     if not child:
         with contextlib.suppress(BaseException):
-            os.write(write, b"open" if held in start_module._running else b"let go")
+            os.write(write, b"open" if held in holding._running else b"let go")
         os._exit(0)
     assert os.read(read, 100) == b"let go"
     os.waitpid(child, 0)
