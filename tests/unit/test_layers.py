@@ -28,7 +28,8 @@ ONE_IMPORTER = {
     "click": "cli.py",
     "joblib": "integrations/joblib.py",
     "dask": "integrations/dask.py",
-    "tqdm": "client/progress.py",
+    "tqdm": "client/bars.py",
+    "IPython": "client/bars.py",
 }
 
 
