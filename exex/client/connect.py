@@ -18,7 +18,7 @@ from exex.client.futures import AppFuture
 from exex.errors import ManagerLost, StartError
 from exex.launch import connection as connection_file
 from exex.launch.connection import Connection
-from exex.protocol import codec
+from exex.protocol import codec, context
 from exex.protocol.messages import Attach, JobEnds, Order, Ordered
 from exex.transport.base import GONE
 from exex.transport.curve import CurveLink, Keys
@@ -56,8 +56,13 @@ def connect(
 
     Raises:
         ConfigError: the file cannot be used.
-        StartError: the job cannot be reached, or does not let this client in; or this process is a client already.
+        StartError: the job cannot be reached, or does not let this client in; this process is a client already, or runs a task.
     """
+    if context.current_task is not None:
+        raise StartError(
+            f"exex.connect was called inside {context.current_task}, but a task cannot start tasks: "
+            "connect in the script, or make the caller a join_app, which runs in the client"
+        )
     if detach and not name:
         raise StartError("detach=True needs a name, by which the tasks are found again: connect(file, name='...', detach=True)")
     link = _link(os.fspath(file), address, timeout_s)

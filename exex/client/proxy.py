@@ -151,10 +151,14 @@ class Proxy:
         """A number for a task that needs it before its payload is made. Numbers may stay unused."""
         return next(self._tids)
 
-    def send(self, future: AppFuture) -> None:
-        """Submit the task, or announce the promise."""
+    def send(self, future: AppFuture, later: bool = False) -> None:
+        """Submit the task, or announce the promise.
+
+        Args:
+            later: the caller will `wake`, when it has more to send.
+        """
         self._calls.append(future)
-        if self.asleep:
+        if self.asleep and not later:
             self._speak_up()
         if future._tid >= self.pressure.limit:
             self._hold_back(future)

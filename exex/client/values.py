@@ -7,6 +7,7 @@ reference to that is gone, the next turn says Release. If the client is not on r
 from __future__ import annotations
 
 import itertools
+import secrets
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -79,6 +80,8 @@ class Values:
         self._client = welcome.client
         self._keep_bytes = welcome.keep_bytes
         self._store = NodeStore.at(welcome.store) if welcome.store else None
+        if welcome.first or welcome.first_app:  # an earlier client of this name has put things there
+            self._numbers = itertools.count(secrets.randbits(60))
 
     @property
     def maps(self) -> bool:

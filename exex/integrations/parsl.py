@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from functools import partial
@@ -26,20 +27,24 @@ from parsl.utils import RepresentationMixin
 
 from exex import errors
 from exex.client import session
+from exex.client.connect import Client, connect
 from exex.client.executor import Executor
 from exex.client.futures import AppFuture
 from exex.client.outcomes import Call
 from exex.client.resources import Specification
 from exex.client.start import World, start
-from exex.integrations.packed import Function, Pickling, pack_call
+from exex.integrations.packed import Function, Pickling, dump_call
 from exex.integrations.prepared import name_of
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Kind
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("parsl.executors.exex")  # so that it is in parsl.log
 
 _NEEDED = ("parsl.app.bash", "parsl.app.python", "parsl.serialize")
 """Modules that every task needs: imported once per rank."""
+
+_GATHERED_S = 0.002
+"""For how long calls are gathered, to be sent together."""
 
 _REMEMBERED = 1024
 """Functions, each with the resources that it asked for, that travel to each worker once."""
@@ -114,8 +119,9 @@ class ExtremeScaleExecutor(ParslExecutor, RepresentationMixin):  # type: ignore[
         self.storage_access = storage_access
         self.working_dir = working_dir
         self.remote_monitoring_radio = remote_monitoring_radio or UDPRadio(address=socket.gethostname())
-        self._world: World | None = None
+        self._client: Client | None = None
         self._submissions: _Submissions | None = None
+        self._pace: _Pace
         self._lock = threading.Lock()
         self._open: set[AppFuture] = set()
         self._exception: Exception | None = None
@@ -134,11 +140,12 @@ class ExtremeScaleExecutor(ParslExecutor, RepresentationMixin):  # type: ignore[
             if self.connection:
                 raise errors.ConfigError(f"executor {self.label}: connection= is for programs that are not the script of a job")
         elif self.connection:
-            raise errors.ConfigError(f"executor {self.label}: connection= needs exex.connect")
+            self._client = connect(self.connection, f"{self.label}-{os.getpid()}@{socket.gethostname()}")
         else:
-            self._world = self._start_world()
+            self._client = self._start_world()
         self._submissions = _Submissions()
-        logger.info("Executor %s has %d slots", self.label, self._submissions.slots)
+        self._pace = _Pace(self._submissions.executor._session.proxy.wake)
+        logger.info("Executor %s has %d slots", self.label, self._submissions.executor.slots)
 
     def submit(self, func: Callable[..., Any], resource_specification: dict[str, Any], *args: Any, **kwargs: Any) -> Future[Any]:
         """Make a task of a call.
@@ -160,19 +167,22 @@ class ExtremeScaleExecutor(ParslExecutor, RepresentationMixin):  # type: ignore[
             raise self._fail(error) from error
         future: Future[Any] = Future()
         future.parsl_executor_task_id = task.tid  # type: ignore[attr-defined]
+        is_alone = not self._open
         self._open.add(task)
         task.add_done_callback(partial(self._settle, future))
+        self._pace.submitted(is_alone)
         return future
 
     def shutdown(self) -> None:
         """Cancel what is left, and end the world if it is this executor's."""
         submissions, self._submissions = self._submissions, None
         if submissions is not None:
+            self._pace.end()
             for task in list(self._open):
                 task.cancel()
-        world, self._world = self._world, None
-        if world is not None:
-            world.close(cancel=True)
+        client, self._client = self._client, None
+        if client is not None:
+            client.close(cancel=True)
         super().shutdown()
 
     def monitor_resources(self) -> bool:
@@ -238,15 +248,57 @@ class ExtremeScaleExecutor(ParslExecutor, RepresentationMixin):  # type: ignore[
         return BadStateException(self, self._exception)
 
 
+class _Pace:
+    """Lets calls that follow one another closely travel together: Parsl makes one every few hundred microseconds.
+
+    Args:
+        wake: sends what there is.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._sent_s = 0.0
+        self._waiting = threading.Event()
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="exex-pace", daemon=True)
+        self._thread.start()
+
+    def submitted(self, alone: bool) -> None:
+        """There is a call to send.
+
+        Args:
+            alone: nothing else is under way, so that somebody may wait for just this one.
+        """
+        if alone or time.monotonic() - self._sent_s > _GATHERED_S:
+            self._sent_s = time.monotonic()
+            self._wake()
+        else:
+            self._waiting.set()
+
+    def end(self) -> None:
+        """Send what there is, and no more."""
+        self._ended = True
+        self._waiting.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended:
+            self._waiting.wait()
+            time.sleep(_GATHERED_S)
+            self._waiting.clear()
+            self._sent_s = time.monotonic()
+            self._wake()
+
+
 class _Kept(NamedTuple):
     """What calls of a function with the same resources share.
 
     Attributes:
-        mpi: what the MPI program that it starts is to be; None if none is asked for.
+        options: as `payload.dump_call` takes them: what an MPI program that it starts is to be.
     """
 
     call: Call
-    mpi: dict[str, Any] | None
+    options: dict[str, Any] | None
 
 
 class _Submissions:
@@ -260,7 +312,7 @@ class _Submissions:
         self._executors: dict[Any, tuple[Executor, dict[str, Any] | None]] = {}  # by resources
         self._kept: dict[Any, _Kept | None] = {}  # by function and resources; None: it came once
         self._once: dict[Any, _Kept] = {}  # by name and resources
-        self.slots = self._executor((), {})[0].slots
+        self.executor = self._executor((), {})[0]
 
     def submit(
         self, func: Callable[..., Any], specification: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -277,21 +329,18 @@ class _Submissions:
         proxy = kept.call.proxy
         proxy.check_open("ExtremeScaleExecutor.submit")
         try:
-            args, kwargs = pack_call(args, kwargs, pickling)
             if comes_along:
                 args = (Function(func, pickling), *args)
-            if kept.mpi is None:
-                return proxy.submit(kept.call, args, kwargs)  # type: ignore[no-any-return]
-            payload, needs = payloads.dump_call(args, kwargs, {"mpi": kept.mpi})
+            payload, needs = dump_call(args, kwargs, kept.options, pickling)
         except Exception as error:
             raise SerializationError(name_of(func)) from error
         task = proxy.new_future(kept.call, payload, needs)
-        proxy.send(task)
+        proxy.send(task, later=True)
         return task  # type: ignore[no-any-return]
 
     def _find(self, func: Callable[..., Any], specification: dict[str, Any], pickling: Pickling) -> tuple[_Kept, bool]:
         """What calls of `func` share, and whether it travels with each."""
-        resources = tuple(sorted(specification.items())) if specification else ()
+        resources = _key(specification) if specification else ()
         try:
             kept = self._kept.get((func, resources))
             has_come = (func, resources) in self._kept
@@ -299,10 +348,10 @@ class _Submissions:
             return self._with_arguments(name_of(func), resources, specification), True
         if kept is not None:
             return kept, False
-        executor, mpi = self._executor(resources, specification)
+        executor, options = self._executor(resources, specification)
         if has_come:
             call = executor._new_call(_packed(func, pickling), name_of(func), Kind.PYTHON)
-            kept = self._kept[func, resources] = _Kept(call, mpi)
+            kept = self._kept[func, resources] = _Kept(call, options)
             return kept, False
         self._kept[func, resources] = None
         _shorten(self._kept)
@@ -312,19 +361,31 @@ class _Submissions:
         """For functions of this name that travel with their arguments."""
         kept = self._once.get((name, resources))
         if kept is None:
-            executor, mpi = self._executor(resources, specification)
-            kept = self._once[name, resources] = _Kept(executor._new_call(payloads.call_argument, name, Kind.PYTHON), mpi)
+            executor, options = self._executor(resources, specification)
+            kept = self._once[name, resources] = _Kept(executor._new_call(payloads.call_argument, name, Kind.PYTHON), options)
             _shorten(self._once)
         return kept
 
     def _executor(self, resources: Any, specification: dict[str, Any]) -> tuple[Executor, dict[str, Any] | None]:
-        """Whose tasks have these resources, and the ranks of an MPI program among them."""
+        """Whose tasks have these resources, and their options."""
         found = self._executors.get(resources)
         if found is None:
             asked = Specification(specification)
-            found = self._executors[resources] = (Executor(retries=0, **asked.values()), asked.ranks())
+            ranks = asked.ranks()
+            found = Executor(retries=0, **asked.values()), None if ranks is None else {"mpi": ranks}
+            self._executors[resources] = found
             _shorten(self._executors)
         return found
+
+
+def _key(specification: dict[str, Any]) -> Any:
+    """The same for equal specifications, also of those that will be refused."""
+    try:
+        key = tuple(sorted(specification.items()))
+        hash(key)
+    except (TypeError, AttributeError):
+        return repr(specification)
+    return key
 
 
 def _packed(func: Callable[..., Any], pickling: Pickling) -> Function:

@@ -119,10 +119,12 @@ class Clients:
             return
         if client.labels is None:
             self._finish(client, cancel=not self._settings.detach)
-        elif client.labels.who.detach and not client.finished and (client.unfinished or client.kept):
+            return
+        if client.labels.who.detach and not client.finished:
             visitors.on_left(self._state, client)
-        else:
+        if not client.labels.who.detach or not (client.unfinished or client.kept):
             self._finish(client, cancel=True)
+        self._state.data.sweep(f"c{client.number}.")
 
     def _on_message(self, number: int, client: ClientRecord | None, message: Any) -> None:
         if type(message) is Attach:

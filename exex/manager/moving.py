@@ -44,6 +44,9 @@ class Exchange(Protocol):
     def adopt(self, stored: Stored) -> None:
         """Rank 0 answers for a file that a client has put here."""
 
+    def sweep(self, prefix: str, is_known: Callable[[str], bool]) -> None:
+        """Remove what clients have put here under names that begin so, unless it is known."""
+
     def free(self, names: list[str]) -> None:
         """Nobody needs these any more."""
 
@@ -82,6 +85,7 @@ class Mover:
         if exchange is not None:
             state.data.is_at_home = exchange.has
             state.data.adopt = exchange.adopt
+            state.data.sweep = lambda prefix: exchange.sweep(prefix, state.data.records.__contains__)
             state.memo.open = exchange.payload
 
     def on_message(self, rank: Rank, message: object) -> None:

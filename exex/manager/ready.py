@@ -211,9 +211,9 @@ class ReadyQueue:
         lane = self._turns[0]
         if len(self._turns) > 1:
             most = -(-most // len(self._turns))
-            self._end_turn()
+            self._turns.rotate(-1)
         taken = lane.take(bucket, most)
-        self.count -= len(taken)
+        self._note_taken(taken)
         return taken
 
     def take_short(self, most: int, within_s: float, overhead_s: float) -> list[Task]:
@@ -230,7 +230,7 @@ class ReadyQueue:
         clients = len(self._turns)
         if clients == 1:
             taken = self._turns[0].take_short(bucket, most, within_s, overhead_s)
-            self.count -= len(taken)
+            self._note_taken(taken)
             return taken
         taken = []
         share = -(-most // clients)
@@ -238,12 +238,12 @@ class ReadyQueue:
             if bucket is None or len(taken) >= most:
                 break
             taken += self._turns[0].take_short(bucket, min(share, most - len(taken)), within_s / clients, overhead_s)
-            self._end_turn()
+            self._turns.rotate(-1)
             bucket = self._first_bucket()
         if not taken and bucket is not None:
             taken = self._turns[0].take_short(bucket, most, within_s, overhead_s)
-            self._end_turn()
-        self.count -= len(taken)
+            self._turns.rotate(-1)
+        self._note_taken(taken)
         return taken
 
     def take_fitting(self, most: int, fits: Callable[[Task], bool], looked_at: int) -> list[Task]:
@@ -257,9 +257,10 @@ class ReadyQueue:
         self.count -= len(taken)
         return taken
 
-    def _end_turn(self) -> None:
-        self._turns.rotate(-1)
-        self._near_served.clear()
+    def _note_taken(self, taken: list[Task]) -> None:
+        self.count -= len(taken)
+        if self._near_served:
+            self._near_served.clear()
 
     def has_turn(self, task: Task) -> bool:
         """Whether a task for which a slot is free where its data is may go before all in the queue.

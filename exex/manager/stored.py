@@ -34,6 +34,7 @@ class Data:
         records: by name. Those that are gone take themselves out.
         stores: by key; `home`: that of rank 0's node, None if there is none.
         is_at_home: whether a file is in it. Asked of what clients say that they have put there; `adopt`: rank 0 answers for it.
+        sweep: a client is gone, and what lies there under names that begin so, and is not known, is nobody's.
         workers: the manager's.
         frees: per rank, names for its next Free; `absents`: names of what will not come.
         copies: (rank, payload, source) of Copy messages; `fetches`: for rank 0.
@@ -53,6 +54,7 @@ class Data:
         self.home: StoreRecord | None = None
         self.is_at_home: Callable[[str], bool] = lambda name: True
         self.adopt: Callable[[Stored], object] = lambda stored: None
+        self.sweep: Callable[[str], object] = lambda prefix: None
         self.workers: dict[Rank, WorkerRecord] = {}
         self.frees: dict[Rank, list[str]] = {}
         self.absents: dict[Rank, list[str]] = {}

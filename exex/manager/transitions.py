@@ -283,6 +283,8 @@ def on_release(state: ManagerState, client: ClientRecord, msg: Release) -> None:
     """Stored payloads that the client will not name any more; others may still need them."""
     for name in msg.names:
         client.owned.pop(name, None)
+        if client.labels is not None:
+            client.labels.unfetched.pop(name, None)
 
 
 def on_spread(state: ManagerState, client: ClientRecord, msg: Spread) -> None:

@@ -6,6 +6,7 @@ from concurrent.futures import CancelledError
 
 from exex.manager import transitions
 from exex.manager.labels import Labels
+from exex.manager.records import Again, Kept
 from exex.manager.state import ClientRecord, ManagerState
 from exex.manager.task import Status, Task
 from exex.protocol import payload as payloads
@@ -54,9 +55,17 @@ def found(state: ManagerState, client: ClientRecord) -> list[Found]:
 
 
 def on_left(state: ManagerState, client: ClientRecord) -> None:
-    """A detached client is gone: its tasks go on, but for what waits for the client itself."""
+    """A detached client is gone: its tasks go on, but for what waits for the client itself.
+
+    Nobody can name stored payloads any more, but for values that wait.
+    """
     assert client.labels is not None
     client.labels.attached = False
+    waiting, is_full = client.labels.left(client.owned)
+    client.kept.update((task, (Outcome.DONE, value)) for task, value in waiting.items())
+    client.owned = {value.name: value for _, value in client.kept.values() if type(value) is Kept}
+    if is_full:
+        state.ready.pause(client.number, True)
     for task in _tasks(state, client):
         if (task.app is None or task.status == Status.ASKING) and state.tasks.get(task.id) is task:
             _cancel(state, client, task)
@@ -132,4 +141,6 @@ def _find(state: ManagerState, name: str) -> ClientRecord | None:
 
 
 def _tasks(state: ManagerState, client: ClientRecord) -> list[Task]:
-    return [task for task in state.tasks.values() if task.id >> CLIENT_SHIFT == client.number]
+    """Its tasks, but for those that only make again what was lost: of these it hears nothing."""
+    found = (task for task in state.tasks.values() if task.id >> CLIENT_SHIFT == client.number)
+    return [task for task in found if not isinstance(task, Again)]

@@ -127,6 +127,10 @@ class Exchange:
         if self._early:
             self._answer_early(stored.name)
 
+    def sweep(self, prefix: str, is_known: Callable[[str], bool]) -> None:
+        """Remove what lies in the store under names that begin so, complete or not, unless it is known. O(files)."""
+        self.store.remove(name for name in self.store.names(prefix) if not is_known(name))
+
     def payload(self, stored: Stored) -> Large:
         """The payload, mapped.
 

@@ -102,6 +102,12 @@ class NodeStore:
         directories = (self.directory, self.spill) if self.spill else (self.directory,)
         return [os.path.join(directory, name) for directory in directories]
 
+    def names(self, prefix: str) -> set[str]:
+        """Names of what is here, complete or not, that begin so and end with a number. O(all)."""
+        directories = (self.directory, self.spill) if self.spill else (self.directory,)
+        found = (name.removeprefix(".") for directory in directories for name in os.listdir(directory))
+        return {name for name in found if name.startswith(prefix) and name[len(prefix) :].isdecimal()}
+
     def has(self, name: str) -> bool:
         """Whether it is here, complete."""
         return self.path(name) is not None

@@ -169,7 +169,7 @@ class CurveLink:
         """See `Link.send`."""
         if self._closed or self._session.error:
             raise ConnectionError(self._session.error or "the link is closed")
-        self._session.delivery.post(frames)
+        self._session.post(frames)
         self._turn(time.monotonic())
 
     def receive(self) -> tuple[int, list[Buffer]] | None:

@@ -7,8 +7,8 @@ the last message that has arrived here.
 client -> manager: `OPEN` (frame 1: the token; number: twice that of the connection, 1, 2, ..., and one more if the session was
 open before).
 manager -> client: `OPENED` (frame 1: the grace period), `REFUSED` (frame 1: the reason).
-both: `DATA` (a message), `WORD` (still here; number: of the last message sent), `AGAIN` (something is missing), `END` (number: of
-the last message; nothing follows).
+both: `DATA` (a message), `PIECE` (of a large one: see `pieces`), `WORD` (still here; number: of the last message sent), `AGAIN`
+(something is missing), `END` (number: of the last message; nothing follows).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from exex.errors import ProtocolError
 from exex.protocol.payload import Buffer
 from exex.transport.base import GONE
 from exex.transport.delivery import Delivery
+from exex.transport.pieces import Assembly, Piece, split
 
 BEAT_S = 2.0
 """Silence after which an end says that it is still here."""
@@ -52,6 +53,7 @@ class Kind(IntEnum):
     WORD = 5
     AGAIN = 6
     END = 7
+    PIECE = 8
 
 
 def header(kind: Kind, number: int, received: int) -> bytes:
@@ -92,6 +94,12 @@ class _End:
         self._asked_s = -_AGAIN_S
         self._end_said = False
         self._end_number = -1  # of the peer's last message, once it has said so
+        self._assembly = Assembly()
+
+    def post(self, frames: Frames) -> None:
+        """Accept a message for the peer."""
+        for piece in split(frames):
+            self.delivery.post(piece)
 
     def say(self, kind: Kind, number: int, now_s: float, *frames: Buffer) -> None:
         """Something for the wire."""
@@ -111,7 +119,7 @@ class _End:
         if not self.is_open:
             return
         while (following := self.delivery.next()) is not None:
-            self.say(Kind.DATA, following[0], now_s, *following[1])
+            self.say(Kind.PIECE if type(following[1]) is Piece else Kind.DATA, following[0], now_s, *following[1])
         if self.delivery.owes(now_s) or now_s - self._said_s >= BEAT_S:
             kind = Kind.END if self._end_said else Kind.WORD
             self.say(kind, self.delivery.posted, now_s)
@@ -136,11 +144,13 @@ class _End:
             delivery.again(received)
             return
         delivery.confirmed(received)
-        if kind == Kind.DATA:
+        if kind in (Kind.DATA, Kind.PIECE):
             if number > delivery.received + 1:
                 self._ask_again(now_s)
             elif delivery.take(number, sum(memoryview(frame).nbytes for frame in frames[1:]), now_s):
-                self.arrived.append(frames[1:])
+                message = frames[1:] if kind == Kind.DATA else self._assembly.add(frames[1:])
+                if message is not None:
+                    self.arrived.append(message)
         elif kind == Kind.WORD:
             if number > delivery.received:
                 self._ask_again(now_s)
@@ -318,7 +328,7 @@ class ServerSessions:
         end = self._ends.get(peer)
         if end is None or end.gone or end.dropped:
             raise ConnectionError(f"client {peer} is gone")
-        end.delivery.post(frames)
+        end.post(frames)
         self._touched[end] = None
 
     def receive(self) -> tuple[int, Frames] | None:

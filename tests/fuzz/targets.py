@@ -8,6 +8,7 @@ import random
 import select
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import zmq
@@ -113,6 +114,9 @@ class LyingStore:
         pass
 
     def adopt(self, stored: Stored) -> None:
+        pass
+
+    def sweep(self, prefix: str, is_known: Callable[[str], bool]) -> None:
         pass
 
     def on_gone(self, rank: int) -> None:

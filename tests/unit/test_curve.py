@@ -142,22 +142,16 @@ def test_a_wrong_key_is_refused_before_anything_is_read(rig: Rig, capfd: pytest.
 
 
 def test_a_connection_without_a_key_is_not_heard(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
-    import zmq
-
-    context = zmq.Context()
-    plain = context.socket(zmq.DEALER)
-    plain.linger = 0
-    plain.connect(f"tcp://{rig.endpoint}")
-    plain.send_multipart([b"run this"])
-    raw = socket.create_connection(("127.0.0.1", rig.listener.port))
-    raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    http, plain = (socket.create_connection(("127.0.0.1", rig.listener.port)) for _ in range(2))
+    http.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL"  # of ZMTP 3, for a connection without a key
+    plain.sendall(greeting + bytes(64 - len(greeting)) + b"\x00\x08run this")
     rig.until(lambda: rig.server.receive() is None and "it has no key" in capfd.readouterr().err)
     right = rig.link()
     right.send(0, [b"hello"])
     assert rig.hear(right) == (0, [b"hello"])
-    raw.close()
+    http.close()
     plain.close()
-    context.term()
 
 
 def test_what_was_recorded_is_nothing_to_another_connection(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ LAYERS = [
     {"manager", "worker", "client", "reaper", "report"},
     {"guard", "remote", "campaign", "aio"},
     {"integrations"},
-    {"listen", "reach", "rank", "run", "cli", "__init__", "__main__"},
+    {"listen", "reach", "rank_zero", "rank", "run", "cli", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONE_IMPORTER = {
@@ -30,6 +30,7 @@ ONE_IMPORTER = {
     "dask": "integrations/dask.py",
     "tqdm": "client/bars.py",
     "IPython": "client/bars.py",
+    "parsl": "integrations/parsl.py",
 }
 
 

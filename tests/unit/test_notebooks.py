@@ -170,7 +170,7 @@ def test_an_executor_a_client_and_a_world(manager):
     assert repr(executor) == "<exex executor: shut down>"
     for thing, title, after in (
         (Client(session._current, "<ada>", True), "exex client &lt;ada&gt; · connected · detached", "closed · detached"),
-        (World(session._current, None), "exex world · runs", "has ended"),
+        (World(session._current, types.SimpleNamespace(end=lambda told: None)), "exex world · runs", "has ended"),
     ):
         atexit.unregister(thing._close_at_exit)
         assert words(thing._repr_html_()) == f"● {title} workers 1 with 2 slots tasks 0 not done"
@@ -466,7 +466,7 @@ def test_an_interrupt_of_a_cell_that_awaits(notebook, shell, capsys):
 
 def test_a_kernel_that_ends_cancels_its_tasks(notebook, shell):
     future = held(1)
-    World(session._current, types.SimpleNamespace(end=lambda: None))._close_at_exit()
+    World(session._current, types.SimpleNamespace(end=lambda told: None))._close_at_exit()
     assert future.cancelled()
     assert [message.cancel for message in notebook.told(Finish)] == [True]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import struct
 
 import pytest
 
 from exex.errors import ProtocolError
+from exex.transport import pieces
 from exex.transport.base import GONE
 from exex.transport.delivery import Delivery
 from exex.transport.sessions import BEAT_S, SILENT_S, TOKEN_BYTES, ClientSession, Kind, ServerSessions, header, read_header
@@ -98,7 +100,7 @@ class World:
         client = self.rng.choice(self.clients)
         if self.rng.random() < 0.5 and not client.session.error and not client.left:
             client.posted.append(b"u%d" % len(client.posted))
-            client.session.delivery.post([client.posted[-1]])
+            client.session.post([client.posted[-1]])
         known = [number for number in self.got if number not in self.gone]
         if known:
             number = self.rng.choice(known)
@@ -154,7 +156,9 @@ class World:
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_all_arrives_once_and_in_order(seed: int) -> None:
+def test_all_arrives_once_and_in_order(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if seed % 2:
+        monkeypatch.setattr(pieces, "PIECE_BYTES", 2)  # what is said travels in pieces
     world = World(seed)
     for _ in range(600):
         if world.rng.random() < 0.3:
@@ -212,7 +216,7 @@ def test_a_server_that_stood_still_gives_nobody_up() -> None:
     client = open_one(server)
     server.outgoing(10 * GRACE_S)
     assert server.receive() is None
-    client.delivery.post([b"still here"])
+    client.post([b"still here"])
     pass_on(server, client, b"a", 10 * GRACE_S)
     assert server.receive() == (0, [b"still here"])
 
@@ -220,7 +224,7 @@ def test_a_server_that_stood_still_gives_nobody_up() -> None:
 def test_a_client_that_ends_is_gone_at_once_after_its_last_word() -> None:
     server = ServerSessions(GRACE_S)
     client = open_one(server)
-    client.delivery.post([b"last words"])
+    client.post([b"last words"])
     client.end(0.0)
     pass_on(server, client, b"a", 0.1)
     assert server.receive() == (0, [b"last words"])
@@ -237,7 +241,7 @@ def test_a_client_that_is_dropped_hears_what_was_said_and_then_the_end() -> None
     server.post(0, [b"you are refused"])
     server.drop(0, 0.0)
     assert server.receive() == (0, GONE)
-    client.delivery.post([b"hear me"])
+    client.post([b"hear me"])
     pass_on(server, client, b"a", 0.1)
     assert list(client.arrived) == [[b"you are refused"]] and client.error == "the manager has ended"
     assert server.receive() is None and server.is_settled(), "it has heard that the client has heard"
@@ -272,7 +276,7 @@ def test_who_breaks_the_rules_is_at_its_end(frames: list[bytes]) -> None:
     server.hear(b"a", list(frames), 1.0)
     assert server.refused and server.refused[0][0] == b"a"
     assert server.receive() == (0, GONE)
-    other.delivery.post([b"good"])
+    other.post([b"good"])
     pass_on(server, other, b"o", 1.0)
     assert server.receive() == (1, [b"good"])
 
@@ -322,3 +326,56 @@ def test_ends_that_have_nothing_to_say_still_give_signs_of_life() -> None:
         pass_on(server, client, b"a", now_s)
         assert not client.is_silent(now_s) and server.receive() is None
     assert BEAT_S < SILENT_S / 2
+
+
+@pytest.mark.parametrize("sizes", [[0], [5], [10], [0, 0, 11], [30, 0, 4, 6, 25, 0], [1] * 40])
+def test_a_large_message_travels_in_pieces(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 10)
+    monkeypatch.setattr(pieces, "_LARGE_BYTES", 20)
+    message = [bytes([i + 1]) * size for i, size in enumerate(sizes)]
+    travelling = list(pieces.split(message))
+    if sum(sizes) <= 10:
+        assert travelling == [message] and type(travelling[0]) is list
+        return
+    assembly = pieces.Assembly()
+    for _ in range(2):
+        *first, last = travelling
+        for i, piece in enumerate(first):
+            assert sum(map(len, piece[not i :])) <= 10
+            assert assembly.add(list(piece)) is None
+        assert [bytes(frame) for frame in assembly.add(last) or ()] == message
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [[], [b""], [b"1234567"], [struct.pack("<Q", 1 << 60)], [struct.pack("<Q", 3), b"four"], [struct.pack("<2Q", 3, 4), b"four"]],
+)
+def test_what_is_no_piece_breaks_the_rules(piece: list[bytes]) -> None:
+    with pytest.raises(ProtocolError):
+        pieces.Assembly().add(list(piece))
+
+
+def test_both_ends_hear_of_each_other_while_a_large_message_creeps_along() -> None:
+    server = ServerSessions(GRACE_S)
+    client = open_one(server)
+    server.post(0, [bytes(8 << 20)])
+    client.post([bytes(8 << 20)])
+    up: list[list[bytes]] = []
+    down: list[list[bytes]] = []
+    now_s, heard = 0.0, 0
+    while not client.delivery.is_settled() or heard < 8 << 20:
+        now_s += pieces.PIECE_BYTES / 100_000  # a piece each way
+        client.flush(now_s)
+        up += [list(frames) for frames in client.outgoing]
+        client.outgoing.clear()
+        down += [list(frames) for _, frames in server.outgoing(now_s)]
+        if up:
+            server.hear(b"a", up.pop(0), now_s)
+        if down:
+            client.hear_frames(down.pop(0), now_s)
+        assert not client.is_silent(now_s) and not client.error
+        while client.arrived:
+            heard += len(client.arrived.popleft()[0])
+        arrived = server.receive()
+        assert arrived is None or arrived[1] is not GONE
+    assert now_s > GRACE_S

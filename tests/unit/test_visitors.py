@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError
 
+import msgspec
 import pytest
 
-from exex.manager import transitions, visitors
+from exex.manager import data, retraction, transitions, visitors
 from exex.manager.labels import Labels
 from exex.manager.placement import place
 from exex.manager.state import ClientRecord, ManagerState
+from exex.manager.task import App
 from exex.protocol import payload as payloads
 from exex.protocol.messages import (
     CLIENT_SHIFT,
@@ -22,9 +24,12 @@ from exex.protocol.messages import (
     Hello,
     Outcome,
     Promise,
+    Release,
     Submit,
     Verdict,
+    Want,
 )
+from exex.protocol.payload import Stored
 
 
 def who(name: str = "", python: str = "3.12.1", detach: bool = False) -> Attach:
@@ -34,11 +39,13 @@ def who(name: str = "", python: str = "3.12.1", detach: bool = False) -> Attach:
 class Manager:
     """A manager with one worker of some slots."""
 
-    def __init__(self, slots: int = 4, most_bytes: int = 10_000) -> None:
+    def __init__(self, slots: int = 4, most_bytes: int = 10_000, ranks: int = 1) -> None:
         self.state = ManagerState(prefetch_s=0.0)
+        self.state.data.set_home("n1")
         self.most_bytes = most_bytes
-        hello = Hello(version="1", python="3", node="n", pid=1, slots=slots, error="", times_s=[])
-        transitions.on_hello(self.state, 1, hello)
+        for rank in range(1, ranks + 1):
+            hello = Hello(version="1", python="3", node=f"n{rank}", pid=1, slots=slots, error="", times_s=[], store=f"n{rank}")
+            transitions.on_hello(self.state, rank, hello)
 
     def attach(self, *args, **kwargs) -> ClientRecord:
         return visitors.on_attach(self.state, who(*args, **kwargs), self.most_bytes)
@@ -66,6 +73,24 @@ class Manager:
         count = len(tasks)
         transitions.on_done(self.state, 1, Done(list(tasks), bytes([outcome] * count), [value] * count, [0.1] * count, []))
         self.state.check()
+
+    def stored(self, *tasks: int, size: int = 1000, rank: int = 1) -> None:
+        """Their values are stored on the rank's node."""
+        values = [Stored(f"t{task}.1", [size]) for task in tasks]
+        msg = Done(list(tasks), bytes([Outcome.DONE] * len(tasks)), values, [0.1] * len(tasks), [])
+        transitions.take_stored(self.state, rank, msg)
+        transitions.on_done(self.state, rank, msg)
+        del msg, values
+        self.state.check()
+
+    def collect(self, client: ClientRecord) -> list[str]:
+        """The client has its next Answer; names of the stored values in it."""
+        answer = client.take_answer()
+        names = [value.name for value in answer.payloads if isinstance(value, Stored)]
+        transitions.on_applied(self.state, client, Applied(answered=answer.sequence))
+        del answer
+        self.state.check()
+        return names
 
 
 def of(tasks: list[int]) -> list[int]:
@@ -272,3 +297,124 @@ def test_where_a_part_of_the_time_is_too_short_one_client_gets_it_all() -> None:
         first = manager.turn()
         transitions.on_done(manager.state, 1, Done(first, bytes(len(first)), [b"v"] * len(first), [3e-3] * len(first), []))
     assert len(manager.turn()) >= 3
+
+
+def test_stored_values_of_a_client_that_dies_are_freed() -> None:
+    manager = Manager(slots=2)
+    client = manager.attach()
+    manager.submit(client, 0, 3)
+    first, second = manager.turn()
+    manager.stored(first, second)
+    assert manager.collect(client) == ["t0.1", "t1.1"] and set(client.owned) == {"t0.1", "t1.1"}
+    transitions.on_finish(manager.state, client, Finish(cancel=True))
+    assert manager.state.data.frees == {1: ["t0.1", "t1.1"]} and not manager.state.data.records
+
+
+def test_stored_values_wait_for_a_detached_client_until_it_releases_them() -> None:
+    manager = Manager(slots=4)
+    client = manager.attach("ann", detach=True)
+    labels = client.labels
+    assert labels is not None
+    manager.submit(client, 0, 4, tags={1: "one"})
+    kept, tagged, released, told = manager.turn()
+    manager.stored(kept, tagged, released)
+    assert labels.uncollected_bytes >= 3000, "what is stored counts with its size"
+    manager.collect(client)
+    assert labels.uncollected_bytes == 0
+    transitions.on_release(manager.state, client, Release(names=[f"t{released}.1"]))
+    manager.stored(told)
+    client.take_answer()  # on its way when the client dies
+    visitors.on_left(manager.state, client)
+    assert 3000 <= labels.uncollected_bytes < 4000
+    assert [(found.task, found.tag) for found in visitors.found(manager.state, client)] == [(kept, ""), (tagged, "one"), (told, "")]
+    manager.state.check()
+    again = manager.attach("ann", detach=True)
+    assert manager.collect(again) == [f"t{told}.1", f"t{kept}.1", f"t{tagged}.1"]
+    transitions.on_want(manager.state, again, Want(names=[f"t{kept}.1"]))
+    data.settle(manager.state)
+    ((number, name, record, maps),) = manager.state.data.brought
+    assert (number, name, maps) == (again.number, f"t{kept}.1", False) and record is not None
+    manager.state.data.brought.clear()
+    del record
+    transitions.on_release(manager.state, again, Release(names=list(again.owned)))
+    manager.state.check()
+    assert not manager.state.data.records and not visitors.found(manager.state, again)
+
+
+def test_stored_values_that_wait_are_bounded() -> None:
+    manager = Manager(slots=4, most_bytes=10_000)
+    client = manager.attach("ann", detach=True)
+    manager.submit(client, 0, 20)
+    manager.stored(*manager.turn(), size=4000)
+    assert manager.turn() == [] and manager.state.ready.held_back() == 16
+    manager.collect(client)
+    assert len(manager.turn()) == 4
+    visitors.on_left(manager.state, client)
+    manager.stored(4, 5, 6, 7, size=10)
+    assert manager.turn() == [], "what it had, and has not released, waits again"
+    transitions.on_finish(manager.state, client, Finish(cancel=True))
+    assert not manager.state.data.records and not manager.state.clients
+
+
+def test_orders_leave_alone_what_only_makes_again_what_was_lost() -> None:
+    manager = Manager(slots=1, ranks=2)
+    client = manager.attach("ann")
+    manager.submit(client, 0, 1)
+    (first,) = manager.turn()
+    rank = manager.state.tasks[first].rank
+    manager.stored(first, rank=rank)
+    manager.collect(client)
+    transitions.on_worker_lost(manager.state, rank, "is dead")
+    transitions.on_want(manager.state, client, Want(names=[f"t{first}.1"]))
+    data.settle(manager.state)
+    assert first in manager.state.tasks, "its value is made again"
+    assert visitors.cancel(manager.state, "ann", []) == (0, "") and not client.tasks
+    assert visitors.found(manager.state, client) == []
+    manager.state.check()
+
+
+def test_what_came_back_from_a_worker_stands_in_its_clients_lane() -> None:
+    manager = Manager(slots=4)
+    one, other = manager.attach(), manager.attach()
+    manager.submit(one, 0, 2)
+    manager.submit(other, 0, 2)
+    state = manager.state
+    taken = [task for _ in range(4) for task in state.ready.take(2)]
+    assert of([task.id for task in taken]) == [0, 1, 0, 1] and state.ready.count == 0
+    state.ready.pause(1, True)
+    state.ready.put_back(reversed(taken))
+    assert state.ready.count == 2 and state.ready.held_back() == 2
+    state.ready.pause(1, False)
+    state.check()
+    assert sorted(task.id for _ in range(2) for task in state.ready.take(2)) == [0, other.base]
+
+
+def test_a_better_priority_makes_way_only_behind_its_own_client() -> None:
+    manager = Manager(slots=1)
+    low, high = manager.attach(), manager.attach()
+    manager.submit(low, 0, 2, spec={"priority": 100})
+    task, of_same = manager.state.ready.take(2)
+    manager.submit(high, 0, 1, spec={"priority": -100})
+    (better,) = manager.state.ready.take(1)
+    assert not retraction._is_worse(task, better)
+    assert of_same.app is not None
+    of_same.app = App(msgspec.structs.replace(of_same.app.spec, priority=5), b"", None)
+    assert retraction._is_worse(task, of_same) and not retraction._is_worse(of_same, task)
+
+
+def test_where_data_is_clients_take_turns_as_well() -> None:
+    manager = Manager(slots=1, ranks=2)
+    near, other = manager.attach(), manager.attach()
+    state = manager.state
+    manager.submit(near, 0, 6)
+    waiting = state.ready.take(6)
+    store = state.data.store("n1")
+    for task in waiting:
+        state.ready.push_near(task, store, 1e9)
+    assert all(state.ready.has_turn(task) for task in waiting), "nobody else waits"
+    manager.submit(other, 0, 3)
+    assert [state.ready.has_turn(task) for task in waiting[:2]] == [True, False]
+    assert of([task.id for task in state.ready.take(1)]) == [1]
+    assert state.ready.has_turn(waiting[2]), "the other one has had its turn"
+    state.ready.pause(near.number, True)
+    assert not len(state.ready.near) and state.ready.held_back() == 6
