@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from exex.commands.ending import USAGE, told_errors
 from exex.config import Config
 from exex.errors import ConfigError, ExexError
 from exex.launch.world import expected_world
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 _SCRIPT_SETTINGS: dict[str, Any] = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
 _INTERRUPTED = 130
-_USAGE = 2  # exit status for what the user has to write differently
 
 
 def _config_options() -> list[click.Parameter]:
@@ -111,14 +112,38 @@ def parse_run_args(argv: Sequence[str]) -> tuple[Config, str, list[str]]:
             sys.exit(end.exit_code)
         except ConfigError as error:
             print(f"exex: {error}", file=sys.stderr)
-            sys.exit(_USAGE)
+            sys.exit(USAGE)
 
 
 # ---- exex ----
 
 
+_ELSEWHERE = {
+    "campaign": "campaigns",
+    "cancel": "clients",
+    "clients": "clients",
+    "journal": "kept",
+    "logs": "kept",
+    "report": "kept",
+    "results": "clients",
+    "shutdown": "clients",
+    "submit-call": "clients",
+}
+"""Commands, and their modules in `commands`, which are imported when they are wanted: every rank imports this module."""
+
+
 class _Group(click.Group):
     """Ctrl-C ends with 130, as in a shell; click's own status is 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*self.commands, *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module = importlib.import_module(f"exex.commands.{_ELSEWHERE[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -150,7 +175,7 @@ def _run_command(**params: Any) -> None:
         sys.exit(_run(config, words, workers, [params["script"], *params["args"]] if params["script"] else []))
     except ConfigError as error:
         print(f"exex run: {error}", file=sys.stderr)
-        sys.exit(_USAGE)
+        sys.exit(USAGE)
     except ExexError as error:
         print(f"exex run: {error}", file=sys.stderr)
         sys.exit(1)
@@ -204,15 +229,6 @@ class _JobCommand(click.Command):
         return [*self.params, *options, *settings, *_script_arguments(), *super().get_params(ctx)[len(self.params) :]]
 
 
-@contextlib.contextmanager
-def _job_errors(command: str) -> Iterator[None]:
-    try:
-        yield
-    except ExexError as error:
-        print(f"exex {command}: {error}", file=sys.stderr)
-        sys.exit(_USAGE if isinstance(error, ConfigError) else 1)
-
-
 def _plan(params: dict[str, Any]) -> Job:
     """The job that `params` ask for."""
     from exex.launch.job import OPTIONS, plan_job, variables
@@ -234,7 +250,7 @@ def _jobscript_command(**params: Any) -> None:
     """
     from exex.launch.submit import make_script
 
-    with _job_errors("jobscript"):
+    with told_errors("jobscript"):
         print(make_script(_plan(params), os.environ), end="")
 
 
@@ -245,7 +261,7 @@ def _submit_command(dry_run: bool, **params: Any) -> None:
     """
     from exex.launch import submit
 
-    with _job_errors("submit"):
+    with told_errors("submit"):
         _check_script(params["script"])
         job = _plan(params)
         script = submit.make_script(job, os.environ)
@@ -264,7 +280,7 @@ def machines(context: click.Context) -> None:
     if context.invoked_subcommand is None:
         from exex.launch.machine_text import machines_table
 
-        with _job_errors("machines"):
+        with told_errors("machines"):
             print(machines_table(os.environ))
 
 
@@ -275,7 +291,7 @@ def show(name: str) -> None:
     from exex.launch.machine_text import machine_text
     from exex.launch.machines import load_machine
 
-    with _job_errors("machines"):
+    with told_errors("machines"):
         print(machine_text(load_machine(name, os.environ)))
 
 
@@ -308,7 +324,7 @@ def launch_helper(file: str, launchers: Sequence[str], most: int, grace_s: float
     """
     from exex.remote.helper import Options, serve
 
-    with _job_errors("launch-helper"):
+    with told_errors("launch-helper"):
         serve(Options(os.path.abspath(file), _programs(launchers), most, grace_s, verbose))
 
 
@@ -326,270 +342,7 @@ def pack(prefix: str | None, output: str | None) -> None:
         print(stage_pack.pack(prefix, output))
     except ConfigError as error:
         print(f"exex pack: {error}", file=sys.stderr)
-        sys.exit(_USAGE)
-
-
-# ---- exex campaign ----
-
-_CAMPAIGN = click.argument("file", type=click.Path(dir_okay=False))
-
-
-@main.group()
-def campaign() -> None:
-    """Run one workload at many sizes of a machine; FILE is a TOML file that says which."""
-
-
-@campaign.command("plan")
-@_CAMPAIGN
-def plan_campaign(file: str) -> None:
-    """Show all jobs and their node-hours, and write their job scripts."""
-    from exex.campaign import jobs, plan
-
-    with _job_errors("campaign plan"):
-        print(jobs.Jobs(plan.read_campaign(file), os.environ).plan())
-
-
-@campaign.command("submit")
-@_CAMPAIGN
-@click.option("--wait", is_flag=True, help="Go on until every job has had its turn.")
-def submit_campaign(file: str, wait: bool) -> None:
-    """Submit jobs that have no result and are not under way, up to at_once."""
-    from exex.campaign import jobs, plan
-
-    with _job_errors("campaign submit"):
-        all_jobs = jobs.Jobs(plan.read_campaign(file), os.environ)
-        if wait:
-            all_jobs.submit_all(click.echo)
-            return
-        left = all_jobs.submit(click.echo)
-        print(f"{left} more to submit: run this again when some have ended" if left else "nothing more to submit")
-
-
-@campaign.command("status")
-@_CAMPAIGN
-def campaign_status(file: str) -> None:
-    """Show how the jobs stand. The exit status is 1 while some have no result."""
-    from exex.campaign import jobs, plan
-
-    with _job_errors("campaign status"):
-        standings = jobs.Jobs(plan.read_campaign(file), os.environ).standings()
-        print(jobs.status_text(standings))
-    sys.exit(0 if all(standing.state is jobs.State.DONE for standing in standings) else 1)
-
-
-@campaign.command("collect")
-@_CAMPAIGN
-def collect_campaign(file: str) -> None:
-    """Gather the results that there are in results.json."""
-    from exex.campaign import plan, results
-
-    with _job_errors("campaign collect"):
-        read = plan.read_campaign(file)
-        print(f"{len(results.collect(read))} of {len(read.points())} results are in {read.directory / 'results.json'}")
-
-
-@campaign.command("report")
-@_CAMPAIGN
-def campaign_report(file: str) -> None:
-    """Print a table of all results, and draw them if matplotlib is there."""
-    from exex.campaign import plan, report, results
-
-    with _job_errors("campaign report"):
-        read = plan.read_campaign(file)
-        sizes, costs = results.sizes(read, results.collect(read)), report.read_costs(read)
-        if not sizes:
-            raise ConfigError(f"no job of {file} has left a result; see `exex campaign status {file}`")
-        print(report.table(read, sizes, costs))
-        path = read.directory / "report.png"
-        print(f"drawn: {path}" if report.picture(read, sizes, costs, path) else "no picture: matplotlib is not installed")
-
-
-# ---- exex journal ----
-
-_JOURNAL = click.argument("file", type=click.Path(dir_okay=False))
-
-
-@main.group()
-def journal() -> None:
-    """Look into the journal of a job that does not run at the moment."""
-
-
-@contextlib.contextmanager
-def _journal_errors() -> Iterator[None]:
-    try:
-        yield
-    except ExexError as error:
-        print(f"exex journal: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-@journal.command()
-@_JOURNAL
-def info(file: str) -> None:
-    """Show who wrote FILE, and how many results of which apps are in it."""
-    from exex.store import inspection
-
-    with _journal_errors():
-        print(inspection.info(file))
-
-
-@journal.command()
-@_JOURNAL
-def verify(file: str) -> None:
-    """Check every page and every row of FILE. The exit status is 1 if anything is damaged."""
-    from exex.store import inspection
-
-    with _journal_errors():
-        text, is_sound = inspection.verify(file)
-        print(text)
-    sys.exit(0 if is_sound else 1)
-
-
-@journal.command()
-@_JOURNAL
-@click.option("--format", "style", type=click.Choice(["jsonl", "csv"]), default="jsonl", help="Default: jsonl.")
-def export(file: str, style: str) -> None:
-    """Print one line per result: key, app, end, seconds, size. Damaged rows are left out and counted on stderr."""
-    from exex.store import inspection
-
-    with _journal_errors():
-        damaged = inspection.export(file, style, sys.stdout)
-    if damaged:
-        print(f"exex journal: {damaged:,} damaged rows are left out", file=sys.stderr)
-        sys.exit(1)
-
-
-# ---- exex logs ----
-
-
-@main.command()
-@click.argument("task", type=click.IntRange(0), required=False)
-@click.option("--run-dir", default="runinfo", show_default=True, metavar="DIR", help="Of the run, or of all: then the newest.")
-@click.option("--attempt", type=click.IntRange(1), metavar="N", help="Only this one. Default: all.")
-@click.option("--stream", type=click.Choice(["stdout", "stderr"]), help="Only this one. Default: both.")
-def logs(task: int | None, run_dir: str, attempt: int | None, stream: str | None) -> None:
-    """Print what TASK printed in a job with --output files; without TASK, which tasks printed how much."""
-    from exex.store import task_output
-
-    try:
-        run_dir = task_output.find_run_dir(run_dir)
-        if task is None:
-            print(task_output.summary(run_dir))
-            return
-        streams = frozenset({0, 1} if stream is None else {("stdout", "stderr").index(stream)})
-        for part, data in task_output.output_of(run_dir, task, streams):
-            if attempt in (None, part.attempt):
-                sys.stdout.buffer.write(data)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nobody reads any more, and the interpreter would flush it)
-    except (ExexError, OSError) as error:
-        print(f"exex logs: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-# ---- exex clients, exex cancel, exex submit-call, exex shutdown ----
-
-_ADDRESS = click.option("--address", default="", metavar="HOST:PORT", help="Where to reach the job, instead of what FILE says.")
-
-
-@main.command()
-@click.argument("file", type=click.Path(dir_okay=False))
-@_ADDRESS
-def clients(file: str, address: str) -> None:
-    """List the clients of the job of connection file FILE."""
-    from exex.client.shell import clients_table
-
-    with _job_errors("clients"):
-        print(clients_table(file, address))
-
-
-@main.command()
-@click.argument("file", type=click.Path(dir_okay=False))
-@click.option("--client", default="", metavar="CLIENT", help="Only tasks of this client, by name or number.")
-@click.option("--task", "tasks", multiple=True, type=click.IntRange(0), metavar="N", help="Only this task; may be repeated.")
-@_ADDRESS
-def cancel(file: str, client: str, tasks: tuple[int, ...], address: str) -> None:
-    """Cancel tasks of the job of connection file FILE; without options, all."""
-    from exex.client import shell
-
-    with _job_errors("cancel"):
-        count = shell.cancel(file, client, tasks, address)
-        print(f"{count} task{'s' * (count != 1)} cancelled")
-
-
-@main.command("submit-call", context_settings={"ignore_unknown_options": True})
-@click.argument("file", type=click.Path(dir_okay=False))
-@click.argument("function", metavar="MODULE:FUNCTION")
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.option("--wait/--detach", default=True, help="Print what it returns, or leave it to exex results. Default: --wait.")
-@click.option("--name", default="", metavar="NAME", help="Of the client; with --detach, results are found by it.")
-@click.option("--tag", default="", metavar="TEXT", help="A word for the task.")
-@_ADDRESS
-def submit_call(**params: Any) -> None:
-    """Call a function in the job of connection file FILE. Arguments are JSON where they parse as that, else text."""
-    from exex.client import shell
-
-    with _job_errors("submit-call"):
-        if not params["wait"] and not params["name"]:
-            raise ConfigError("--detach needs --name NAME, by which the result is found")
-        file, function, words = params["file"], params["function"], params["arguments"]
-        options = {"name": params["name"], "detach": not params["wait"], "tag": params["tag"], "address": params["address"]}
-        try:
-            print(shell.submit_call(file, function, words, **options))
-        except ExexError:
-            raise
-        except Exception as error:
-            print(f"exex submit-call: {function} raised {type(error).__name__}: {error}", file=sys.stderr)
-            sys.exit(1)
-
-
-@main.command()
-@click.argument("file", type=click.Path(dir_okay=False))
-@click.argument("name")
-@_ADDRESS
-def results(file: str, name: str, address: str) -> None:
-    """Collect what tasks of the detached client NAME have returned; wait for those that have not ended."""
-    from exex.client import shell
-
-    with _job_errors("results"):
-        for task, app, tag, text in shell.results(file, name, address):
-            print(f"{task} {app}{f' [{tag}]' if tag else ''}: {text}")
-
-
-@main.command()
-@click.argument("file", type=click.Path(dir_okay=False))
-@click.option("--cancel", "now", is_flag=True, help="Cancel tasks, instead of waiting until all are done.")
-@_ADDRESS
-def shutdown(file: str, now: bool, address: str) -> None:
-    """End the job of connection file FILE, which has no script, when all of its tasks are done."""
-    from exex.client import shell
-
-    with _job_errors("shutdown"):
-        left = shell.shutdown(file, now, address)
-        if left:
-            print(f"the job {'cancels' if now else 'ends after'} {left} task{'s' * (left != 1)}")
-
-
-# ---- exex report ----
-
-
-@main.command()
-@click.argument("file", type=click.Path(dir_okay=False))
-@click.option("--html", "page", metavar="PAGE", help="Write one page with pictures, which needs nothing else.")
-@click.option("--csv", "csv_dir", metavar="DIR", help="Write one CSV file per table into DIR.")
-@click.option("--parquet", "parquet_dir", metavar="DIR", help="Write one Parquet file per table into DIR; needs pyarrow.")
-def report(file: str, page: str | None, csv_dir: str | None, parquet_dir: str | None) -> None:
-    """Sum up the run record FILE, while the job runs or afterwards."""
-    from exex.report import make
-
-    try:
-        print(make.report(file, page, csv_dir, parquet_dir), end="")
-    except ExexError as error:
-        print(f"exex report: {error}", file=sys.stderr)
-        sys.exit(_USAGE if isinstance(error, ConfigError) else 1)
-    except OSError as error:
-        print(f"exex report: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(USAGE)
 
 
 @main.command()
@@ -623,4 +376,4 @@ def show_launcher(name: str) -> None:
         print(launcher_page(name, os.environ))
     except ConfigError as error:
         print(f"exex launchers: {error}", file=sys.stderr)
-        sys.exit(_USAGE)
+        sys.exit(USAGE)

@@ -17,7 +17,7 @@ LAYERS = [
     {"manager", "worker", "client", "reaper", "report"},
     {"guard", "remote", "campaign", "aio"},
     {"integrations"},
-    {"listen", "reach", "rank_zero", "rank", "run", "cli", "__init__", "__main__"},
+    {"listen", "reach", "rank_zero", "rank", "run", "commands", "cli", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONE_IMPORTER = {
@@ -25,7 +25,7 @@ ONE_IMPORTER = {
     "zmq": "transport/zeromq.py",
     "cloudpickle": "protocol/payload.py",
     "h5py": "record/hdf5.py",
-    "click": "cli.py",
+    "click": ("cli.py", "commands"),
     "joblib": "integrations/joblib.py",
     "dask": "integrations/dask.py",
     "tqdm": "client/bars.py",
@@ -76,7 +76,7 @@ def test_imports_point_one_way(path: Path) -> None:
 def test_third_party_packages_have_one_importer(path: Path) -> None:
     for name in imports(path):
         owner = ONE_IMPORTER.get(name.split(".")[0])
-        assert owner is None or str(path.relative_to(PACKAGE)) == owner, f"{path} imports {name}"
+        assert owner is None or str(path.relative_to(PACKAGE)).startswith(owner), f"{path} imports {name}"
 
 
 def test_every_part_has_a_layer() -> None:

@@ -1,0 +1,1 @@
+"""Commands of the shell that are loaded when they are called: see `cli`."""
