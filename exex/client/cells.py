@@ -50,6 +50,7 @@ class Cells:
     def __init__(self, shell: Any, outbox: Outbox) -> None:
         self._events = shell.events
         self._running: asyncio.Task[Any] | None = None
+        self._ticking: asyncio.TimerHandle | None = None
         self._outbox = outbox
         self._events.register("pre_run_cell", self._begin)
         self._events.register("post_run_cell", self._end)
@@ -74,10 +75,12 @@ class Cells:
     def _tick(self) -> None:
         """Wake the loop now and then: what ipykernel asks of it when SIGINT comes does not."""
         if self._running is not None:
-            self._running.get_loop().call_later(_TICK_S, self._tick)
+            self._ticking = self._running.get_loop().call_later(_TICK_S, self._tick)
 
     def _end(self, result: Any) -> None:
         running, self._running = self._running, None
+        if self._ticking is not None:
+            self._ticking.cancel()
         error = None if result is None else result.error_in_exec
         if error is None or (not isinstance(error, KeyboardInterrupt) and not _was_cancelled(running, error)):
             return

@@ -56,7 +56,7 @@ def tidy(output: Any) -> dict[str, Any]:
 def comparable(cell: Any) -> list[Any]:
     """What a cell gives, without times, and without numbers of tasks, which depend on what `map` makes of its items."""
     texts = [json.dumps(tidy(output), sort_keys=True, ensure_ascii=False) for output in cell.outputs]
-    return [re.sub(r"\b(task|AppFuture) \d+", r"\1 N", re.sub(r"[\d.]+ m?s\b", "1 s", text)) for text in texts]
+    return [re.sub(r"\b(task|AppFuture) \d+", r"\1 N", re.sub(r"(\d+ min )?[\d.]+ m?s\b", "1 s", text)) for text in texts]
 
 
 def test_the_tutorial_gives_what_it_shows(launch: Launch, tmp_path: Path) -> None:
