@@ -389,6 +389,20 @@ def test_an_interrupt_cancels_what_its_cell_has_started(notebook, shell, capsys)
     assert capsys.readouterr().err == ""
 
 
+def test_an_interrupt_ends_a_map_that_nobody_iterates_over(notebook, shell):
+    maps = []
+
+    def cell():
+        maps.append(exex.map(held, range(1000), chunksize=1))
+        interrupted()
+
+    shell.run(cell)
+    assert session.current("").mappings == set()  # no more of it is sent
+    notebook.until(lambda: not notebook.tasks)
+    with pytest.raises(cf.CancelledError):
+        list(maps[0])
+
+
 def test_an_error_or_the_end_of_a_cell_cancels_nothing(notebook, shell):
     futures = []
     shell.run(lambda: futures.append(held(1)))
