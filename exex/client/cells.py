@@ -15,7 +15,7 @@ from typing import Any
 from exex.client.executor import Executor
 from exex.client.futures import DataFuture
 from exex.client.lazy import LazyFuture
-from exex.client.outbox import Outbox
+from exex.client.mapping import Mapping
 from exex.client.session import Session
 
 _WAITS: dict[CodeType, Callable[[dict[str, Any]], Iterable[Any]]] = {
@@ -26,6 +26,8 @@ _WAITS: dict[CodeType, Callable[[dict[str, Any]], Iterable[Any]]] = {
     Executor.shutdown.__code__: lambda names: names["self"]._open_futures(),
 }
 """Functions that wait, and for which futures, as their local names say."""
+
+_TICK_S = 0.2
 
 
 def waited_for(error: BaseException) -> list[LazyFuture]:
@@ -41,22 +43,22 @@ def waited_for(error: BaseException) -> list[LazyFuture]:
         trace = trace.tb_next
     return list(found)
 
-_TICK_S = 0.2
-
 
 class Cells:
     """The cells that run while this process is a client."""
 
-    def __init__(self, shell: Any, outbox: Outbox) -> None:
+    def __init__(self, shell: Any, session: Session) -> None:
         self._events = shell.events
         self._running: asyncio.Task[Any] | None = None
-        self._outbox = outbox
+        self._ticking: asyncio.TimerHandle | None = None
+        self._session = session
         self._events.register("pre_run_cell", self._begin)
         self._events.register("post_run_cell", self._end)
         self._begin(None)
 
     def leave(self) -> None:
         """Look at no further cell."""
+        self._rest()
         for name, function in (("pre_run_cell", self._begin), ("post_run_cell", self._end)):
             try:
                 self._events.unregister(name, function)
@@ -64,7 +66,8 @@ class Cells:
                 pass  # the user has reset the events
 
     def _begin(self, info: object) -> None:
-        self._newest = self._outbox.newest()
+        self._newest = self._session.proxy.outbox.newest()
+        self._mappings = set(self._session.mappings)
         try:
             self._running = asyncio.current_task()  # if the cell awaits, this is its own
         except RuntimeError:
@@ -74,14 +77,24 @@ class Cells:
     def _tick(self) -> None:
         """Wake the loop now and then: what ipykernel asks of it when SIGINT comes does not."""
         if self._running is not None:
-            self._running.get_loop().call_later(_TICK_S, self._tick)
+            self._ticking = self._running.get_loop().call_later(_TICK_S, self._tick)
+
+    def _rest(self) -> tuple[asyncio.Task[Any] | None, set[Mapping]]:
+        """No cell runs. Returns the task of the one that did, and the maps that were not fed to their end when it began."""
+        found = self._running, self._mappings
+        self._running, self._mappings = None, set()
+        if self._ticking is not None:
+            self._ticking.cancel()
+        return found
 
     def _end(self, result: Any) -> None:
-        running, self._running = self._running, None
+        running, mappings = self._rest()
         error = None if result is None else result.error_in_exec
         if error is None or (not isinstance(error, KeyboardInterrupt) and not _was_cancelled(running, error)):
             return
-        futures = dict.fromkeys(future for future in self._outbox.open_futures() if future._tid > self._newest)
+        for mapping in self._session.mappings - mappings:
+            mapping.cancel()
+        futures = dict.fromkeys(future for future in self._session.proxy.outbox.open_futures() if future._tid > self._newest)
         futures.update(dict.fromkeys(waited_for(error)))  # type: ignore[arg-type]
         count = sum(future.cancel() for future in futures)
         if count:

@@ -178,6 +178,20 @@ def job_rows(proxy: Proxy) -> list[tuple[str, object]]:
     return rows
 
 
+def progress_html(text: str, total: int, parts: Iterable[tuple[int, str]]) -> str:
+    """A bar of coloured parts, and a line below it.
+
+    Args:
+        parts: numbers with words of `State`, from the left.
+    """
+    spans = "".join(
+        f'<span style="width:{100 * number / total:.2f}%;background:{_COLOURS[word]}"></span>' for number, word in parts if number
+    )
+    frame = "display:flex;height:.7em;max-width:40em;margin:.3em 0 .1em 0;border-radius:.35em;overflow:hidden"
+    bar = f'<div style="{frame};background:rgba(128,128,128,.25)">{spans}</div>'
+    return f"<div>{bar}<div>{html.escape(text)}</div></div>"
+
+
 def _head(word: str, title: str, details: list[str]) -> str:
     dot = f'<span style="color:{_COLOURS.get(word, _GREY)}">●</span>'
     return f'{dot} <b>{html.escape(title)}</b> <span style="{_FAINT}">· {html.escape(" · ".join(details))}</span>'

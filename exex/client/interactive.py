@@ -10,3 +10,8 @@ def shell() -> Any:
     """IPython's interactive shell in this process; None if there is none."""
     ipython = sys.modules.get("IPython")
     return None if ipython is None else ipython.get_ipython()
+
+
+def is_notebook() -> bool:
+    """Whether that shell is the kernel of a notebook, where HTML can be shown."""
+    return getattr(shell(), "kernel", None) is not None

@@ -163,7 +163,7 @@ def start(link: Link, settings: Settings) -> Session:
     if shell is not None:
         from exex.client.cells import Cells
 
-        session.cells = Cells(shell, session.proxy.outbox)
+        session.cells = Cells(shell, session)
     return session
 
 

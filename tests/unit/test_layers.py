@@ -29,7 +29,8 @@ ONE_IMPORTER = {
     "joblib": "integrations/joblib.py",
     "dask": "integrations/dask.py",
     "globus_sdk": "files/globus.py",
-    "tqdm": "client/progress.py",
+    "tqdm": "client/bars.py",
+    "IPython": "client/bars.py",
     "parsl": "integrations/parsl.py",
 }
 
