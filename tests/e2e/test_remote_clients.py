@@ -139,6 +139,8 @@ with connect() as client:
         print(list(executor.map(times, range(4), range(4))), executor.submit(times, b"x" * 3_000_000, 2).result() == b"x" * 6_000_000)
     try: fails(Mine(7)).result()
     except ValueError as error: print("raised", error)
+    from exex.integrations.pool import Pool
+    with Pool() as pool: print(pool.map(abs, range(-3, 1)))
 print(client.connected)
 try: inc(1)
 except exex.NoManagerError as error: print("exex.connect(FILE)" in str(error))
@@ -146,7 +148,7 @@ with connect() as client:
     print(inc(41).result())
 """
     )
-    assert out.splitlines() == ["2 2 True []", "4 4501500", "[0, 1, 4, 9] True", "raised 7", "False", "True", "42"]
+    assert out.splitlines() == ["2 2 True []", "4 4501500", "[0, 1, 4, 9] True", "raised 7", "[3, 2, 1, 0]", "False", "True", "42"]
 
 
 def test_a_client_that_leaves_waits_for_its_tasks_unless_it_fails(job: Job) -> None:
