@@ -9,6 +9,7 @@ import subprocess
 import sys
 from array import array
 from collections import defaultdict
+from pathlib import Path
 
 import h5py
 import msgspec
@@ -26,6 +27,7 @@ from exex.record.packing import deflated, filters, packed
 from exex.record.recorder import Recorder
 from exex.record.rows import Assembler, cut
 from exex.record.start import attributes, record_path, start_writer
+from exex.record.writer import NICE
 
 META = {"began_unix_s": 1.8e9, "meta": json.dumps({"script": "s.py", "settings": {}, "versions": {}})}
 
@@ -438,6 +440,20 @@ def test_signals_do_not_end_the_writer(tmp_path):
         assert recorder._writer.poll() is None
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         recorder._writer.send_signal(number)
+    assert recorder.close() == 0
+
+
+def test_the_writer_makes_way_for_the_job(tmp_path):
+    path = str(tmp_path / "run.h5")
+    recorder = told_to_a_writer(path)
+    while not os.path.exists(path):
+        assert recorder._writer.poll() is None
+    pid = recorder.writer_pid
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+    assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+    group = Path(f"/proc/{pid}/autogroup")
+    if group.exists() and os.geteuid() == 0:  # others may do it ten times per second, all together
+        assert not group.read_text() or group.read_text().split()[-1] == str(NICE)
     assert recorder.close() == 0
 
 
