@@ -260,7 +260,8 @@ def test_callbacks_and_joins_are_never_held_back():
         manager.until(lambda: len(inner) == 500)
 
 
-def test_a_script_that_has_to_keep_a_promise_is_let_through():
+def test_a_script_that_has_to_keep_a_promise_is_let_through(monkeypatch):
+    monkeypatch.setattr("exex.client.pressure.PATIENCE_S", 0.1)
     with Job(max_waiting=20) as manager:
         promise = cf.Future()
         futures = [echo(promise) for _ in range(22)]

@@ -358,10 +358,10 @@ def test_task_processes_do_not_share_their_random_numbers(tmp_path):
 
 
 def test_many_at_once(world):
-    processes = [world.fork(slot) for slot in range(40)]
+    processes = [world.fork(slot) for slot in range(16)]
     tasks = [world.give(process, (number, process.slot))[0] for process in processes]
-    assert world.values(tasks) == list(range(40))
-    assert len({world.pid(process) for process in processes}) == 40
+    assert world.values(tasks) == list(range(16))
+    assert len({world.pid(process) for process in processes}) == 16
 
 
 def test_one_process_in_a_slot(world):
