@@ -282,10 +282,9 @@ class Assembler:
 
     def _end_waiting(self, tasks: Array, how: int, time_us: int) -> None:
         """Tasks that were not at a worker have ended; what is there will be reported."""
-        at = self._pool.index(tasks)
+        at, tasks = where_known(self._pool.index(tasks), tasks)
         state = self._pool.fields["state"][at]
-        waits = (at >= 0) & ((state == _NEW) | (state == _FAILED))
-        tasks = tasks[waits]
+        tasks = tasks[(state == _NEW) | (state == _FAILED)]
         self._end_without_attempt(tasks, np.full(len(tasks), how, "u1"), np.full(len(tasks), time_us))
 
     def _end_without_attempt(self, tasks: Array, how: Array, times_us: Array) -> None:

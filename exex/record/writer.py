@@ -20,11 +20,13 @@ from exex.record.rows import Assembler
 
 NICE = 10
 _READ_BYTES = 1 << 20
+"""As much as the pipe holds: when it is full, rank 0 must keep what follows."""
+
 _WINDOW_US = 250_000
 _IDLE_MS = 500
 
 
-def write(fd: int) -> None:
+def write(fd: int, manners: Manners) -> None:
     """Write the record that is told of by this descriptor, until its end.
 
     Raises:
@@ -39,6 +41,7 @@ def write(fd: int) -> None:
     while True:
         is_idle = not poll.poll(_IDLE_MS)
         chunk = b"" if is_idle else os.read(fd, _READ_BYTES)
+        manners.hurry(len(chunk) == _READ_BYTES or (not chunk and not is_idle))
         data += chunk
         for frame in take_frames(data):
             if frame.kind == Kind.BEGIN:
@@ -68,27 +71,35 @@ def _attributes(told: dict[str, object]) -> dict[str, object]:
     return {"began_unix_s": told["began_unix_s"], "meta": json.dumps(meta)}
 
 
-def make_way() -> None:
-    """Let others go first.
+class Manners:
+    """Lets the job's processes go first, unless they wait for this one.
 
-    Where Linux groups processes by their session (sched(7), autogroup), a nice value says nothing to processes of other
-    sessions, and this process has a session of its own: there the group's counts.
+    Where Linux groups processes by session (sched(7), autogroup), a nice value says nothing to those of other sessions, and this
+    process has a session of its own: there the group's value counts, and it can be taken back.
     """
-    with contextlib.suppress(OSError):
-        os.nice(NICE)
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # when there is something to read, nobody is interrupted
-    if os.getsid(0) == os.getpid():
-        with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:
-            file.write(str(NICE))
+
+    def __init__(self) -> None:
+        self._is_group = os.getsid(0) == os.getpid()
+        self._is_in_a_hurry = True
+        with contextlib.suppress(OSError):
+            os.nice(NICE)
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # whoever runs is not interrupted for it
+
+    def hurry(self, now: bool) -> None:
+        """Whether somebody waits."""
+        if now == self._is_in_a_hurry or not self._is_group:
+            return
+        with contextlib.suppress(OSError), open("/proc/self/autogroup", "w", buffering=1) as file:
+            file.write("0\n" if now else f"{NICE}\n")
+            self._is_in_a_hurry = now
 
 
 def main() -> int:
     """Be the writer. Returns the exit status."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # the end of the pipe is the end
-    make_way()
     try:
-        write(0)
+        write(0, Manners())
     except (RecordError, OSError) as error:
         print(f"exex: {error}; the job goes on without a run record", file=sys.stderr, flush=True)
         return 1
