@@ -139,6 +139,8 @@ with connect() as client:
         print(list(executor.map(times, range(4), range(4))), executor.submit(times, b"x" * 3_000_000, 2).result() == b"x" * 6_000_000)
     try: fails(Mine(7)).result()
     except ValueError as error: print("raised", error)
+    from exex.integrations.pool import Pool
+    with Pool() as pool: print(pool.map(abs, range(-3, 1)))
 print(client.connected)
 try: inc(1)
 except exex.NoManagerError as error: print("exex.connect(FILE)" in str(error))
@@ -146,7 +148,7 @@ with connect() as client:
     print(inc(41).result())
 """
     )
-    assert out.splitlines() == ["2 2 True []", "4 4501500", "[0, 1, 4, 9] True", "raised 7", "False", "True", "42"]
+    assert out.splitlines() == ["2 2 True []", "4 4501500", "[0, 1, 4, 9] True", "raised 7", "[3, 2, 1, 0]", "False", "True", "42"]
 
 
 def test_a_client_that_leaves_waits_for_its_tasks_unless_it_fails(job: Job) -> None:
@@ -163,27 +165,36 @@ def gated(x):
     import os, time
     while not os.path.exists('gate'): time.sleep(0.01)
     return x * 300_000 if isinstance(x, bytes) else x / 10
+@exex.python_app
+def total(x): return len(x)
 """
-    job.client(apps + "connect(name='ann', detach=True)\nfor i in [*range(4), 'x', b'y']: gated(i, tag=f'n{i}')")
+    job.client(
+        apps
+        + """
+connect(name='ann', detach=True)
+looked_at, other = inc(1), inc(2)
+looked_at.result()
+for i in [*range(4), 'x', b'y']: gated(i, tag=f'n{i}')
+"""
+    )
     out = job.client(
         apps
         + """
 client = connect(name='ann', detach=True)
 found = client.futures()
-print([(f.tid, f.app_name, f.tag) for f in found][:2], len(found))
+print([(f.tid, f.app_name, f.tag) for f in found][:3], len(found))
 open('gate', 'w').close()
-more = inc(found[1])
-print([f.result() for f in found[:4]], type(found[4].exception()).__name__, more.tid, more.result())
-print(found[5].done())
+more = inc(found[2])
+print([f.result() for f in found[:5]], type(found[5].exception()).__name__, more.tid, more.result())
+print(total(found[6]).result())
 """
     )
-    assert out.splitlines() == ["[(0, 'gated', 'n0'), (1, 'gated', 'n1')] 6", "[0.0, 0.1, 0.2, 0.3] TypeError 6 1.1", "True"]
+    assert out.splitlines() == ["[(1, 'inc', ''), (2, 'gated', 'n0'), (3, 'gated', 'n1')] 7", "[3, 0.0, 0.1, 0.2, 0.3] TypeError 8 1.1", "300000"]
     assert "away" in job.exex("clients", FILE)
     out = job.client(
-        "client = connect(name='ann', detach=True)\n"
-        "large = [f for f in client.futures() if f.tag == \"nb'y'\"]\nprint([f.result() == b'y' * 300_000 for f in large])"
+        "client = connect(name='ann', detach=True)\nprint([(f.tag, f.result() == b'y' * 300_000) for f in client.futures()])"
     )
-    assert out == "[True]\n", "a large value waits until somebody has had it"
+    assert out == """[("nb'y'", True)]\n""", "a large value waits until somebody has looked at it"
     assert "ann" not in job.exex("clients", FILE), "everything is collected"
     assert job.client("print(connect(name='ann', detach=True).futures())") == "[]\n"
 
