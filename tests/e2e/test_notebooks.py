@@ -84,13 +84,17 @@ def echo(value):
 def sleep():
     time.sleep(1000)
 
-def interrupt(when):
-    "Ctrl-C, as soon as that is true."
+def interrupt(when, future):
+    "Ctrl-C as soon as that is true; once more if Python was just about to sleep, and has overheard it."
     def watch():
         while not when():
             time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGINT)
-    threading.Thread(target=watch).start()
+        while not future.cancelled():
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(300):
+                if not future.cancelled():
+                    time.sleep(0.01)
+    threading.Thread(target=watch, daemon=True).start()
 
 def is_waited_for(future):
     rare = future._rare
@@ -174,7 +178,7 @@ def test_an_interrupt_cancels_what_a_cell_waits_for_and_has_started(world: Kerne
     made = "bar = exex.progress(old)" if "bar" in wait else "import exex.aio"
     assert world.run(f"old = [sleep() for _ in range(4)]; {made}")[0] == "ok"
     when = "len(bar._all_ended._cond._waiters) == 2" if "bar" in wait else "is_waited_for(old[0])"  # the other one draws
-    status, shown = world.run(f"new = sleep()\ninterrupt(lambda: {when})\n{wait}")
+    status, shown = world.run(f"new = sleep()\ninterrupt(lambda: {when}, old[0])\n{wait}")
     awaits = wait.startswith("await")
     assert status == ("CancelledError" if awaits else "KeyboardInterrupt"), shown
     _, shown = world.run("print(*(int(future.cancelled()) for future in old), sep=''); print(new.cancelled())")

@@ -482,14 +482,14 @@ def test_a_kernel_that_ends_cancels_its_tasks(notebook, shell):
     future = held(1)
     World(session._current, types.SimpleNamespace(end=lambda told: None))._close_at_exit()
     assert future.cancelled()
-    assert [message.cancel for message in notebook.told(Finish)] == [True]
+    assert [message.cancel for message in notebook.until(lambda: notebook.told(Finish))] == [True]
 
 
 def test_a_program_that_ends_waits_for_its_tasks(manager):
     future = echo(1)
     Client(session._current, "", False)._close_at_exit()
     assert future.result() == 1
-    assert [message.cancel for message in manager.told(Finish)] == [False]
+    assert [message.cancel for message in manager.until(lambda: manager.told(Finish))] == [False]
 
 
 def test_what_a_detached_client_of_a_kernel_has_started_goes_on(shell):
