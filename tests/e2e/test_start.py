@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -94,7 +95,10 @@ signal.pause()
 """
     started = launch.start(program(launch, text), **temporary)
     survivor, *pids = json.loads(launch.read_until(started, "["))
-    processes = [psutil.Process(pid) for pid in pids]
+    processes = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that has ended meanwhile by itself
+            processes.append(psutil.Process(pid))
     started.kill()
     try:
         _, alive = psutil.wait_procs(processes, timeout=60)
