@@ -15,9 +15,9 @@ WORKFLOW = """
 from exex import python_app
 
 @python_app
-def second(i):
+def short(i):
     import time
-    time.sleep(0.5)
+    time.sleep(0.2)
     return i
 
 @python_app(walltime=3600)
@@ -29,7 +29,7 @@ def quick(i):
     return i
 
 assert [f.result() for f in [quick(i) for i in range(100)]] == list(range(100))
-futures = [second(i) for i in range(200)]
+futures = [short(i) for i in range(200)]
 waiting = [long() for _ in range(3)]
 for future in futures:
     print("done", future.result(), flush=True)
@@ -58,7 +58,7 @@ def check(status: int, out: str, err: str) -> None:
 def test_a_job_ends_within_its_walltime(launch: Launch, workflow: Path) -> None:
     ended = launch.finish(launch.start(exex_run("--walltime", "8", str(workflow))), 30)
     check(ended.status, ended.out, ended.err)
-    assert ended.seconds < 12, ended.err  # all of it would take 50
+    assert ended.seconds < 12, ended.err  # all of it would take 20
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
