@@ -353,7 +353,10 @@ class Guard:
             meeting = Meeting(tuple(message["hosts"]), message["port"], bytes.fromhex(message["key"]), message["ranks"])
             self._alarm.join(meeting, int(message["rank"]), time.monotonic())
         elif message["op"] == "serving":
+            from exex.launch.lent import take_signals
+
             self._serves = True
+            take_signals(os.environ)
         elif message["op"] == "recorder":
             self._recorder = int(message["pid"])
         elif message["op"] == "alive":

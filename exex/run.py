@@ -80,8 +80,8 @@ def main(argv: list[str] | None = None) -> int:
 def _be_client(role: ClientRole, command: Command, environment: dict[str, str], launcher_fds: Collection[int]) -> int:
     """Run the script; or, in a world that a program has started for itself, stand in for that. Returns the exit status."""
     from exex.client import script as client_script
-    from exex.launch.foreground import take_stdio
     from exex.launch.hand_over import CLIENT_SOCKET
+    from exex.launch.lent import take_stdio
     from exex.launch.notices import NOTICES, pass_over
 
     if not take_stdio(os.environ):  # `exex run` ends the script by SIGTERM; else all of this is for the guard

@@ -84,6 +84,7 @@ class Inbox:
         for i, (tid, outcome, payload) in enumerate(zip(answer.tasks, answer.outcomes, answer.payloads)):
             future = unfinished.get(tid)
             if future is None:
+                self._outbox.note_collected(tid)
                 continue  # cancelled, or a promise
             if outcome == Outcome.ASK:
                 self._ask(future, payload)
@@ -94,6 +95,7 @@ class Inbox:
                 settle(future, CANCELLED_AND_NOTIFIED, None, self._outbox.ended)
                 failed.append(future)
                 self._outbox.note_failed(future)
+                self._outbox.note_collected(tid)
                 continue
             raw = payload
             if outcome != Outcome.DONE:

@@ -285,6 +285,7 @@ class LazyFuture(Future[Any]):
             future = todo.pop()
             if raw is not None:
                 future._open_one(raw)
+                future._call.proxy.outbox.note_collected(future._tid)
 
     def _open_one(self, raw: Any) -> None:
         if isinstance(raw, Failed):

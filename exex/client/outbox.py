@@ -24,10 +24,12 @@ from exex.client.values import Values
 from exex.errors import SerializationError
 from exex.protocol import payload as payloads
 from exex.protocol.messages import (
+    Applied,
     AppSpec,
     CacheKey,
     Cancel,
     Checkpoint,
+    Collected,
     Fulfil,
     Message,
     Outcome,
@@ -92,6 +94,7 @@ class Outbox:
         unfinished_bytes: of the payloads of all calls that were sent and not answered.
         keys: of calls of cached apps that are not sent yet, by task number.
         affinity: of calls that are not sent yet, the task near which they would like to run; `tags`: what the user calls them.
+        collects: the manager is told at which results the program has looked: this client may be found again.
         unsent_large_bytes: of large payloads not sent yet, which are counted at once; the others are small.
     """
 
@@ -113,6 +116,8 @@ class Outbox:
         self.keys: dict[TaskId, CacheKey] = {}
         self.affinity: dict[TaskId, TaskId] = {}
         self.tags: dict[TaskId, str] = {}
+        self.collects = False
+        self._collected: list[TaskId] = []
         self._first_app = 0
         self._checkpoints: list[int] = []
         self._given: dict[TaskId, dict[int, Payload]] = {}
@@ -166,6 +171,11 @@ class Outbox:
         """Somebody waits for a stored value."""
         self._wants.append(name)
 
+    def note_collected(self, task: TaskId) -> None:
+        """The program has looked at a result, or nobody will."""
+        if self.collects:
+            self._collected.append(task)
+
     def spread(self, stored: Stored) -> None:
         """Every node will need this."""
         self._spreads.append(stored)
@@ -188,7 +198,7 @@ class Outbox:
     def is_empty(self) -> bool:
         """Whether nothing waits to be sent."""
         calls_or_ends = self.calls or self._cancelled or self._fulfilled or self._verdicts or self._checkpoints
-        return not (calls_or_ends or self._values.released or self._wants or self._spreads)
+        return not (calls_or_ends or self._values.released or self._wants or self._spreads or self._collected)
 
     # ---- who has the turn --------------------------------------------------------------------------------
 
@@ -222,10 +232,7 @@ class Outbox:
                 if not verdict.retry:
                     del self.unfinished[verdict.task]
                     self.unfinished_bytes -= size_bytes
-        if wants:
-            messages.append(Want(names=wants, here=self._values.maps))
-        if released:  # last: who named them is on its way
-            messages.append(Release(names=released))
+        messages += self._of_results(answered, wants, released)
         if self._checkpoints:
             messages += [Checkpoint(number=number) for number in _take(self._checkpoints)]
         if not cancelled:
@@ -236,6 +243,14 @@ class Outbox:
             for future in known:
                 self.note_failed(future)
             messages.append(Cancel(tasks=[future._tid for future in known]))
+        return messages
+
+    def _of_results(self, answered: int, wants: list[str], released: list[str]) -> list[Message]:
+        messages: list[Message] = [Want(names=wants, here=self._values.maps)] if wants else []
+        if self._collected:
+            messages += [Applied(answered=answered), Collected(tasks=_take(self._collected))]  # it must know that they are here
+        if released:  # last: who named them is on its way
+            messages.append(Release(names=released))
         return messages
 
     def _take_runs(self, fulfilled: list[Fulfilled]) -> list[Run]:

@@ -430,6 +430,7 @@ class Proxy:
         if self._has_auto_limit:
             self.pressure.allow(most_waiting(welcome.slots))
         self.values.attach(welcome)
+        self.outbox.collects = attach.detach
         if welcome.first or welcome.first_app:
             self._tids = numbers(welcome.first)
             self.outbox.go_on(welcome.first, welcome.first_app)

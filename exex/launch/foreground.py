@@ -1,23 +1,21 @@
 """A job on this machine in the foreground: `exex run` holds its launcher, lends it the terminal, and clears up behind it.
 
-The launcher gets a session of its own and no stdin. What the user types goes to the client by another way, a socket in
-the job's directory, over which the client (`take_stdio`) receives this process's stdin, stdout and stderr as
-descriptors, and by which this process knows whom to interrupt. The launchers themselves would not do (all seen with
-MPICH 5.0.2 and Open MPI 4.1 and 5.0.11): Hydra ends the job if 64 KiB of stdin wait unread, and a second SIGINT makes
-it kill all ranks; Open MPI's mpiexec kills them 0.5 s after the first, and may never pass on the end of stdin.
+The launcher gets a session of its own and no stdin. What the user types goes to the client by another way, a socket in the
+job's directory, over which the client (see `lent`) receives this process's stdin, stdout and stderr as descriptors, and by
+which this process knows whom to interrupt: where there is no script, rank 0's guard. The launchers themselves would not do
+(all seen with MPICH 5.0.2 and Open MPI 4.1 and 5.0.11): Hydra ends the job if 64 KiB of stdin wait unread, and a second SIGINT
+makes it kill all ranks; Open MPI's mpiexec kills them 0.5 s after the first, and may never pass on the end of stdin.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import os
 import selectors
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -31,6 +29,7 @@ from typing import Any
 
 from exex.errors import StartError
 from exex.launch.leftovers import remove_shared_memory
+from exex.launch.lent import CLIENT, GUARD, peer, said
 from exex.launch.stage_hold import remove_if_left
 
 _PR_SET_PDEATHSIG = 1
@@ -44,7 +43,6 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NOTICES = (signal.SIGUSR1, signal.SIGUSR2)  # "the end is near", for the manager
 _SIGNALS = (*_ENDING, *_NOTICES)
 
-_held: list[socket.socket] = []  # open for as long as this process, the client, lives
 
 
 def run_world(argv: Sequence[str], env: Mapping[str, str], stop_timeout_s: float = 10.0, tether: int | None = None) -> int:
@@ -83,45 +81,11 @@ def run_world(argv: Sequence[str], env: Mapping[str, str], stop_timeout_s: float
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def take_stdio(env: Mapping[str, str]) -> bool:
-    """In the client: take over stdin, stdout and stderr of the `exex run` that started this job, and its signals.
-
-    False, with everything as it was, if the job was started in another way.
-    """
-    directory = env.get("EXEX_JOB_DIR")
-    if not directory:
-        return False
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        link.connect(os.path.join(directory, "job.sock"))
-        if _peer(link)[1] != os.getuid():
-            link.close()  # on another node: a directory of that name, but of another user
-            return False
-        _, fds, _, _ = socket.recv_fds(link, 1, 3)
-    except OSError:
-        link.close()
-        return False
-    if len(fds) == 3:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for target, fd in enumerate(fds):
-            os.dup2(fd, target)
-    for fd in fds:
-        os.close(fd)
-    if len(fds) != 3:
-        link.close()
-        return False
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
-    _held.append(link)
-    return True
-
-
 class _Stage(IntEnum):
     """How hard the job is being ended; only ever rises."""
 
     RUNNING = 0
-    INTERRUPTED = 1  # the client has SIGINT and decides
+    INTERRUPTED = 1  # the client, or rank 0's guard, has SIGINT and decides
     ENDING = 2  # client, or launcher if there is none yet, has SIGTERM
     STOPPING = 3  # the launcher has SIGTERM
     KILLING = 4  # every process has SIGKILL
@@ -137,7 +101,8 @@ class _Foreground:
         self._stage = _Stage.RUNNING
         self._deadline: float | None = None
         self._first_signal = 0
-        self._client: tuple[int, socket.socket] | None = None  # its pid
+        self._client: tuple[int, socket.socket] | None = None  # its pid; of a job without a script rank 0's guard
+        self._guard: int | None = None  # pid of rank 0's guard
         self._client_ended = False
         self._status_path = os.path.join(directory, "status")
         self._handlers: dict[int, Any] = {}
@@ -241,8 +206,8 @@ class _Foreground:
 
     def _on_signal(self, number: int) -> None:
         if number in _NOTICES:
-            if self._client and (guard := _parent(self._client[0])):
-                _send(guard, number)
+            if self._client and self._guard:
+                _send(self._guard, number)
             return
         self._first_signal = self._first_signal or number
         if number == signal.SIGINT and self._stage is _Stage.RUNNING and self._client:
@@ -253,12 +218,15 @@ class _Foreground:
 
     def _on_client(self) -> None:
         link, _ = self._listener.accept()
-        pid, uid = _peer(link)
-        if uid != os.getuid() or self._client:
+        pid, uid = peer(link)
+        kind = said(link) if uid == os.getuid() else b""
+        if not kind or self._client:
             link.close()
             return
-        with _lent_stdin() as stdin, contextlib.suppress(OSError):
-            socket.send_fds(link, [b"\0"], [stdin, 1, 2])
+        self._guard = pid if kind == GUARD else _parent(pid)
+        if kind == CLIENT:
+            with _lent_stdin() as stdin, contextlib.suppress(OSError):
+                socket.send_fds(link, [b"\0"], [stdin, 1, 2])
         self._client = (pid, link)
         self._selector.register(link, selectors.EVENT_READ, self._on_client_gone)
 
@@ -311,12 +279,6 @@ class _Foreground:
         while self._reap() and time.monotonic() < until:
             self._kill_all()
             self._wait(min(until, time.monotonic() + 0.1))
-
-
-def _peer(link: socket.socket) -> tuple[int, int]:
-    """Pid and user of the process at the other end of a connection."""
-    pid, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid, uid
 
 
 def descendants(pid: int) -> set[int]:

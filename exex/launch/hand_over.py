@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import struct
 
 from exex.errors import StartError
+from exex.launch.lent import peer
 
 CLIENT_SOCKET = "EXEX_CLIENT_SOCKET"
 """Names the socket at which a program waits for the stream to the manager."""
@@ -43,7 +43,7 @@ class Reception:
     def take(self) -> tuple[socket.socket, Deputy] | None:
         """The stream to the manager, and who has brought it; None if that was not one of this user's worlds."""
         link, _ = self._listener.accept()
-        pid, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        pid, uid = peer(link)
         fds: list[int] = []
         if uid == os.getuid():
             with contextlib.suppress(OSError):

@@ -18,6 +18,7 @@ from exex.protocol.messages import (
     Cancel,
     Checkpoint,
     Checkpointed,
+    Collected,
     Finish,
     Fulfil,
     JobEnds,
@@ -52,6 +53,7 @@ _HANDLERS: dict[type, Callable[[ManagerState, ClientRecord, Any], None]] = {
     Want: transitions.on_want,
     Release: transitions.on_release,
     Spread: transitions.on_spread,
+    Collected: transitions.on_collected,
 }
 
 

@@ -63,6 +63,7 @@ def _check_data(state: ManagerState) -> None:
                 assert record.value is not None or record.is_there(), (task, record)
     for client in state.clients.values():
         named = [*client.owned.values(), *client.payloads, *(value for _, value in client.kept.values())]
+        named += [found[3] for found in client.labels.unseen.values()] if client.labels is not None else []
         for value in named:
             if type(value) is Kept:
                 assert value.client == client.number

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from exex.protocol.messages import Attach, TaskId
-from exex.protocol.payload import Payload, Stored
+from exex.protocol.payload import Payload
 
 if TYPE_CHECKING:
     from exex.manager.task import Task
@@ -26,8 +26,8 @@ class Labels:
         tags: of its tasks that have one.
         apps: names of apps of its tasks that have ended and are not collected.
         uncollected_bytes: of their results, stored or not.
-        unfetched: of a client that may be found again, (task, name of its app, tag) of each stored value of which it has the name
-            and which it has not released, by that name.
+        unseen: of a client that may be found again, what has arrived there and its program has not looked at, oldest first: name
+            of the app, tag, outcome and payload. As much of that as may wait; what is older counts as collected.
         is_full: they are more than may wait.
     """
 
@@ -37,7 +37,8 @@ class Labels:
         self.tags: dict[TaskId, str] = {}
         self.apps: dict[TaskId, str] = {}
         self.uncollected_bytes = 0
-        self.unfetched: dict[str, tuple[TaskId, str, str]] = {}
+        self.unseen: dict[TaskId, tuple[str, str, int, Payload]] = {}
+        self._unseen_bytes = 0
         self.is_full = False
         self._most_bytes = most_bytes
 
@@ -58,30 +59,40 @@ class Labels:
         for task in tasks:
             tag, app = self.tags.pop(task, ""), self.apps.pop(task, None)
             if app is not None:
-                payload = kept[task][1]
+                outcome, payload = kept[task]
                 self.uncollected_bytes -= len(payload) + _OVERHEAD_BYTES
-                if self.who.detach and isinstance(payload, Stored):
-                    self.unfetched[payload.name] = (task, app, tag)
+                if self.who.detach:
+                    self.unseen[task] = (app, tag, outcome, payload)
+                    self._unseen_bytes += len(payload) + _OVERHEAD_BYTES
+        while self._unseen_bytes > self._most_bytes:
+            self.collected([next(iter(self.unseen))])
 
-    def left(self, owned: Mapping[str, Stored]) -> tuple[dict[TaskId, Stored], bool]:
-        """The client is away: stored values that it has not released wait for it again.
+    def collected(self, tasks: Iterable[TaskId]) -> None:
+        """The client's program has looked at these."""
+        for task in tasks:
+            found = self.unseen.pop(task, None)
+            if found is not None:
+                self._unseen_bytes -= len(found[3]) + _OVERHEAD_BYTES
 
-        Args:
-            owned: all that it may name.
+    def left(self) -> tuple[dict[TaskId, tuple[int, Payload]], bool]:
+        """The client is away: what it has not looked at waits for it again.
 
         Returns:
-            Those values; and whether from now on too much waits.
+            Outcomes and payloads of that; and whether from now on too much waits.
         """
-        waiting: dict[TaskId, Stored] = {}
         is_full = False
-        for name, (task, app, tag) in self.unfetched.items():
-            if name in owned:
-                waiting[task] = owned[name]
-                is_full |= self._waits(task, app, owned[name])
-                if tag:
-                    self.tags[task] = tag
-        self.unfetched.clear()
+        for task, (app, tag, _, payload) in self.unseen.items():
+            is_full |= self._waits(task, app, payload)
+            if tag:
+                self.tags[task] = tag
+        waiting = {task: (outcome, payload) for task, (_, _, outcome, payload) in self.unseen.items()}
+        self.forget()
         return waiting, is_full
+
+    def forget(self) -> None:
+        """Nobody will look at anything any more."""
+        self.unseen.clear()
+        self._unseen_bytes = 0
 
     def has_room(self) -> bool:
         """Whether it was full, and half of that is gone: once."""

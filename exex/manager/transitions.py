@@ -23,6 +23,7 @@ from exex.protocol.messages import (
     Applied,
     Attach,
     Cancel,
+    Collected,
     Done,
     Finish,
     Fulfil,
@@ -257,6 +258,8 @@ def on_finish(state: ManagerState, client: ClientRecord, msg: Finish) -> None:
     client.kept.clear()
     client.unapplied.clear()
     client.owned.clear()
+    if client.labels is not None:
+        client.labels.forget()
     if not client.unfinished:
         state.forget_client(client)
         return
@@ -283,8 +286,12 @@ def on_release(state: ManagerState, client: ClientRecord, msg: Release) -> None:
     """Stored payloads that the client will not name any more; others may still need them."""
     for name in msg.names:
         client.owned.pop(name, None)
-        if client.labels is not None:
-            client.labels.unfetched.pop(name, None)
+
+
+def on_collected(state: ManagerState, client: ClientRecord, msg: Collected) -> None:
+    """The program has looked at these results."""
+    if client.labels is not None:
+        client.labels.collected(client.base + local for local in msg.tasks)
 
 
 def on_spread(state: ManagerState, client: ClientRecord, msg: Spread) -> None:

@@ -61,8 +61,8 @@ def on_left(state: ManagerState, client: ClientRecord) -> None:
     """
     assert client.labels is not None
     client.labels.attached = False
-    waiting, is_full = client.labels.left(client.owned)
-    client.kept.update((task, (Outcome.DONE, value)) for task, value in waiting.items())
+    waiting, is_full = client.labels.left()
+    client.kept.update(waiting)
     client.owned = {value.name: value for _, value in client.kept.values() if type(value) is Kept}
     if is_full:
         state.ready.pause(client.number, True)

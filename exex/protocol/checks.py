@@ -23,6 +23,7 @@ from exex.protocol.messages import (
     Brought,
     Cancel,
     Chunk,
+    Collected,
     Copy,
     Done,
     Fetch,
@@ -223,7 +224,7 @@ def fulfil(msg: Fulfil) -> None:
     _payloads(msg.payloads)
 
 
-def cancel(msg: Cancel) -> None:
+def cancel(msg: Cancel | Collected) -> None:
     """Task numbers of a client."""
     _tasks(msg.tasks)
 
@@ -329,6 +330,7 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     Promise: promise,
     Fulfil: fulfil,
     Cancel: cancel,
+    Collected: cancel,
     Verdict: verdict,
     Hello: hello,
     Done: done,

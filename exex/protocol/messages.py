@@ -252,6 +252,12 @@ class Spread(Message, frozen=True, tag=12):
     payload: Payload
 
 
+class Collected(Message, frozen=True, tag=14):
+    """Client -> manager: of a client that may be found again: its program has looked at the results of these."""
+
+    tasks: list[TaskId]
+
+
 class Order(Message, frozen=True, tag=13):
     """Client -> manager: from the shell, of somebody who submits nothing. May be the first message; answered by Ordered."""
 
@@ -518,7 +524,20 @@ class Leave(Message, frozen=True, tag=64):
 
 
 FromClient = (
-    Attach | Submit | Promise | Fulfil | Cancel | Verdict | Applied | Finish | Checkpoint | Want | Release | Spread | Order
+    Attach
+    | Submit
+    | Promise
+    | Fulfil
+    | Cancel
+    | Verdict
+    | Applied
+    | Finish
+    | Checkpoint
+    | Want
+    | Release
+    | Spread
+    | Collected
+    | Order
 )
 FromWorker = Hello | Done | Part | Returned | Bye | Beat | Holds | Fetch | Chunk | Here | Absent
 ToClient = Welcome | Answer | JobEnds | Checkpointed | Brought | Ordered

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.test_docs import parts
 from tests.launch import ROOT, Launch
 from tests.parsl.excused import FAIL
 
@@ -117,6 +118,7 @@ def use(executor):
     assert ranks(stdout="ranks.txt", parsl_resource_specification={"num_nodes": 1, "ranks_per_node": 2}).result() == 0
     with open("ranks.txt") as file:
         assert file.read() == "one of 2\\n" * 2
+    os.unlink("ranks.txt")
     assert type(where(sys._getframe()).exception()) is SerializationError
 """
 WHOLE = """
@@ -141,7 +143,16 @@ with parsl.load(config(executor)):
     assert type(where().exception()) is BadStateException
 print("fine")
 """
+ATTACHED = """
+with parsl.load(config(ExtremeScaleExecutor(connection="job.json"))):
+    use(None)
+    left = hang("far")
+    await_file("far")
+assert type(left.exception()) is ExecutorError, left
+print("fine, too")
+"""
 WITHIN = """
+import subprocess
 assert exex.Executor().submit(where.func).result() != os.getpid()
 with parsl.load(config(ExtremeScaleExecutor())):
     use(None)
@@ -149,6 +160,7 @@ with parsl.load(config(ExtremeScaleExecutor())):
     await_file("left")
 assert type(left.exception()) is ExecutorError, left
 assert exex.Executor().submit(abs, -1).result() == 1  # the job is the script's
+subprocess.run([sys.executable, "attached.py"], check=True)
 print("fine")
 """
 
@@ -160,10 +172,20 @@ def test_errors_resources_and_the_end(launch: Launch) -> None:
     assert (ended.status, ended.out, ended.err) == (0, "fine\n", ""), (ended, logs(launch))
 
 
-def test_the_script_of_a_job(launch: Launch) -> None:
-    ended = launch.workflow(1, PROGRAM + WITHIN, options=("--slots", "2"))
-    assert (ended.status, ended.out.splitlines()[-1:]) == (0, ["fine"]), ended
+def test_the_script_of_a_job_and_a_program_that_attaches_to_it(launch: Launch) -> None:
+    (launch.cwd / "attached.py").write_text(PROGRAM + ATTACHED)
+    options = ("--slots", "2", "--preload", "parsl", "--listen", "127.0.0.1:0", "--connection-file", "job.json")
+    ended = launch.workflow(1, PROGRAM + WITHIN, options=options)
+    assert (ended.status, ended.out.splitlines()[-2:]) == (0, ["fine, too", "fine"]), ended
 
 
 def logs(launch: Launch) -> str:
     return "\n".join(path.read_text() for path in sorted(launch.cwd.glob("runs/*/exex/exex.log")))
+
+
+def test_the_program_of_the_page(launch: Launch) -> None:
+    example = parts(ROOT / "docs" / "parsl.md")[0]
+    path = launch.cwd / "program.py"
+    path.write_text(example.script)
+    ended = launch.finish(launch.start([sys.executable, str(path)]))
+    assert (ended.status, ended.out, ended.err) == (0, example.output, ""), (ended, logs(launch))

@@ -23,21 +23,25 @@ ELSEWHERE = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /dev/shm && exec 
 """Runs a program that sees the files of this machine, and not its memory."""
 FILE = "job.json"
 
-ON_EVERY_LIBRARY = ("test_apps_executor_and_map_work_as_in_a_script", "test_large_values_and_arguments")
+ON_EVERY_LIBRARY = (
+    "test_apps_executor_and_map_work_as_in_a_script",
+    "test_large_values_and_arguments",
+    "test_ctrl_c_ends_a_job_without_a_script_in_order",
+)
 
 
 class Job:
     """A world that listens, and programs that connect to it."""
 
-    def __init__(self, launch: Launch, *options: str, script: str = "", ranks: int = 3) -> None:
+    def __init__(self, launch: Launch, *options: str, script: str = "", ranks: int = 3, own: tuple[str, ...] = ()) -> None:
         self.launch = launch
         self.path = launch.cwd / FILE
         self.started = 0
-        words = ["-m", "exex.run", "--connection-file", FILE, *options]
+        words = ["--connection-file", FILE, *options]
         if script:
             (launch.cwd / "workflow.py").write_text(script)
             words.append("workflow.py")
-        self.process = launch.start(launch.argv(ranks, *words))
+        self.process = launch.start([*own, *words] if own else launch.argv(ranks, "-m", "exex.run", *words))
         assert self.process.stderr is not None
         read = []
         while "clients are welcome at" not in (line := self.process.stderr.readline()):
@@ -135,6 +139,8 @@ with connect() as client:
         print(list(executor.map(times, range(4), range(4))), executor.submit(times, b"x" * 3_000_000, 2).result() == b"x" * 6_000_000)
     try: fails(Mine(7)).result()
     except ValueError as error: print("raised", error)
+    from exex.integrations.pool import Pool
+    with Pool() as pool: print(pool.map(abs, range(-3, 1)))
 print(client.connected)
 try: inc(1)
 except exex.NoManagerError as error: print("exex.connect(FILE)" in str(error))
@@ -142,7 +148,7 @@ with connect() as client:
     print(inc(41).result())
 """
     )
-    assert out.splitlines() == ["2 2 True []", "4 4501500", "[0, 1, 4, 9] True", "raised 7", "False", "True", "42"]
+    assert out.splitlines() == ["2 2 True []", "4 4501500", "[0, 1, 4, 9] True", "raised 7", "[3, 2, 1, 0]", "False", "True", "42"]
 
 
 def test_a_client_that_leaves_waits_for_its_tasks_unless_it_fails(job: Job) -> None:
@@ -159,27 +165,36 @@ def gated(x):
     import os, time
     while not os.path.exists('gate'): time.sleep(0.01)
     return x * 300_000 if isinstance(x, bytes) else x / 10
+@exex.python_app
+def total(x): return len(x)
 """
-    job.client(apps + "connect(name='ann', detach=True)\nfor i in [*range(4), 'x', b'y']: gated(i, tag=f'n{i}')")
+    job.client(
+        apps
+        + """
+connect(name='ann', detach=True)
+looked_at, other = inc(1), inc(2)
+looked_at.result()
+for i in [*range(4), 'x', b'y']: gated(i, tag=f'n{i}')
+"""
+    )
     out = job.client(
         apps
         + """
 client = connect(name='ann', detach=True)
 found = client.futures()
-print([(f.tid, f.app_name, f.tag) for f in found][:2], len(found))
+print([(f.tid, f.app_name, f.tag) for f in found][:3], len(found))
 open('gate', 'w').close()
-more = inc(found[1])
-print([f.result() for f in found[:4]], type(found[4].exception()).__name__, more.tid, more.result())
-print(found[5].done())
+more = inc(found[2])
+print([f.result() for f in found[:5]], type(found[5].exception()).__name__, more.tid, more.result())
+print(total(found[6]).result())
 """
     )
-    assert out.splitlines() == ["[(0, 'gated', 'n0'), (1, 'gated', 'n1')] 6", "[0.0, 0.1, 0.2, 0.3] TypeError 6 1.1", "True"]
+    assert out.splitlines() == ["[(1, 'inc', ''), (2, 'gated', 'n0'), (3, 'gated', 'n1')] 7", "[3, 0.0, 0.1, 0.2, 0.3] TypeError 8 1.1", "300000"]
     assert "away" in job.exex("clients", FILE)
     out = job.client(
-        "client = connect(name='ann', detach=True)\n"
-        "large = [f for f in client.futures() if f.tag == \"nb'y'\"]\nprint([f.result() == b'y' * 300_000 for f in large])"
+        "client = connect(name='ann', detach=True)\nprint([(f.tag, f.result() == b'y' * 300_000) for f in client.futures()])"
     )
-    assert out == "[True]\n", "a large value waits until somebody has had it"
+    assert out == """[("nb'y'", True)]\n""", "a large value waits until somebody has looked at it"
     assert "ann" not in job.exex("clients", FILE), "everything is collected"
     assert job.client("print(connect(name='ann', detach=True).futures())") == "[]\n"
 
@@ -345,7 +360,7 @@ except exex.ManagerLost as error: print('script has ended' in str(error))
 
 
 def test_clients_that_died_are_given_up_after_the_grace_period(launch: Launch) -> None:
-    """The tasks of one are cancelled; those of a detached one go on."""
+    """The tasks of one are cancelled; those of a detached one go on. In the end the job waits for what is left."""
     with running(launch, "--listen", "127.0.0.1:0", "--client-grace-s", "5", ranks=4) as job:
         for words in ("connect(name='dead'); nap(1000); nap(1000).cancel()", "connect(name='ghost', detach=True); nap(4, tag='mine')"):
             process = job.start(APPS + f"{words}; inc(1).result(); print('ready', flush=True); time.sleep(1000)")
@@ -356,13 +371,20 @@ def test_clients_that_died_are_given_up_after_the_grace_period(launch: Launch) -
         table = job.until(lambda table: "dead" not in table and "away" in table)
         assert "ghost" in table
         assert job.exex("results", FILE, "ghost").startswith("0 nap [mine]: 4\n")  # what came last may be there once more
-
-
-def test_shutdown_waits_for_tasks_and_a_job_with_a_script_refuses(launch: Launch) -> None:
-    with running(launch, "--listen", "127.0.0.1:0") as job:
         job.exex("submit-call", FILE, "time:sleep", "1", "--detach", "--name", "last")
         assert job.exex("shutdown", FILE) == "the job ends after 1 task\n"
         job.end(shutdown=False)
+
+
+def test_ctrl_c_ends_a_job_without_a_script_in_order(launch: Launch) -> None:
+    job = Job(launch, "--listen", "127.0.0.1:0", own=(sys.executable, "-m", "exex", "run", "-n", "2"))
+    process = job.start(APPS + "connect(); f = nap(1000); print('ready', flush=True); print(f.exception())")
+    launch.read_until(process, "ready")
+    job.process.send_signal(signal.SIGINT)
+    ended = launch.finish(job.process, LIMIT_S)
+    assert ended.status == 130 and "stop" not in ended.err, ended.err
+    assert "the job was ended by SIGINT" in launch.finish(process, LIMIT_S).out
+    assert not job.path.exists(), "the connection file is left"
 
 
 def test_without_a_script_and_without_listening_there_is_nothing_to_do(launch: Launch) -> None:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.launch import Launch
+from tests.standins.allocation import FakeAllocation
 
 PROGRAM = """
 import json, multiprocessing, os, signal, sys, threading, time
@@ -102,4 +103,27 @@ signal.pause()
     finally:
         os.kill(survivor, signal.SIGKILL)
     assert launch.finish(started).status == -signal.SIGKILL
+    assert left(launch) == []
+
+
+def test_rank_0_on_another_node(launch: Launch, temporary: dict[str, str]) -> None:
+    if launch.family != "mpich":
+        pytest.skip("stand-ins start ranks by MPICH's mpiexec")
+    allocation = FakeAllocation("aprun", launch.cwd / "allocation", launch.mpiexec, nodes=2)
+    text = """
+with exex.start(log="logs/exex.log", slots=1, manager_slots=0) as world:
+    assert world.workers == 1, world
+    assert whoami().result()[0] != os.getpid()
+    assert type(world.executor().submit(Point).result()) is Point
+    everything = psutil.Process().children(recursive=True)
+    files = os.listdir("logs")
+    assert len(files) == 2, files
+gone, alive = psutil.wait_procs(everything, timeout=0)
+assert not alive, alive
+assert os.listdir("logs") == ["exex.log"]
+print("fine")
+"""
+    ended = launch.finish(launch.start(program(launch, text), **temporary, **allocation.environment))
+    assert (ended.status, ended.out, ended.err) == (0, "fine\n", ""), (ended, Path(launch.cwd, "logs/exex.log").read_text())
+    assert [step["argv"][:5] for step in allocation.launches()] == [["aprun", "-n", "2", "-N", "1"]]
     assert left(launch) == []

@@ -169,7 +169,7 @@ class SimClient:
         self.spread: dict[int, Stored] = {}  # by the number, below 0, that stands for it among the needs
         self.wanted: set[str] = set()
         self.put = 0
-        self.send(Attach(version="1", pid=number, title="sim"))
+        self.send(Attach(version="1", pid=number, title="sim", python="3.11.0", name=f"c{number}"))
 
     def send(self, message: object) -> None:
         self.link.send(MANAGER, self.encoder.encode(message))

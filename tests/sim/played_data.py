@@ -36,6 +36,9 @@ class PlayedStore:
     def has(self, name: str) -> bool:
         return name in self.files
 
+    def names(self, prefix: str) -> set[str]:
+        return {name for name in self.files if name.startswith(prefix)}
+
     def view(self, name: str) -> memoryview:
         if name not in self.files:
             raise FileNotFoundError(errno.ENOENT, "not here", name)

@@ -506,6 +506,7 @@ class Simulation:
         ranks: workers.
         lose_ranks: how many workers are lost on the way (never the last one), or stopped for a while.
         lose_clients: how many clients vanish.
+        visitors: the clients come over a network, and few results of each may wait for it.
         lose_templates: how often all task processes of a rank die at once.
         hang_rate: of the calls that have a time limit.
         cache_rate: of calls that are cached.
@@ -565,8 +566,10 @@ class Simulation:
         lives: int = 1,
         lengths_s: Sequence[float] = MIXED_S,
         prefetch_s: float = 0.005,
+        visitors: bool = False,
         past: Past | None = None,
     ) -> None:
+        self.visitors = visitors
         self.lengths_s, self.prefetch_s = lengths_s, prefetch_s
         self.past = past = past or Past()
         self.seed, self.failure_rate, self.death_rate, self.cancel_rate = seed, failure_rate, death_rate, cancel_rate
@@ -623,6 +626,7 @@ class Simulation:
             "1", "3.11.0", 0, frozenset(range(1, ranks + 1)), "run", 1e9, 1e9, self.prefetch_s,
             heartbeat_limit_s=self.limit_s, memory_bytes=SMALL_BYTES if self.small_memory else LARGE_BYTES, grace_s=0.5,
             store=self.data.store(self.data.home).directory, store_key=self.data.home if self.data_rate else "", keep_bytes=1,
+            listens=self.visitors, client_bytes=self.rng.choice([300, 3000, 1 << 30]) if self.visitors else 0,
         )  # fmt: skip
         end = self.network.end(MANAGER)
         queues: dict[bool, list] = {True: [], False: []}

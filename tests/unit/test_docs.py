@@ -15,6 +15,7 @@ from exex.campaign.plan import read_campaign
 from exex.config import Config
 from exex.launch.launchers import load_launcher
 from exex.launch.machines import load_machine
+from tests.parsl import excused
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -119,3 +120,9 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert target.exists(), link
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target), link
+
+
+def test_the_tests_of_parsl_that_are_excused_are_named_with_their_reasons() -> None:
+    text = (DOCS / "parsl.md").read_text()
+    for name, why in {**excused.FAIL, **excused.NOT_RUN_MARKS, **excused.NOT_RUN_AS_ROOT}.items():
+        assert re.search(rf"^\|[^|]*`{re.escape(name)}`[^|]*\| {re.escape(why)} \|$", text, re.MULTILINE), name

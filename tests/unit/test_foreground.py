@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from exex.errors import StartError
-from exex.launch.foreground import run_world, take_stdio
+from exex.launch.foreground import run_world
+from exex.launch.lent import take_stdio
 
 ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -31,7 +32,7 @@ except StartError as error:
 """
 BEGIN = """
 import os, signal, sys
-from exex.launch.foreground import take_stdio
+from exex.launch.lent import take_stdio
 exex_run = os.getppid()
 def end(status):
     with open(os.path.join(os.environ["EXEX_JOB_DIR"], "status"), "w") as file:

@@ -19,6 +19,7 @@ from exex.protocol.messages import (
     AppSpec,
     Attach,
     Cancel,
+    Collected,
     Done,
     Finish,
     Hello,
@@ -310,22 +311,25 @@ def test_stored_values_of_a_client_that_dies_are_freed() -> None:
     assert manager.state.data.frees == {1: ["t0.1", "t1.1"]} and not manager.state.data.records
 
 
-def test_stored_values_wait_for_a_detached_client_until_it_releases_them() -> None:
+def test_stored_values_wait_for_a_detached_client_until_it_has_looked_at_them() -> None:
     manager = Manager(slots=4)
     client = manager.attach("ann", detach=True)
     labels = client.labels
     assert labels is not None
     manager.submit(client, 0, 4, tags={1: "one"})
-    kept, tagged, released, told = manager.turn()
-    manager.stored(kept, tagged, released)
+    kept, tagged, seen, told = manager.turn()
+    manager.stored(kept, tagged, seen)
     assert labels.uncollected_bytes >= 3000, "what is stored counts with its size"
     manager.collect(client)
     assert labels.uncollected_bytes == 0
-    transitions.on_release(manager.state, client, Release(names=[f"t{released}.1"]))
+    transitions.on_collected(manager.state, client, Collected(tasks=[seen, 77]))
+    transitions.on_release(manager.state, client, Release(names=[f"t{task}.1" for task in (kept, tagged, seen)]))
+    assert manager.state.data.frees == {1: [f"t{seen}.1"]}
+    manager.state.data.frees.clear()
     manager.stored(told)
     client.take_answer()  # on its way when the client dies
     visitors.on_left(manager.state, client)
-    assert 3000 <= labels.uncollected_bytes < 4000
+    assert 3000 <= labels.uncollected_bytes < 4100
     assert [(found.task, found.tag) for found in visitors.found(manager.state, client)] == [(kept, ""), (tagged, "one"), (told, "")]
     manager.state.check()
     again = manager.attach("ann", detach=True)
@@ -336,9 +340,27 @@ def test_stored_values_wait_for_a_detached_client_until_it_releases_them() -> No
     assert (number, name, maps) == (again.number, f"t{kept}.1", False) and record is not None
     manager.state.data.brought.clear()
     del record
+    transitions.on_collected(manager.state, again, Collected(tasks=[kept, tagged, told]))
     transitions.on_release(manager.state, again, Release(names=list(again.owned)))
     manager.state.check()
     assert not manager.state.data.records and not visitors.found(manager.state, again)
+
+
+def test_what_has_arrived_and_nobody_has_looked_at_waits_again_as_far_as_there_is_room() -> None:
+    manager = Manager(slots=8, most_bytes=10_000)
+    client = manager.attach("ann", detach=True)
+    manager.submit(client, 0, 8, tags={7: "last"})
+    tasks = manager.turn()
+    for task in tasks:
+        manager.done(task, value=bytes(2000), outcome=Outcome.FAILED if task == tasks[6] else Outcome.DONE)
+        manager.collect(client)
+    assert client.labels is not None and not client.labels.is_full, "it has them: nothing waits"
+    transitions.on_collected(manager.state, client, Collected(tasks=[5]))
+    visitors.on_left(manager.state, client)
+    assert [(found.task, found.tag) for found in visitors.found(manager.state, client)] == [(4, ""), (6, ""), (7, "last")]
+    assert [client.kept[task][0] for task in (4, 6, 7)] == [Outcome.DONE, Outcome.FAILED, Outcome.DONE]
+    transitions.on_finish(manager.state, client, Finish(cancel=True))
+    assert not manager.state.clients
 
 
 def test_stored_values_that_wait_are_bounded() -> None:
@@ -350,8 +372,8 @@ def test_stored_values_that_wait_are_bounded() -> None:
     manager.collect(client)
     assert len(manager.turn()) == 4
     visitors.on_left(manager.state, client)
-    manager.stored(4, 5, 6, 7, size=10)
-    assert manager.turn() == [], "what it had, and has not released, waits again"
+    manager.stored(4, 5, 6, 7, size=400)
+    assert manager.turn() == [], "what it had, and has not looked at, waits again"
     transitions.on_finish(manager.state, client, Finish(cancel=True))
     assert not manager.state.data.records and not manager.state.clients
 
