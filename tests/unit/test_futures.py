@@ -382,7 +382,7 @@ def test_items_and_attributes_are_tasks(manager):
 
 def test_probing_makes_no_tasks(manager):
     future = echo([1, 2])
-    for name in ("__array__", "_ipython_display_", "_repr_html_", "__len__", "__deepcopy__", "_x"):
+    for name in ("__array__", "_ipython_display_", "_repr_png_", "__len__", "__deepcopy__", "_x"):
         assert not hasattr(future, name)
     with pytest.raises(TypeError):
         iter(future)
