@@ -362,16 +362,19 @@ except exex.ManagerLost as error: print('script has ended' in str(error))
 def test_clients_that_died_are_given_up_after_the_grace_period(launch: Launch) -> None:
     """The tasks of one are cancelled; those of a detached one go on. In the end the job waits for what is left."""
     with running(launch, "--listen", "127.0.0.1:0", "--client-grace-s", "5", ranks=4) as job:
-        for words in ("connect(name='dead'); nap(1000); nap(1000).cancel()", "connect(name='ghost', detach=True); nap(4, tag='mine')"):
-            process = job.start(APPS + f"{words}; inc(1).result(); print('ready', flush=True); time.sleep(1000)")
+        doing = ("connect(name='dead'); nap(1000); nap(1000).cancel()", "connect(name='ghost', detach=True); nap(4, tag='mine')")
+        end = "inc(1).result(); print('ready', flush=True); time.sleep(1000)"
+        processes = [job.start(f"{APPS}{words}; {end}") for words in doing]
+        for process in processes:
             job.launch.read_until(process, "ready")
+        for process in processes:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         assert "dead" in job.exex("clients", FILE)
         table = job.until(lambda table: "dead" not in table and "away" in table)
         assert "ghost" in table
         assert job.exex("results", FILE, "ghost").startswith("0 nap [mine]: 4\n")  # what came last may be there once more
-        job.exex("submit-call", FILE, "time:sleep", "1", "--detach", "--name", "last")
+        job.exex("submit-call", FILE, "time:sleep", "0.5", "--detach", "--name", "last")
         assert job.exex("shutdown", FILE) == "the job ends after 1 task\n"
         job.end(shutdown=False)
 
