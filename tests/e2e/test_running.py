@@ -286,9 +286,9 @@ def test_ctrl_c_before_the_script_has_its_terminal(launch: Launch, mark: str) ->
     path.write_text("print('must not run')")
     (launch.cwd / "sitecustomize.py").write_text(
         "import sys, time\n"
-        "import exex.launch.foreground as foreground\n"
+        "import exex.launch.lent as lent\n"
         f"if 'exex.run' in sys.orig_argv:\n"
-        f"    foreground.take_stdio = lambda env: (open({str(launch.cwd / 'begun')!r}, 'w').close(), time.sleep(100))\n"
+        f"    lent.take_stdio = lambda env: (open({str(launch.cwd / 'begun')!r}, 'w').close(), time.sleep(100))\n"
     )
     process = launch.start(exex_run(launch, "-n", "2", str(path)), **{MARK: mark, "PYTHONPATH": f"{launch.cwd}:{ROOT}"})
     until = time.monotonic() + 60
