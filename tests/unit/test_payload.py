@@ -22,6 +22,14 @@ from exex.protocol.payload import Large, dump, dump_call, dump_error, dump_funct
 WHERE = "task 7 (f) on rank 3 at nid00012, attempt 1"
 
 
+@pytest.fixture(autouse=True)
+def plain_errors(monkeypatch):
+    """Errors as Python pickles them: where Dask finds tblib, importing it lets all errors of the process bring causes and tracebacks."""
+    for cls, reduce in list(copyreg.dispatch_table.items()):
+        if getattr(reduce, "__module__", "").startswith("tblib"):
+            monkeypatch.delitem(copyreg.dispatch_table, cls)
+
+
 class Future:
     """Stands for the client's futures."""
 
