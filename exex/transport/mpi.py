@@ -5,12 +5,16 @@ message: a table of lengths (int64: count, then each length) and the frames, gat
 a derived datatype, so that nothing is copied here. The receiver cuts its one buffer into views.
 
 Nothing here waits inside MPI: a peer that dies in the middle of a message would be waited for without end. Where the
-library reports dead ranks (ULFM: Open MPI under `mpiexec --with-ft ulfm`), they are received as GONE.
+library reports dead ranks (ULFM: Open MPI under `mpiexec --with-ft ulfm`), they are received as GONE. Where it can refuse a
+message for now (see tries), the messages to that peer are kept here, and `_KNOCK`, which is empty and thrown away, is sent to it
+now and then: a call that is refused may cost memory as large as its message.
 """
 
 from __future__ import annotations
 
+import os
 import struct
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -19,8 +23,10 @@ import mpi4py
 
 from exex.errors import AppException, StartError
 from exex.protocol.payload import Buffer
+from exex.transport import tries
 from exex.transport.base import GONE
 from exex.transport.doorbell import Doorbell, new_key
+from exex.transport.refused import Refused
 
 mpi4py.rc.initialize = False
 mpi4py.rc.finalize = False
@@ -33,7 +39,12 @@ LOOKS = 20
 SMALL_BYTES = 4096
 """A message of this size travels in one piece in every library: once it is seen, it can be taken without waiting."""
 
-_ONE, _MANY = 1, 2
+_ONE, _MANY, _KNOCK = 1, 2, 3
+_NOTHING: list[Buffer] = []
+_NETWORK = {"FI_TCP_MAX_INJECT": "16384"}
+"""Settings of network layers, unless the user has some. libfabric's tcp provider copies messages of up to this size (bytes) as
+soon as they are sent. If a longer one breaks off with its peer's death, MPICH ends the process that sent it."""
+
 _DEAD = {getattr(MPI, name, MPI.ERR_UNKNOWN) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING")} - {MPI.ERR_UNKNOWN}
 
 
@@ -43,12 +54,18 @@ def start() -> MPI.Intracomm:
     Raises:
         StartError: the library says no.
     """
+    ours = [name for name in _NETWORK if name not in os.environ]
+    os.environ.update({name: _NETWORK[name] for name in ours})
     try:
         MPI.Init_thread(MPI.THREAD_FUNNELED)
     except Exception as error:
         raise StartError(f"MPI_Init failed: {error}") from error
+    finally:
+        for name in ours:  # tasks do not inherit them
+            del os.environ[name]
     world = MPI.COMM_WORLD
-    world.Set_errhandler(MPI.ERRORS_RETURN)
+    for each in (world, MPI.COMM_SELF):  # of the latter are calls without a communicator
+        each.Set_errhandler(MPI.ERRORS_RETURN)
     return world
 
 
@@ -178,6 +195,12 @@ class MpiLink:
         self._forgotten: set[int] = set()
         self._dead: set[int] = set()  # reported by the library
         self._to_report: deque[int] = deque()  # of these, the ones not received as GONE yet
+        self._refused = Refused()
+        self._tries = tries.find()
+        if self._tries is not None:
+            hint = MPI.Info.Create(tries.HINT)
+            comm.Set_info(hint)
+            hint.Free()
         self._late: list[_Sending | _Arriving] = []  # let go
         self._kept: list[_Sending | _Arriving] = []  # of peers given up: MPI may touch the buffers as long as it lives
 
@@ -185,21 +208,66 @@ class MpiLink:
         """See `Link.send`."""
         if peer in self._dead or peer in self._forgotten:
             raise ConnectionError(f"rank {peer} is gone")
+        if peer in self._refused or not self._start(peer, frames):
+            self._refused.keep(peer, frames, time.monotonic())
+
+    def _start(self, peer: int, frames: list[Buffer]) -> bool:
+        """Give MPI a message; False if the network does not take it for now.
+
+        Raises:
+            ConnectionError: the peer is gone.
+        """
+        limit = self._tries
+        if limit is not None:
+            limit.limit()
         try:
             if len(frames) == 1:
                 data: Any = frames[0]
                 request = self._comm.Isend([data, len(data), MPI.BYTE], peer, _ONE)
-            else:
+            elif frames:
                 table = struct.pack(f"<{len(frames) + 1}q", len(frames), *(memoryview(frame).nbytes for frame in frames))
                 data = [table, *(memoryview(frame).cast("B") for frame in frames)]
                 request = self._send_gathered(peer, data)
+            else:
+                data = b""
+                request = self._comm.Isend([data, 0, MPI.BYTE], peer, _KNOCK)
+        except MPI.Exception as error:
+            if limit is not None and "EAGAIN" in error.Get_error_string():
+                return False
+            self._on_error(error)
+            raise ConnectionError(f"rank {peer} is gone") from None
+        finally:
+            if limit is not None:
+                limit.lift()
+        try:
             if not request.Test():
                 self._unsent.append(_Sending(request, data, peer))
         except MPI.Exception as error:
             self._on_error(error)
             raise ConnectionError(f"rank {peer} is gone") from None
-        self._sent[peer] = self._sent.get(peer, 0) + 1
-        self._to_ring.add(peer)
+        if frames:
+            self._sent[peer] = self._sent.get(peer, 0) + 1
+            self._to_ring.add(peer)
+        return True
+
+    def _knock(self) -> None:
+        """Knock at the peer whose turn it is; if it opens, give it what was kept. One at a time: each may take a while."""
+        refused, now_s = self._refused, time.monotonic()
+        peer = refused.due(now_s)
+        if peer is None:
+            return
+        try:
+            if self._start(peer, _NOTHING):
+                messages = refused.opens(peer)
+                while messages and self._start(peer, messages[0]):
+                    messages.popleft()
+                if not messages:
+                    refused.drop(peer)
+                    return
+        except ConnectionError:
+            refused.drop(peer)  # it will be received as GONE
+            return
+        refused.stays_shut(peer, now_s)
 
     def _send_gathered(self, peer: int, pieces: list[Any]) -> MPI.Request:
         filled = [piece for piece in pieces if len(piece)]
@@ -244,6 +312,9 @@ class MpiLink:
             size = status.Get_count(MPI.BYTE)
             source, tag = status.Get_source(), status.Get_tag()
             data = bytearray(size)
+            if tag == _KNOCK:
+                message.Recv([data, 0, MPI.BYTE])
+                continue
             if size <= SMALL_BYTES and source not in self._arriving:
                 message.Recv([data, size, MPI.BYTE])
                 if source not in self._forgotten:
@@ -279,16 +350,19 @@ class MpiLink:
                 self._on_error(error)
         if self._late:
             self._look_at_late()
+        if self._refused:
+            self._knock()
         if self._to_ring:
             ring, sent = self._bell.ring, self._sent
             self._to_ring = {peer for peer in self._to_ring if not ring(peer, sent.get(peer, 0))}
-        return bool(unsent)
+        return bool(unsent or self._refused)
 
     def forget(self, peer: int) -> None:
         """See `Ranks.forget`."""
         self._forgotten.add(peer)
         self._kept += [sending for sending in self._unsent if sending.peer == peer]
         self._unsent = deque(sending for sending in self._unsent if sending.peer != peer)
+        self._refused.drop(peer)
         self._kept += self._arriving.pop(peer, ())
         self._owing.discard(peer)
         self._to_ring.discard(peer)
@@ -300,6 +374,7 @@ class MpiLink:
         """
         self._late += [sending for sending in self._unsent if sending.peer == peer]
         self._unsent = deque(sending for sending in self._unsent if sending.peer != peer)
+        self._refused.drop(peer)
         self._late += self._arriving.pop(peer, ())
         self._owing.discard(peer)
 
@@ -336,7 +411,7 @@ class MpiLink:
 
     def transferring(self) -> bool:
         """See `Link.transferring`: large messages, of which MPI moves a piece with each look."""
-        return bool(self._arriving or self._unsent)
+        return bool(self._arriving or self._unsent or self._refused)
 
     def woken(self) -> None:
         """See `Link.woken`."""
@@ -347,6 +422,7 @@ class MpiLink:
     def close(self) -> None:
         """See `Link.close`."""
         self._unsent.clear()
+        self._refused.clear()
         self._bell.close()
 
 
