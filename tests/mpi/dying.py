@@ -32,32 +32,34 @@ def _lead(link: mpi.MpiLink, pids: list[int], directory: Path) -> None:
     (directory / "look").touch()
     heard: list[bytes] = []
 
-    def echoed() -> bool:
+    def echoed(count: int) -> bool:
         link.progress()
         while (arrived := link.receive()) is not None:
             heard.append(bytes(arrived[1][-1]))
-        return len(heard) == 50
+        return len(heard) == count
 
-    _until(echoed)
+    _until(lambda: echoed(50))
     assert heard == [b"%d" % number for number in range(50)], heard
     link.send(1, [b"hello"])
-    _until(lambda: not link.progress())
+    _until(lambda: echoed(51))
     os.kill(pids[1], signal.SIGKILL)
     longest_s = 0.0
     for _ in range(500):
         began_s = time.monotonic()
         link.send(1, [b"x" * 5000])
-        link.progress()
+        unsent = link.progress()
+        assert link.receive() is None
         longest_s = max(longest_s, time.monotonic() - began_s)
         time.sleep(0.001)
     assert longest_s < LONGEST_SEND_S, longest_s
+    assert unsent  # it was noticed
     print("sent to a dead rank", flush=True)
     link.forget(1)
     _until(lambda: not link.progress())
     heard.clear()
     for number in range(50):
         link.send(2, [b"late", b"%d" % number])
-    _until(echoed)
+    _until(lambda: echoed(50))
     print("the other one answers", flush=True)
 
 
@@ -71,7 +73,6 @@ def _echo(link: mpi.MpiLink, directory: Path) -> None:
 
 def main() -> None:
     directory = Path(sys.argv[1])
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Hydra's notice of a death
     world = mpi.start()
     pids = mpi.gather(world, os.getpid())
     link = mpi.MpiLink(world, 1, is_far=True)
