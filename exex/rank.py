@@ -659,6 +659,7 @@ class RankProcess:
             gpu_variable=equipment.find_gpu_variable(self._config.gpu_variable, os.environ),
             marks=self._config.output == "files",
             store=self._data.for_template() if self._data is not None else ("", 0, 0),
+            retries=self._config.retries,
         )
         return template
 
@@ -676,7 +677,7 @@ def _close_journal(journal: Journal, answered: int) -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """A slot takes four descriptors; the usual soft limit of 1024 is for programs that use select(2)."""
+    """A task process takes six descriptors; the usual soft limit of 1024 is for programs that use select(2)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -18,7 +18,7 @@ from exex.client.futures import AppFuture
 from exex.errors import ManagerLost, StartError
 from exex.launch import connection as connection_file
 from exex.launch.connection import Connection
-from exex.protocol import codec
+from exex.protocol import codec, context
 from exex.protocol.messages import Attach, JobEnds, Order, Ordered
 from exex.transport.base import GONE
 from exex.transport.curve import CurveLink, Keys
@@ -58,6 +58,11 @@ def connect(
         ConfigError: the file cannot be used.
         StartError: the job cannot be reached, or does not let this client in; or this process is a client already.
     """
+    if context.current_task is not None:
+        raise StartError(
+            f"exex.connect was called inside {context.current_task}, which is a client of its own job: apps and Executor work there "
+            "without it"
+        )
     if detach and not name:
         raise StartError("detach=True needs a name, by which the tasks are found again: connect(file, name='...', detach=True)")
     link = _link(os.fspath(file), address, timeout_s)

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import Any
 
+from exex.client.away import waiters
 from exex.client.files import File
 from exex.client.lazy import LazyFuture
 from exex.client.outcomes import NeedFailed
@@ -104,6 +105,7 @@ class DataFuture(Future[File]):
 
     def __init__(self, app_future: AppFuture, file_obj: File) -> None:
         super().__init__()
+        self._waiters = waiters()
         self.app_future = app_future
         self.file_obj = file_obj
         app_future.add_done_callback(self._follow)

@@ -20,6 +20,7 @@ from exex.config import Config
 from exex.errors import ManagerLost, StartError
 from exex.launch.hand_over import CLIENT_SOCKET, Deputy, Reception
 from exex.launch.own_command import Shape, own_command
+from exex.protocol import context
 from exex.transport.stream import StreamLink
 
 _LAST_WORDS = 4000
@@ -60,6 +61,8 @@ def start(
         StartError: the world did not come up; or this process is a client already.
     """
     config = Config.load(None, os.environ, settings)
+    if context.current_task is not None:
+        raise StartError(f"exex.start was called inside {context.current_task}, which is a client of its own job: apps work without it")
     if session.is_client():
         raise StartError("this process is the client of a job already; one process is the client of one job at a time")
     name = title or _own_name()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from exex.manager.nodes import NodeRecord, WorkerRecord
-from exex.protocol.messages import Grant, Share
+from exex.protocol.messages import Grant, Share, TaskId
 from exex.protocol.request import Request
 
 if TYPE_CHECKING:
@@ -92,6 +92,33 @@ def _return_slots(state: ManagerState, holding: Holding, worker: WorkerRecord, s
         worker.change_room(slots)
     worker.in_team = False
     state.nodes.touch(worker)
+    state.list_worker(worker)
+
+
+def leave(state: ManagerState, worker: WorkerRecord, task: TaskId) -> None:
+    """An attempt waits for tasks of its own: its slots of the worker that runs it are free meanwhile. What else it holds, it keeps."""
+    holding = state.holdings.get(task)
+    slots = 1 if holding is None else holding.lent[worker]
+    state.waiting[task] = slots
+    _change(state, worker, slots)
+
+
+def come_back(state: ManagerState, worker: WorkerRecord, task: TaskId) -> None:
+    """It has, or is to have, slots again, or has ended. Nothing happens if it does not wait.
+
+    Tasks that have got them meanwhile are queued beyond what the worker may run, and may be taken back.
+    """
+    slots = state.waiting.pop(task, 0)
+    if slots:
+        _change(state, worker, -slots)
+        if worker.held > worker.room:
+            state.stock.put(worker, state.now_s)
+
+
+def _change(state: ManagerState, worker: WorkerRecord, slots: int) -> None:
+    worker.change_room(slots)
+    if state.nodes.watched:
+        state.nodes.touch(worker)
     state.list_worker(worker)
 
 

@@ -262,7 +262,10 @@ def look(state: ManagerState, reach: Reach) -> list[Unreached]:
                 condemn(state, task_id, Reason.TIMED_OUT)
             if not team.announced and now_s - team.began_s >= STARTED_S:
                 team.announced = True
-                state.clients[task_id >> CLIENT_SHIFT].started.append(task_id)
+                client = state.clients[task_id >> CLIENT_SHIFT]
+                client.started.append(task_id)
+                if client.inner is not None:
+                    state.inner[client] = None
         if now_s >= team.again_s:
             if team.killings == KILLINGS:
                 unreached.append(Unreached(sorted(team.missing), task_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -12,18 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from exex.errors import ProtocolError, StartError
 from exex.protocol import codec
 from exex.protocol import payload as payloads
-from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Join, Leave, Outcome, Part, Retract, Stop
+from exex.protocol.messages import Assign, Beat, Bye, Drop, Grant, Hello, Join, Leave, Outcome, Part, Retract, Stop, ToTasks
 from exex.protocol.payload import Payload
 from exex.store.exchange import Exchange
 from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
-from exex.worker import execute, filling, state
+from exex.worker import execute, filling, state, waiting
 from exex.worker.context import Place
 from exex.worker.giving_back import on_retract
 from exex.worker.needs import Needs
 from exex.worker.output import Outlet
 from exex.worker.printed import Printed
 from exex.worker.processes import Died, Failed, Measured, Ready, TaskProcess, Template
+from exex.worker.relay import Relay
 from exex.worker.stored import StoredValues
 from exex.worker.together import Head, Together, make_head
 
@@ -42,10 +44,21 @@ FORK_AGAIN_S = 1.0
 
 
 class ProcessPort:
-    """A slot's task process: started when first needed, replaced when it has died. Implements `SlotPort`."""
+    """A task process: started when first needed, replaced when it has died. Implements `SlotPort`.
+
+    Attributes:
+        number: for the template.
+        client: number of this very process, as a client; no other one of this rank ever has it.
+        slot: what it holds.
+        is_client: it has said something as a client.
+    """
+
+    slot: state.Slot
 
     def __init__(self, number: int, loop: WorkerLoop) -> None:
         self.number = number
+        self.client = -1
+        self.is_client = False
         self.process: TaskProcess | None = None
         self.tail = b""
         self._loop = loop
@@ -94,9 +107,15 @@ class ProcessPort:
         if self.process:
             self._loop.template.measure(self.process, limit_bytes)
 
+    def go_on(self, home: list[int], cores: list[int]) -> None:
+        """See `SlotPort.go_on`."""
+        if self.process:
+            self.process.go_on(home, cores)
+
     def _start(self) -> TaskProcess:
         cores = self._loop.state.slot_cores
-        self.process = self._loop.template.fork(self.number, cores[self.number] if cores else [])
+        self.process = self._loop.template.fork(self.number, cores[self.slot.number] if cores else [])
+        self.client = self._loop.new_client(self)
         self._loop.watch(self, self.process)
         self._apps.clear()
         self._functions.clear()
@@ -107,8 +126,10 @@ class ProcessPort:
         """Let go of a process that has died."""
         if self.process:
             self._loop.forget(self.process)
+            del self._loop.clients[self.client]
             self.process.close()
             self.process = None
+            self.is_client = False
 
 
 class Equipment(NamedTuple):
@@ -168,6 +189,7 @@ class WorkerLoop:
         together: it has said that all ranks can leave MPI in order.
         at_once: there is more to do.
         sending: ports to whose process there may be something unsent.
+        clients: ports with a process, by its number as a client.
     """
 
     def __init__(
@@ -194,6 +216,8 @@ class WorkerLoop:
         self.together = False
         self.at_once = False
         self.sending: set[ProcessPort] = set()
+        self.clients: dict[int, ProcessPort] = {}
+        self._client_numbers = itertools.count()
         self._beat_s = beat_s
         self._limit_s = limit_s
         self._said_s = self._heard_s = self._turned_s = time.monotonic()
@@ -202,8 +226,13 @@ class WorkerLoop:
         self._inline = inline
         self._calls = codec.to_worker()
         self._results = codec.from_worker()
-        self._ports = [ProcessPort(number, self) for number in range(slots)]
-        self.state = state.WorkerState(place.rank, place.node, list(self._ports), grace_s, inline, tasks_per_process)
+        self._ports = {number: ProcessPort(number, self) for number in range(slots)}
+        self._slots = slots
+        self.state = state.WorkerState(place.rank, place.node, list(self._ports.values()), grace_s, inline, tasks_per_process)
+        for port, slot in zip(self._ports.values(), self.state.slots):
+            port.slot = slot
+        self.state.new_place = self._new_place
+        self._relay = Relay(self.state)
         self.state.slot_cores = list(equipment.slot_cores)
         self._equipment = equipment
         self._make_together = take_part
@@ -256,7 +285,7 @@ class WorkerLoop:
                 python=python,
                 node=self.state.node,
                 pid=os.getpid(),
-                slots=len(self._ports),
+                slots=self._slots,
                 error=error,
                 times_s=times_s,
                 cores=[core for cores in self._equipment.slot_cores for core in cores],
@@ -270,14 +299,29 @@ class WorkerLoop:
 
     def watch(self, port: ProcessPort, process: TaskProcess) -> None:
         """Watch all that comes from a new task process."""
-        for fd, what in ((process.link.fileno(), "link"), (process.stdout, "stdout"), (process.stderr, "stderr")):
+        own = (process.link.fileno(), "link"), (process.client.fileno(), "client"), (process.seat.fileno(), "seat")
+        for fd, what in (*own, (process.stdout, "stdout"), (process.stderr, "stderr")):
             self._owners[fd] = (port, what)
             self._waiter.watch(fd)
 
     def forget(self, process: TaskProcess) -> None:
         """Watch nothing of a task process any more."""
-        for fd in (process.link.fileno(), process.stdout, process.stderr):
+        links = (process.link.fileno(), process.client.fileno(), process.seat.fileno())
+        for fd in (*links, process.stdout, process.stderr):
             self._unwatch(fd)
+
+    def _new_place(self, number: int) -> state.Slot:
+        """Another task process for a slot."""
+        own = next(free for free in itertools.count(self._slots) if free not in self._ports)
+        port = self._ports[own] = ProcessPort(own, self)
+        port.slot = state.Slot(number, port)
+        return port.slot
+
+    def new_client(self, port: ProcessPort) -> int:
+        """A number for a new task process."""
+        number = next(self._client_numbers)
+        self.clients[number] = port
+        return number
 
     def _unwatch(self, fd: int) -> None:
         owner = self._owners.pop(fd, None)
@@ -302,6 +346,8 @@ class WorkerLoop:
         if now_s >= self._next_tick:
             self._next_tick = now_s + TICK_S
             state.on_tick(self.state, now_s)
+            if self.state.spare:
+                waiting.end_spares(self.state, now_s)
             if self._printed is not None:
                 self._printed.flush_if_due(now_s)
             self._keep_in_touch(now_s)
@@ -311,6 +357,10 @@ class WorkerLoop:
             traffic |= self._run_inline(now_s + INLINE_S)
         if self._prepared and now_s >= self._resume_s:
             filling.fill(self.state, now_s)
+        said = self._relay.take()
+        if said is not None:  # before the results: what a task has said comes before its end
+            self._send(said)
+            traffic = True
         done = self.state.take_done()
         if done is not None:
             self._said_s = now_s
@@ -334,10 +384,10 @@ class WorkerLoop:
         """To task processes that did not take all at once. Not a look at every slot: a turn is for a single message, too."""
         for port in list(self.sending):
             is_unsent = False
-            if port.process is not None:
-                stream = port.process.link
-                is_unsent = stream.progress() and not stream.gone
-                self._waiter.watch_output(stream.fileno(), is_unsent)
+            for stream in (port.process.link, port.process.client) if port.process is not None else ():
+                is_stuck = stream.progress() and not stream.gone
+                self._waiter.watch_output(stream.fileno(), is_stuck)
+                is_unsent |= is_stuck
             if not is_unsent:
                 self.sending.discard(port)
 
@@ -413,6 +463,10 @@ class WorkerLoop:
             return False
         if what == "link":
             return self._from_slot(port, now_s)
+        if what == "client":
+            return self._from_client(port)
+        if what == "seat":
+            return self._from_seat(port, now_s)
         self._pass_on(port, fd, what)
         return False
 
@@ -422,7 +476,7 @@ class WorkerLoop:
 
     def next_s(self) -> float:
         """How long the loop may sleep."""
-        held = any(slot.held for slot in self.state.slots)
+        held = any(slot.held for slot in self.state.places())
         return max(0.0, self._next_tick - time.monotonic()) if held else 1.0
 
     def _from_manager(self, now_s: float) -> bool:
@@ -463,6 +517,8 @@ class WorkerLoop:
                 self._together.revoke(message.tasks)
         elif type(message) is Retract:
             on_retract(self.state, message)
+        elif type(message) is ToTasks:
+            self._to_tasks(message)
         elif type(message) is Join:
             state.on_join(self.state, message)
         elif self._needs is not None and type(message) is not Beat:
@@ -486,8 +542,8 @@ class WorkerLoop:
         process = port.process
         if process is None:
             return False
-        slot = self.state.slots[port.number]
-        traffic = False
+        slot = port.slot
+        traffic = self._from_client(port) if port.is_client else False
         while (frames := process.receive()) is not None:
             if frames is GONE:
                 self._unwatch(process.link.fileno())
@@ -502,6 +558,39 @@ class WorkerLoop:
             traffic = True
         self.sending.add(port)  # what was held back until it has dropped what was taken back is sent now
         return traffic
+
+    def _from_client(self, port: ProcessPort) -> bool:
+        """What its task says as a client. Always before its results: it says nothing of a task after that has ended."""
+        process, traffic = port.process, False
+        while process is not None and (said := process.said()) is not None:
+            port.is_client = traffic = True
+            self._relay.said(port.client, *said)
+        if process is not None and process.client.gone:
+            self._unwatch(process.client.fileno())
+        return traffic
+
+    def _from_seat(self, port: ProcessPort, now_s: float) -> bool:
+        """Whether its task waits. What it has reported before comes first."""
+        if port.process is None:
+            return False
+        moves = port.process.moves()
+        if moves:
+            self._from_slot(port, now_s)
+        for task in moves or ():
+            if task is None:
+                waiting.on_back(self.state, port.slot)
+            else:
+                waiting.on_left(self.state, port.slot, task, now_s)
+        if moves is None:
+            self._unwatch(port.process.seat.fileno())
+        return bool(moves)
+
+    def _to_tasks(self, message: ToTasks) -> None:
+        for number, said in zip(message.processes, message.messages):
+            port = self.clients.get(number)
+            if port is not None and port.process is not None:
+                port.process.tell(said)
+                self.sending.add(port)
 
     def _pass_on_all(self, port: ProcessPort) -> None:
         """All that a task process that has ended has printed."""
@@ -521,7 +610,7 @@ class WorkerLoop:
             self._unwatch(fd)
             return False
         if self._printed is not None:
-            data = self._printed.take(self.state.slots[port.number], what, data, time.monotonic())
+            data = self._printed.take(port.slot, what, data, time.monotonic())
         if what == "stderr":
             port.tail = (port.tail + data)[-_TAIL_BYTES:]
         if self._printed is not None:
@@ -561,27 +650,33 @@ class WorkerLoop:
 
     def _on_died(self, event: Died, now_s: float) -> None:
         """Take what the process has still reported and printed, then tell the state."""
-        port = self._ports[event.slot]
-        if port.process is None:
+        port = self._ports.get(event.slot)
+        if port is None or port.process is None:
             return
+        self._from_seat(port, now_s)
         self._from_slot(port, now_s)
         self._pass_on_all(port)
         if self._printed is not None:
-            self._printed.died(self.state.slots[event.slot], now_s)
+            self._printed.died(port.slot, now_s)
         if not event.pid:
             self._resume_s = now_s + FORK_AGAIN_S
         tail = port.tail.decode(errors="replace")
         blameless = event.error if event.blameless else ""
         if self._needs is not None:
-            self._needs.on_died(self.state.slots[event.slot].held)
-        state.on_slot_died(self.state, self.state.slots[event.slot], event.status, tail, now_s, blameless)
+            self._needs.on_died(port.slot.held)
+        if port.is_client:
+            self._relay.gone.append(port.client)
+        state.on_slot_died(self.state, port.slot, event.status, tail, now_s, blameless)
         port.stop()
+        if self.state.slots[port.slot.number] is not port.slot:
+            waiting.forget(self.state, port.slot)
+            del self._ports[port.number]
 
     def _on_measured(self, event: Measured, now_s: float) -> None:
-        process = self._ports[event.slot].process
-        if process is not None and process.pid == event.pid:
-            self._from_slot(self._ports[event.slot], now_s)  # it may have ended meanwhile
-            state.on_measured(self.state, self.state.slots[event.slot], event.used_bytes, event.seconds, now_s)
+        port = self._ports.get(event.slot)
+        if port is not None and port.process is not None and port.process.pid == event.pid:
+            self._from_slot(port, now_s)  # it may have ended meanwhile
+            state.on_measured(self.state, port.slot, event.used_bytes, event.seconds, now_s)
 
     def _run_inline(self, until_s: float) -> bool:
         """Run queued Python calls here until the time is up. Bash, and what has a limit, goes to task processes."""
@@ -621,7 +716,7 @@ class WorkerLoop:
 
     def _stop(self) -> None:
         self.template.end()
-        for port in self._ports:
+        for port in self._ports.values():
             if port.process is not None:
                 self._pass_on_all(port)
             port.stop()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 from exex.errors import AppTimeout, MemoryLimitExceeded, ProtocolError, StoreFull, TaskProcessDied
@@ -96,11 +97,19 @@ class SlotPort(Protocol):
     def measure(self, limit_bytes: int) -> None:
         """Ask for the memory of the task process and all that it has started. `on_measured` follows, or `on_slot_died`."""
 
+    def go_on(self, home: list[int], cores: list[int]) -> None:
+        """The task that waited may go on, on these CPUs, and later ones of this process on those of its slot, `home`; none: on
+        those that they have.
+        """
+
 
 class Slot:
-    """One slot: what its task process holds, in order; the first unreported ones have run or run now.
+    """A task process and its place: what it holds, in order; the first unreported ones have run or run now.
+
+    There are as many with a slot of the worker as that has slots. One whose task waits has none: see `waiting`.
 
     Attributes:
+        number: of the worker's slot.
         moved_s: when a call was last given to an empty slot, or reported.
         condemned: the task that must be killed as soon as no other can be hit; the outcome that it then gets; since when.
         ending_s: since when the task process has been told to end; negative if it has not.
@@ -110,6 +119,7 @@ class Slot:
         helps: the big call that holds it, of another slot.
         measured: the call whose memory is being looked at.
         measure_s: no look at its memory before.
+        waits_s: since when its task has waited without a slot; negative if it does not.
         used_bytes: memory of the condemned task, if that is why.
     """
 
@@ -129,6 +139,7 @@ class Slot:
         "port",
         "sentence",
         "used_bytes",
+        "waits_s",
     )
 
     def __init__(self, number: int, port: SlotPort) -> None:
@@ -139,6 +150,7 @@ class Slot:
         self.sentence = -1
         self.condemned_s = 0.0
         self.measure_s = 0.0
+        self.waits_s = -1.0
         self.helps: Call | None = None
         self.reset()
 
@@ -173,6 +185,11 @@ class WorkerState:
         joins: calls on communicators that this rank is to lead, and that have not come yet.
         parts: calls on communicators in which it is to take part now; with the call where it leads.
         aside: calls that need stored payloads which are not here yet; with the names of these.
+        new_place: makes a further place for a slot's number, where a task of it waits; None: tasks that wait keep their slots.
+        waiting: places without a slot, whose tasks wait.
+        returning: those of them that are to have slots again, in order.
+        spare: places without a task, by the number of the slot for which they were made.
+        waiters: apps of which tasks have waited: their tasks are not queued behind others, nor others behind them.
     """
 
     rank: Rank
@@ -192,11 +209,22 @@ class WorkerState:
     joins: dict[TaskId, Join] = field(default_factory=dict)
     parts: deque[tuple[Join, Call | None]] = field(default_factory=deque)
     aside: dict[TaskId, tuple[Call, set[str]]] = field(default_factory=dict)
+    new_place: Callable[[int], Slot] | None = None
+    waiting: dict[Slot, None] = field(default_factory=dict)
+    returning: deque[Slot] = field(default_factory=deque)
+    spare: dict[int, list[Slot]] = field(default_factory=dict)
+    waiters: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.left: dict[TaskId, None] = {}
+        self.back: dict[TaskId, None] = {}
         self.slots = [Slot(number, port) for number, port in enumerate(self.ports)]
         self._clear_done()
         self._returned: list[TaskId] | None = None
+
+    def places(self) -> Iterator[Slot]:
+        """All that may hold calls: those with a slot, and those whose tasks wait."""
+        return chain(self.slots, tuple(self.waiting)) if self.waiting else iter(self.slots)
 
     # ---- what is to be reported ----
 
@@ -333,7 +361,7 @@ def on_join(state: WorkerState, msg: Join) -> None:
 def on_drop(state: WorkerState, msg: Drop, now_s: float) -> None:
     """Forget queued calls, kill running ones."""
     wanted = set(msg.tasks)
-    for slot in state.slots:
+    for slot in state.places():
         if wanted and any(call.task in wanted for call in slot.held):
             recover(state, slot)
             for call in slot.held:
@@ -366,11 +394,13 @@ def on_slot_done(state: WorkerState, slot: Slot, msg: Done, now_s: float) -> Non
         paces[number] = seconds if pace is None else pace + (min(seconds, 10 * pace + OUTLIER_S) - pace) * 0.05
         state.report(call, outcome, payload, seconds, slot.number, peaks.get(i, 0) if peaks else 0)
         if call.grant is not None:
-            _free_helpers(state, call)
+            free_helpers(state, call)
         if slot.condemned == task:
             slot.condemned = None
     slot.moved_s = now_s
-    _execute_sentence(slot, now_s)
+    if slot.waits_s >= 0:
+        slot.waits_s = now_s  # what was reported has run before
+    execute_sentence(slot, now_s)
     if not held and slot.ending_s < 0 and 0 < state.tasks_per_process <= slot.given:
         retire(slot, now_s)
 
@@ -403,8 +433,8 @@ def on_slot_died(  # noqa: PLR0917
     while slot.held:
         state.queue.appendleft(slot.held.pop())
     if running is not None:
-        _free_helpers(state, running)
-        seconds = now_s - slot.moved_s
+        free_helpers(state, running)
+        seconds = (now_s if slot.waits_s < 0 else slot.waits_s) - slot.moved_s
         sentence = slot.sentence if slot.ending_s >= 0 and running.task == slot.condemned else -1
         if sentence == Outcome.CANCELLED:
             state.report(running, Outcome.CANCELLED, b"", seconds, slot.number)
@@ -417,8 +447,32 @@ def on_slot_died(  # noqa: PLR0917
         else:
             died = _died(state, running, exitcode, stderr_tail, blameless)
             state.report(running, Outcome.LOST, payloads.dump_error(died, ""), seconds, slot.number)
+    if slot.waits_s >= 0 and running is not None:
+        forget_waiting(state, slot, running)
     slot.reset()
     slot.moved_s = now_s
+
+
+def forget_waiting(state: WorkerState, slot: Slot, call: Call) -> None:
+    """A task does not wait any more: it has its slots again, or its task process is gone."""
+    del state.waiting[slot]
+    slot.waits_s = -1.0
+    if slot in state.returning:
+        state.returning.remove(slot)
+    else:
+        note_back(state, call.task)
+
+
+def note_back(state: WorkerState, task: TaskId) -> None:
+    """The manager is to hear that a task counts again, unless it has not heard that it waits."""
+    if state.left.pop(task, True):
+        state.back[task] = None
+
+
+def note_left(state: WorkerState, task: TaskId) -> None:
+    """The manager is to hear that a task waits."""
+    if state.back.pop(task, True):
+        state.left[task] = None
 
 
 def _exceeded(state: WorkerState, slot: Slot, call: Call) -> Exception:
@@ -464,11 +518,11 @@ def recover(state: WorkerState, slot: Slot) -> None:
         if call.grant is None:
             state.queue.appendleft(call)
         else:
-            _free_helpers(state, call)
+            free_helpers(state, call)
             state.big.appendleft(call)
 
 
-def _free_helpers(state: WorkerState, call: Call) -> None:
+def free_helpers(state: WorkerState, call: Call) -> None:
     """A big call does not hold the slots beside its own any more."""
     if call.grant is not None and call.grant.slots > 1:
         for slot in state.slots:
@@ -482,10 +536,10 @@ def _condemn(slot: Slot, task: TaskId, outcome: int, now_s: float) -> None:
         slot.condemned = task
         slot.sentence = outcome
         slot.condemned_s = now_s
-        _execute_sentence(slot, now_s)
+        execute_sentence(slot, now_s)
 
 
-def _execute_sentence(slot: Slot, now_s: float) -> None:
+def execute_sentence(slot: Slot, now_s: float) -> None:
     """End the task process of a condemned task once nothing else is held there, or once patience is over."""
     if slot.condemned is None or slot.ending_s >= 0:
         return
@@ -507,18 +561,18 @@ def retire(slot: Slot, now_s: float) -> None:
 
 def on_tick(state: WorkerState, now_s: float) -> None:
     """Time limits, SIGKILL after the grace time, notices of long tasks. Call it some ten times a second. O(slots)."""
-    for slot in state.slots:
+    for slot in state.places():
         if slot.ending_s >= 0:
             if not slot.killed and now_s - slot.ending_s >= state.grace_s:
                 slot.killed = True
                 slot.port.kill(gently=False)
             continue
-        _execute_sentence(slot, now_s)
+        execute_sentence(slot, now_s)
         if not slot.held:
             continue
         head = slot.held[0]
         running_s = now_s - slot.moved_s
-        if head.spec.walltime_s is not None and running_s >= head.spec.walltime_s:
+        if head.spec.walltime_s is not None and running_s >= head.spec.walltime_s and slot.waits_s < 0:
             recover(state, slot)
             _condemn(slot, head.task, Outcome.FAILED, now_s)
             continue

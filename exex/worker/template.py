@@ -87,6 +87,7 @@ class _Template:
         self._run_dir = ""
         self._marks = False
         self._stored: StoredValues | None = None
+        self._retries = 0
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler nothing is written to the pipe
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -115,7 +116,7 @@ class _Template:
     def _on_packet(self) -> bool:
         """Handle the next packet; False at the end."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._socket, processes.MESSAGE_BYTES, 4, socket.MSG_CMSG_CLOEXEC)
+            data, fds, _, _ = socket.recv_fds(self._socket, processes.MESSAGE_BYTES, len(Descriptors._fields), socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             return False
         if not data:
@@ -143,6 +144,7 @@ class _Template:
         self._place = Place(message.rank, message.node)
         self._run_dir = message.run_dir
         self._marks = message.marks
+        self._retries = message.retries
         if message.store:
             self._stored = StoredValues(message.store, message.keep_bytes, message.store_bytes)
         granted.gpu_variable = message.gpu_variable
@@ -180,7 +182,7 @@ class _Template:
             if pid == 0:
                 try:
                     self._become_child(parent)
-                    about = (self._place, self._run_dir, message.cores, self._marks, self._stored)
+                    about = (self._place, self._run_dir, message.cores, self._marks, self._stored, self._retries)
                     run = partial(run_task_process, Descriptors(*fds), *about)
                     keeper.keep(run, fds)
                 finally:
