@@ -1,7 +1,7 @@
 """Waiting inside a task: its slot runs other tasks meanwhile. Runs in the client; outside of tasks nothing of it does anything.
 
-Without it tasks that wait for tasks of their own could hold all slots, and nothing would go on. A task counts as waiting as long as
-any of its threads does.
+Without it tasks that wait for tasks of their own could hold all slots, and nothing would go on. A task counts as waiting as long
+as any of its threads does.
 """
 
 from __future__ import annotations

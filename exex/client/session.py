@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _PAUSE_S = 0.001
 
 _MOST_OF_A_TASK = 10_000
-"""Tasks without an answer from which on a task that makes tasks is held back; there may be as many such tasks as slots, and more."""
+"""Tasks without an answer from which on a task that makes tasks is held back. There may be more such tasks than slots."""
 
 _MOST_BYTES_OF_A_TASK = 256 * 1024**2
 """Bytes of their arguments."""
@@ -221,8 +221,8 @@ def _inside(what: str) -> Session:
     """The session of the task that runs. It is that of its process, for one task after the other."""
     if context.way is None:
         raise NoManagerError(
-            f"{what} was called inside {context.current_task}, which runs in no process of its own (--isolation none, or a function on "
-            "a communicator): such a task cannot start tasks. Make the caller a join_app, which runs in the client"
+            f"{what} was called inside {context.current_task}, which has no task process (--isolation none, or a function on a "
+            "communicator): such a task cannot start tasks. Make the caller a join_app, which runs in the client"
         )
     session = _current
     if session is None:

@@ -62,7 +62,8 @@ def start(
     """
     config = Config.load(None, os.environ, settings)
     if context.current_task is not None:
-        raise StartError(f"exex.start was called inside {context.current_task}, which is a client of its own job: apps work without it")
+        where = f"{context.current_task}, which is a client of its own job: apps work there without it"
+        raise StartError(f"exex.start was called inside {where}")
     if session.is_client():
         raise StartError("this process is the client of a job already; one process is the client of one job at a time")
     name = title or _own_name()

@@ -30,6 +30,7 @@ from exex.protocol.messages import (
     Release,
     Spread,
     Submit,
+    TaskId,
     ToTasks,
     Verdict,
     Want,
@@ -58,6 +59,9 @@ _HANDLERS: dict[type, Callable[[ManagerState, ClientRecord, Any], None]] = {
     Release: transitions.on_release,
     Spread: transitions.on_spread,
 }
+
+
+_ABOUT_TASKS = frozenset((Submit, Promise, Fulfil, Cancel, Verdict))
 
 
 class _Door:
@@ -107,9 +111,14 @@ class _Door:
         """Put a message into the next ToTasks of its worker."""
         place = self._places.get(number)
         if place is not None:
-            outgoing = self._outgoing.setdefault(place[0], ToTasks(processes=[], messages=[]))
+            outgoing = self._outgoing.setdefault(place[0], ToTasks(processes=[], messages=[], seats=[]))
             outgoing.processes.append(place[1])
             outgoing.messages.append(Large(frames) if len(frames) > 1 else frames[0])
+
+    def seat(self, rank: Rank, tasks: list[TaskId]) -> None:
+        """Tasks of a worker that have waited may go on."""
+        outgoing = self._outgoing.setdefault(rank, ToTasks(processes=[], messages=[], seats=[]))
+        outgoing.seats.extend(tasks)
 
     def take(self) -> dict[Rank, ToTasks]:
         """What is to be sent."""
@@ -177,11 +186,10 @@ class Clients:
             try:
                 message = self._decoder.decode(payload.frames if type(payload) is Large else [payload])
                 client = self.door.records.get(number)
-                if client is not None and type(message) in (Submit, Promise):
-                    nesting.on_said(self._state, client, task)
-                self._on_message(number, client, message)
-                if client is not None:
-                    nesting.after_message(self._state, client)
+                if client is not None and type(message) in _ABOUT_TASKS and not nesting.on_said(self._state, client, task):
+                    nesting.on_unwanted(self._state, client, message)
+                else:
+                    self._on_message(number, client, message)
             except ProtocolError as error:
                 self._refuse(number, str(error))
         for process in said.gone:

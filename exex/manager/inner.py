@@ -24,17 +24,15 @@ class Inner:
         root: number of the client that has, in the end, caused what it does: its tasks take turns as that one's.
         depth: of the parent.
         open: its unfinished tasks.
-        wanted: the parent is: else what it makes ends at once.
     """
 
-    __slots__ = ("depth", "open", "parent", "rank", "root", "wanted")
+    __slots__ = ("depth", "open", "parent", "rank", "root")
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self.parent: TaskId = -1
         self.root = -1
         self.depth = 0
-        self.wanted = False
         self.open: dict[TaskId, None] = {}
 
 

@@ -137,8 +137,7 @@ class ManagerLoop:
             traffic |= self._clients.drain()
         if self._journal is not None:
             traffic |= self._drain_journal(self._journal)
-        if self.state.orphaned:
-            nesting.end_orphans(self.state)
+        self._mind_parents()
         traffic |= self._mover.settle(now_s)
         self.state.must_place = False
         if not self._missing and self._stop_by_s is None and not (self._journal and self._journal.is_behind()):
@@ -158,6 +157,14 @@ class ManagerLoop:
         if self._record is not None:
             self._record.turn_ends()
         return traffic
+
+    def _mind_parents(self) -> None:
+        """Tasks that have made tasks: what ended ones have left ends, and those that have waited may go on."""
+        if self.state.orphaned:
+            nesting.end_orphans(self.state)
+        if self.state.returning:
+            for rank, tasks in nesting.seats(self.state).items():
+                self._clients.door.seat(rank, tasks)
 
     def _mind_teams(self, reach: teams.Reach, now_s: float) -> None:
         """Ranks that run a function themselves: stop them where they must, and ask their guards whether they live."""
@@ -232,8 +239,6 @@ class ManagerLoop:
                     if self._from_worker.stored:
                         transitions.take_stored(self.state, rank, message)
                     transitions.on_done(self.state, rank, message)
-                elif type(message) is FromTasks:
-                    self._on_from_tasks(rank, message)
                 elif type(message) is Part:
                     transitions.on_part(self.state, rank, message)
                 elif type(message) is Returned:
@@ -256,7 +261,9 @@ class ManagerLoop:
 
     def _on_other(self, rank: Rank, message: object) -> None:
         """What a worker says now and then."""
-        if type(message) is Hello:
+        if type(message) is FromTasks:
+            self._on_from_tasks(rank, message)
+        elif type(message) is Hello:
             self._on_hello(rank, message)
         elif type(message) is Beat:
             self._to_worker(rank, Beat())

@@ -30,7 +30,8 @@ class ReadyQueue:
     """
 
     __slots__ = (
-        "_lanes", "_last", "_near_served", "_roots", "_turns", "affinity", "count", "is_unsorted", "line", "near", "next_sort_s", "pushed",
+        "_lanes", "_last", "_near_served", "_roots", "_turns", "affinity", "count", "is_unsorted", "line", "near", "next_sort_s",
+        "pushed",
     )  # fmt: skip
 
     def __init__(self) -> None:

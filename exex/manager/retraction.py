@@ -23,7 +23,7 @@ from exex.manager.nodes import WorkerRecord
 from exex.manager.state import ManagerState
 from exex.manager.stock import MOST_RETURNS
 from exex.manager.task import LEAST_TASK_S, Status, Task
-from exex.protocol.messages import CLIENT_SHIFT, Done, Outcome, Rank, Retract, Returned, TaskId
+from exex.protocol.messages import Done, Outcome, Rank, Retract, Returned, TaskId
 from exex.protocol.payload import Payload
 
 WORTH_S = 0.002

@@ -183,6 +183,7 @@ class ManagerState:
         own: the worker that is rank 0 itself, and cannot take part in one; None if there is none.
         grace_s: between telling a function to stop and killing it.
         waiting: attempts that wait for tasks of their own, and how many slots of their worker are free meanwhile.
+        returning: attempts that would go on, and whose worker has lent what they need; with that worker.
         parents: tasks that have made tasks in their current attempt, and the clients that these belong to.
         orphaned: tasks of which such an attempt has ended.
         inner: clients in task processes that are to be told something.
@@ -221,6 +222,7 @@ class ManagerState:
     own: Rank | None = None
     grace_s: float = 2.0
     waiting: dict[TaskId, int] = field(default_factory=dict)
+    returning: dict[TaskId, WorkerRecord] = field(default_factory=dict)
     parents: dict[TaskId, ClientRecord] = field(default_factory=dict)
     orphaned: list[TaskId] = field(default_factory=list)
     inner: dict[ClientRecord, None] = field(default_factory=dict)
@@ -340,14 +342,7 @@ class ManagerState:
     def finish_task(self, task: Task, outcome: int, payload: Payload, causes: list[TaskId] | None = None) -> None:
         """Take the record of a task away and answer its client. Its dependents are the caller's business."""
         del self.tasks[task.id]
-        for remembered in (self.losses, self.ready.affinity, self.stock.returns):
-            if remembered:
-                remembered.pop(task.id, None)
-        client = self.clients[task.id >> CLIENT_SHIFT]
-        client.unfinished -= 1
-        if client.inner is not None:
-            client.inner.open.pop(task.id, None)
-            self.inner[client] = None
+        client = self._forget_task(task)
         if self.data.in_use and self._is_only_made_again(client, task, outcome, payload):
             return
         if outcome == Outcome.DONE:
@@ -372,6 +367,18 @@ class ManagerState:
         client.tasks.append(task.id)
         client.outcomes.append(outcome)
         client.payloads.append(payload)
+
+    def _forget_task(self, task: Task) -> ClientRecord:
+        """What is remembered of a task beside its record. Returns its client."""
+        for remembered in (self.losses, self.ready.affinity, self.stock.returns):
+            if remembered:
+                remembered.pop(task.id, None)
+        client = self.clients[task.id >> CLIENT_SHIFT]
+        client.unfinished -= 1
+        if client.inner is not None:
+            client.inner.open.pop(task.id, None)
+            self.inner[client] = None
+        return client
 
     def _note_result(self, client: ClientRecord, task: Task, payload: Payload) -> None:
         """A client may name what is stored; what waits for a remote one is counted."""

@@ -78,7 +78,9 @@ class App:
         size: how long its attempts are, in classes, for the queue of what is ready: see `longest`. 0: short, or not known.
     """
 
-    __slots__ = ("_lengths", "_sorted_for", "function", "longest_s", "mean_s", "number", "recent_s", "request", "size", "spec", "waits")
+    __slots__ = (
+        "_lengths", "_sorted_for", "function", "longest_s", "mean_s", "number", "recent_s", "request", "size", "spec", "waits",
+    )  # fmt: skip
 
     def __init__(self, spec: AppSpec, function: Payload, request: Request | None = None) -> None:
         self.spec = spec

@@ -130,6 +130,7 @@ def form(state: ManagerState, task: Task, grant: Grant) -> bool:
     ranks = [worker.rank for worker in workers[: spec.ranks]]
     state.next_call += 1
     state.teams[task.id] = team = Team(state.next_call, ranks, state.now_s)
+    state.holdings[task.id].is_team = True
     for worker in workers:
         worker.in_team = True
     state.joins.append((ranks, Join(task.id, team.call, as_runs(ranks), after_loss=state.nodes.losses > 0)))

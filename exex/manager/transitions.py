@@ -59,20 +59,9 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
         ProtocolError: an app, a function or a need that the client never named; a number that was used before.
     """
     first, count = client.base + msg.first, len(msg.payloads)
-    client.check_answered(msg.answered)
-    if client.used.meets(first, count):
-        raise ProtocolError(f"client {client.number}: task {msg.first}, or one of the {count} from there, exists already")
-    state.check_apps(client, msg.apps, msg.functions)
-    named = {spec.app for spec in msg.apps}
-    for number in set(msg.calls):
-        if number not in client.apps and number not in named:
-            raise ProtocolError(f"client {client.number}: calls an app {number} that it never named")
+    check_submit(state, client, msg)
     _check_needs(state, client, msg)
-    _applied(state, client, msg.answered)
-    state.functions.update(msg.functions)
-    client.functions.update(msg.functions)
-    for spec in msg.apps:
-        state.new_app(client, spec)
+    note_apps(state, client, msg)
     client.used.add(first, count)
     apps = [client.apps[number] for number in msg.calls]
     app_of_each = apps * count if len(apps) == 1 else apps
@@ -98,6 +87,30 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
         else:
             _link(state, client, task, needs, msg.given.get(i, {}))
     end_found(state)
+
+
+def check_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
+    """Raises:
+    ProtocolError: an app or a function that the client never named; a number that was used before.
+    """
+    first, count = client.base + msg.first, len(msg.payloads)
+    client.check_answered(msg.answered)
+    if client.used.meets(first, count):
+        raise ProtocolError(f"client {client.number}: task {msg.first}, or one of the {count} from there, exists already")
+    state.check_apps(client, msg.apps, msg.functions)
+    named = {spec.app for spec in msg.apps}
+    for number in set(msg.calls):
+        if number not in client.apps and number not in named:
+            raise ProtocolError(f"client {client.number}: calls an app {number} that it never named")
+
+
+def note_apps(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
+    """What a Submit says beside its calls. It must have been checked."""
+    _applied(state, client, msg.answered)
+    state.functions.update(msg.functions)
+    client.functions.update(msg.functions)
+    for spec in msg.apps:
+        state.new_app(client, spec)
 
 
 def _check_needs(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
@@ -373,7 +386,7 @@ def _retire(state: ManagerState, worker: WorkerRecord, msg: Done) -> None:
             _dropped(state, worker, task_id)
             continue
         worker.held -= 1
-        if state.parents or state.waiting:
+        if state.parents or state.waiting or state.returning:
             _end_as_client(state, worker, task_id)
         if holdings and task_id in holdings:
             grants.give_back(state, task_id)
@@ -510,6 +523,7 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
     for task_id in [task for task, holder in state.dropped.items() if holder == rank]:
         del state.dropped[task_id]
         state.waiting.pop(task_id, None)
+        state.returning.pop(task_id, None)
     loss = Loss(rank, worker.node, how)
     without = teams.on_worker_lost(state, worker, how) if state.teams else []
     state.nodes.remove(worker)
@@ -522,6 +536,7 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
     for task in held:
         state.assigned -= 1
         state.waiting.pop(task.id, None)
+        state.returning.pop(task.id, None)
         if task.id in state.parents:
             state.orphaned.append(task.id)
         end = teams.end_without(state, task.id)[1] if task.id in state.teams else None

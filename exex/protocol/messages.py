@@ -453,7 +453,7 @@ class FromTasks(Message, frozen=True, tag=46):
     messages: list[Payload]  # of a client, encoded; of one that has several frames, Large
     gone: list[int] = []  # task processes that have ended: what they said is above
     waiting: list[TaskId] = []  # these have given their slots away until they are in `back`
-    back: list[TaskId] = []  # these count again: they go on as soon as slots of this worker are free
+    back: list[TaskId] = []  # these would go on: answered by ToTasks.seats
 
 
 class Bye(Message, frozen=True, tag=42):
@@ -502,10 +502,11 @@ class Copy(Message, frozen=True, tag=67):
 
 
 class ToTasks(Message, frozen=True, tag=68):
-    """Manager -> worker: what it tells tasks that are clients."""
+    """Manager -> worker: what it tells tasks that are clients, and which tasks may go on."""
 
     processes: list[int]  # to whom each message goes, as in FromTasks; for one that has ended it is thrown away
     messages: list[Payload]
+    seats: list[TaskId] = []  # these have waited, and may have slots that are idle now or come free: none of them is lent
 
 
 class Retract(Message, frozen=True, tag=80):

@@ -34,11 +34,17 @@ def fill(state: WorkerState, now_s: float) -> None:
         _share(state, now_s)
         if not state.queue:
             return
+    reserved = waiting.reserved(state) if state.asked else 0
     for slot in state.slots:
         if not slot.held and slot.ending_s < 0 and slot.helps is None:
+            if reserved:
+                reserved -= 1
+                continue
             _give(state, slot, now_s)
             if not state.queue:
                 return
+    if state.asked:
+        return
     for slot in state.slots:
         if slot.held and slot.condemned is None:
             _give(state, slot, now_s)

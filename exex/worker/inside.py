@@ -1,4 +1,4 @@
-"""A task's way to the manager: what it says as a client goes through its rank, and so does that it waits. Runs in task processes."""
+"""A task's way to the manager: what it says as a client, and that it waits, goes through its rank. Runs in task processes."""
 
 from __future__ import annotations
 

@@ -357,19 +357,7 @@ class WorkerLoop:
             traffic |= self._run_inline(now_s + INLINE_S)
         if self._prepared and now_s >= self._resume_s:
             filling.fill(self.state, now_s)
-        said = self._relay.take()
-        if said is not None:  # before the results: what a task has said comes before its end
-            self._send(said)
-            traffic = True
-        done = self.state.take_done()
-        if done is not None:
-            self._said_s = now_s
-            self._send(done)
-            traffic = True
-        returned = self.state.take_returned()
-        if returned is not None:
-            self._send(returned)
-            traffic = True
+        traffic |= self._report(now_s)
         queue = self.state.queue
         self.at_once = bool(self._inline and queue and filling.may_run_inline(queue[0].spec))
         unsent = self._link.progress()
@@ -378,6 +366,16 @@ class WorkerLoop:
             traffic = self.at_once = True
         if self.sending:
             self._send_the_rest()
+        return traffic
+
+    def _report(self, now_s: float) -> bool:
+        """Tell the manager what is to be told: what a task has said comes before its end."""
+        traffic = False
+        for message in (self._relay.take(), self.state.take_done(), self.state.take_returned()):
+            if message is not None:
+                self._said_s = now_s
+                self._send(message)
+                traffic = True
         return traffic
 
     def _send_the_rest(self) -> None:
@@ -461,6 +459,10 @@ class WorkerLoop:
         port, what = self._owners.get(fd, (None, ""))
         if port is None:
             return False
+        return self._from_process(port, fd, what, now_s)
+
+    def _from_process(self, port: ProcessPort, fd: int, what: str, now_s: float) -> bool:
+        """One of the descriptors of a task process is readable."""
         if what == "link":
             return self._from_slot(port, now_s)
         if what == "client":
@@ -586,6 +588,8 @@ class WorkerLoop:
         return bool(moves)
 
     def _to_tasks(self, message: ToTasks) -> None:
+        for task in message.seats:
+            waiting.on_seat(self.state, task)
         for number, said in zip(message.processes, message.messages):
             port = self.clients.get(number)
             if port is not None and port.process is not None:

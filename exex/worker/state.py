@@ -187,7 +187,7 @@ class WorkerState:
         aside: calls that need stored payloads which are not here yet; with the names of these.
         new_place: makes a further place for a slot's number, where a task of it waits; None: tasks that wait keep their slots.
         waiting: places without a slot, whose tasks wait.
-        returning: those of them that are to have slots again, in order.
+        asked: those of them that would go on, and that the manager has not allowed slots yet; returning: the others, in order.
         spare: places without a task, by the number of the slot for which they were made.
         waiters: apps of which tasks have waited: their tasks are not queued behind others, nor others behind them.
     """
@@ -211,6 +211,7 @@ class WorkerState:
     aside: dict[TaskId, tuple[Call, set[str]]] = field(default_factory=dict)
     new_place: Callable[[int], Slot] | None = None
     waiting: dict[Slot, None] = field(default_factory=dict)
+    asked: dict[TaskId, Slot] = field(default_factory=dict)
     returning: deque[Slot] = field(default_factory=deque)
     spare: dict[int, list[Slot]] = field(default_factory=dict)
     waiters: set[int] = field(default_factory=set)
@@ -459,7 +460,7 @@ def forget_waiting(state: WorkerState, slot: Slot, call: Call) -> None:
     slot.waits_s = -1.0
     if slot in state.returning:
         state.returning.remove(slot)
-    else:
+    elif state.asked.pop(call.task, None) is None:
         note_back(state, call.task)
 
 

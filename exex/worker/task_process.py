@@ -84,7 +84,7 @@ class TaskLoop:
     call runs that may be slow.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         stream: BlockingStream,
         tokens: int,

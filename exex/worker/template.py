@@ -116,7 +116,8 @@ class _Template:
     def _on_packet(self) -> bool:
         """Handle the next packet; False at the end."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._socket, processes.MESSAGE_BYTES, len(Descriptors._fields), socket.MSG_CMSG_CLOEXEC)
+            most_fds = len(Descriptors._fields)
+            data, fds, _, _ = socket.recv_fds(self._socket, processes.MESSAGE_BYTES, most_fds, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             return False
         if not data:

@@ -34,14 +34,34 @@ def on_left(state: WorkerState, slot: Slot, task: TaskId, now_s: float) -> None:
 
 
 def on_back(state: WorkerState, slot: Slot) -> None:
-    """A task that waits is to go on. Nothing that has not begun may come before it."""
-    if slot.waits_s < 0 or slot in state.returning:
+    """A task that waits would go on. Nothing that has not begun may come before it.
+
+    The manager is asked: it may have lent its slots to a task of another worker, which only it knows.
+    """
+    task = slot.held[-1].task if slot.held else -1
+    if slot.waits_s < 0 or slot in state.returning or task in state.asked:
         return
-    state.returning.append(slot)
-    note_back(state, slot.held[-1].task)
+    if task in state.left:  # nobody knows that it has waited
+        state.returning.append(slot)
+    else:
+        state.asked[task] = slot
+    note_back(state, task)
     for other in state.slots:
         if len(other.held) > 1:
             recover(state, other)
+
+
+def on_seat(state: WorkerState, task: TaskId) -> None:
+    """A task may have slots again. Its process may have ended meanwhile."""
+    slot = state.asked.pop(task, None)
+    if slot is not None:
+        state.returning.append(slot)
+
+
+def reserved(state: WorkerState) -> int:
+    """Slots that are about to be those of tasks that would go on."""
+    calls = [slot.held[-1] for slot in state.asked.values()]
+    return sum(call.grant.slots if call.grant is not None else 1 for call in calls)
 
 
 def seat(state: WorkerState, now_s: float) -> bool:

@@ -20,6 +20,7 @@ Every change of a task's status is compared with `TRANSITIONS`, every begin of a
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -50,15 +51,17 @@ from exex.protocol.messages import (
     Retract,
     Share,
     Stop,
+    ToTasks,
 )
 from exex.protocol.payload import Stored
 from exex.record.recorder import Recorder
 from exex.store import exchange as exchanges
 from exex.transport.base import Link
 from exex.transport.memory import InProcess, Network
-from exex.worker import filling, giving_back
+from exex.worker import filling, giving_back, waiting
 from exex.worker import state as worker
 from exex.worker.needs import Needs
+from exex.worker.relay import Relay
 from exex.worker.stored import value_name
 from tests.sim.played_client import (
     CLIENT_BASE,
@@ -73,6 +76,7 @@ from tests.sim.played_client import (
 )
 from tests.sim.played_data import CHUNK, Data
 from tests.sim.played_journal import PlayedJournal
+from tests.sim.played_nesting import PlayedInner, is_parent
 from tests.sim.played_teams import PlayedPart, PlayedTeams
 
 
@@ -155,7 +159,11 @@ def tracing() -> Iterator[None]:
 class PlayedProcess:
     """A task process: runs what it was given, in order, one step at a time."""
 
+    slot: worker.Slot
+
     def __init__(self) -> None:
+        self.client: PlayedInner | None = None  # once a task of it has made tasks
+        self.is_seated = True
         self.given: list[worker.Call] = []
         self.started = 0  # calls begun; the last ones may not be reported yet
         self.results: list[tuple[int, bytes, float]] = []  # of calls that have ended and are not reported
@@ -178,6 +186,10 @@ class PlayedProcess:
     def measure(self, limit_bytes: int) -> None:
         self.measured = True
 
+    def go_on(self, home: list[int], cores: list[int]) -> None:
+        assert not self.is_seated, "a task that does not wait is told to go on"
+        self.is_seated = True
+
 
 class SimWorker:
     """A worker rank: the real state, played processes, one message handled per step."""
@@ -190,6 +202,12 @@ class SimWorker:
         self.processes = [PlayedProcess() for _ in range(slots)]
         per_process = sim.rng.choice([0, 0, 1, 5])
         self.state = worker.WorkerState(rank, self.node, list(self.processes), tasks_per_process=per_process)
+        for process, slot in zip(self.processes, self.state.slots):
+            process.slot = slot
+        self.state.new_place = self._new_place if sim.nest_rate else None
+        self.relay = Relay(self.state)
+        self.inner: dict[int, PlayedInner] = {}
+        self._inner_numbers = itertools.count()
         self.link: Link = sim.network.end(rank)
         self.encoder, self.decoder = codec.Encoder(), codec.to_worker()
         self.stopped = False
@@ -203,6 +221,23 @@ class SimWorker:
         key = self.node if sim.data_rate else ""
         hello = Hello("1", "3.11.0", self.node, rank, slots, "", [], memory_bytes=sim.memory_bytes, gpus=gpus, store=key)
         self.link.send(MANAGER, self.encoder.encode(hello))
+
+    def _new_place(self, number: int) -> worker.Slot:
+        process = PlayedProcess()
+        self.processes.append(process)
+        process.slot = worker.Slot(number, process)
+        return process.slot
+
+    def new_client(self, client: PlayedInner) -> int:
+        """A number for a task process that is a client."""
+        number = next(self._inner_numbers)
+        self.inner[number] = client
+        return number
+
+    def report_results(self, process: PlayedProcess) -> None:
+        """What earlier calls of a task process have come to, before its task waits."""
+        if process.results:
+            self._report(process)
 
     def say(self, peer: int, message: object) -> None:
         """Send a message to the manager, or to another rank."""
@@ -231,6 +266,12 @@ class SimWorker:
                 worker.on_drop(self.state, message, now)
             elif type(message) is Retract:
                 self._retract(message)
+            elif type(message) is ToTasks:
+                for task in message.seats:
+                    waiting.on_seat(self.state, task)
+                for number, said in zip(message.processes, message.messages):
+                    if number in self.inner:
+                        self.inner[number].hear(said)
             elif type(message) is Join:
                 worker.on_join(self.state, message)
             elif type(message) is Stop:
@@ -243,12 +284,17 @@ class SimWorker:
         self.needs.turn(self.state)
         self.needs.tick(now)
         worker.on_tick(self.state, now)
-        for process, slot in zip(self.processes, self.state.slots):
+        for process in self.processes:
+            slot = process.slot
             if process.measured and self.sim.rng.random() < 0.5:
                 process.measured = False
                 worker.on_measured(self.state, slot, self.sim.rng.choice([MEMORY_BYTES, MEMORY_BYTES + 1]), 1e-4, now)
+        waiting.end_spares(self.state, now)
         filling.fill(self.state, now)
         assert all(len(slot.held) == 1 for slot in self.state.slots if any(call.grant is not None for call in slot.held))
+        said = self.relay.take()
+        if said is not None:
+            self.say(MANAGER, said)
         done = self.state.take_done()
         if done is not None:
             for task, outcome in zip(done.tasks, done.outcomes):
@@ -260,7 +306,8 @@ class SimWorker:
             self.said_s = now
             self.link.send(MANAGER, self.encoder.encode(Beat()))
         if self.state.parts:
-            assert not self.state.queue and not self.state.big and not any(slot.held for slot in self.state.slots)
+            holds = [call.task for slot in self.state.slots for call in slot.held]
+            assert not self.state.queue and not self.state.big and not holds, f"rank {self.rank}: {holds} at the begin of a part"
             assert not self.state.aside
             join, call = self.state.parts.popleft()
             self.part = PlayedPart(self, join, call)
@@ -274,7 +321,7 @@ class SimWorker:
         for process in self.processes:
             unbegun.update(call.task for call in process.given[process.started :])
         assert not unbegun & set(message.tasks), f"rank {self.rank}: {unbegun} have not begun, and are kept"
-        here = {call.task for slot in self.state.slots for call in slot.held} | unbegun
+        here = {call.task for slot in self.state.places() for call in slot.held} | unbegun
         assert not here & set(returned.tasks), f"rank {self.rank}: {returned.tasks} are given back, and kept"
         self.sim.tell(f"rank {self.rank}: gives {returned.tasks} back of {message.tasks}")
         self.sim.asked.discard(self.rank)
@@ -298,21 +345,27 @@ class SimWorker:
             self.sim.teams.back(self.rank)
         self.link.send(MANAGER, self.encoder.encode(done))
 
-    def run_slot(self, number: int) -> None:
+    def run_slot(self, process: PlayedProcess) -> None:
         """One step of a task process: begin the next call, or end the one that was begun; or of a function in the rank itself."""
         if not self.is_up():
             return
         if self.part is not None:
             self._step_part()
             return
-        process, slot, rng = self.processes[number], self.state.slots[number], self.sim.rng
-        unreported = self._unreported(number)
+        slot, rng = process.slot, self.sim.rng
+        unreported = self._unreported(process)
         if process.killed is not None:
-            self._die(number, -process.killed)
+            self._die(process, -process.killed)
         elif len(unreported) > len(process.results):
-            self._end_call(number, unreported[-1])
+            if process.client is None or not process.client.phase:
+                self._end_call(process, unreported[-1])
+            elif rng.random() < self.sim.death_rate / 4:
+                self._die(process, -11)
+            elif process.client.step():
+                process.client.end()
+                self._end_call(process, unreported[-1])
         elif process.results and (rng.random() < 0.5 or process.started == len(process.given)):
-            self._report(number)
+            self._report(process)
         elif process.started < len(process.given):
             process.started += 1
             call = process.given[process.started - 1]
@@ -323,6 +376,10 @@ class SimWorker:
             assert slot.helps is None, f"task {call.task} begins on a slot that another holds"
             assert helping == (call.grant.slots - 1 if call.grant else 0), f"task {call.task} has {helping} slots beside its own"
             self.sim.begin(call, self.rank)
+            if is_parent(self.sim, call):
+                if process.client is None:
+                    process.client = PlayedInner(self, process)
+                process.client.begin(call)
         if len(process.given) > 200:
             reported = len(process.given) - len(slot.held)
             del process.given[:reported]
@@ -337,25 +394,24 @@ class SimWorker:
             assert any((value.name, self.node) in self.sim.data.vanished for value in missing), f"{missing} are gone, and task {call.task} needs them"
         return bool(missing)
 
-    def _unreported(self, number: int) -> list[worker.Call]:
+    def _unreported(self, process: PlayedProcess) -> list[worker.Call]:
         """Calls that a process has begun and not reported, in order."""
-        process, slot = self.processes[number], self.state.slots[number]
+        slot = process.slot
         reported = len(process.given) - len(slot.held)
-        assert 0 <= reported <= process.started, f"slot {number} of rank {self.rank}: what was begun was taken back"
+        assert 0 <= reported <= process.started, f"slot {slot.number} of rank {self.rank}: what was begun was taken back"
         calls = process.given[reported : process.started]
         assert len(calls) - len(process.results) in (0, 1)
         return calls
 
-    def _end_call(self, number: int, call: worker.Call) -> None:
+    def _end_call(self, process: PlayedProcess, call: worker.Call) -> None:
         sim, rng = self.sim, self.sim.rng
-        process = self.processes[number]
         if process.started - 1 + process.dropped in process.starved:
             process.results.append((Outcome.STARVED, b"", 0.0))
             return
         if sim.hangs(call):
             return
         if rng.random() < sim.death_rate:
-            self._die(number, -11)
+            self._die(process, -11)
             return
         sim.ran[call.task, call.attempt] += 1
         sim.usage.end(call.task, self.rank)
@@ -365,27 +421,29 @@ class SimWorker:
             value = self.needs.exchange.store.write(value_name(call.task, call.attempt), value)  # type: ignore[assignment,arg-type]
         process.results.append((outcome, value, rng.choice(sim.lengths_s)))
         if rng.random() < 0.7:
-            self._report(number)
+            self._report(process)
 
-    def _report(self, number: int) -> None:
-        calls = self._unreported(number)
-        results, self.processes[number].results = self.processes[number].results, []
+    def _report(self, process: PlayedProcess) -> None:
+        calls = self._unreported(process)
+        results, process.results = process.results, []
         outcomes, values, seconds = zip(*results)
         tasks = [call.task for call, _ in zip(calls, results)]
         done = Done(tasks=tasks, outcomes=bytes(outcomes), payloads=list(values), seconds=list(seconds), started=[])
         self.needs.adopt([value for value in values if isinstance(value, Stored)])
-        worker.on_slot_done(self.state, self.state.slots[number], done, self.sim.now)
+        worker.on_slot_done(self.state, process.slot, done, self.sim.now)
 
-    def _die(self, number: int, code: int, blameless: str = "") -> None:
-        sim, calls = self.sim, self._unreported(number)
-        process = self.processes[number]
-        self.needs.on_died(self.state.slots[number].held)
+    def _die(self, process: PlayedProcess, code: int, blameless: str = "") -> None:
+        sim, calls = self.sim, self._unreported(process)
+        if process.client is not None:
+            self.relay.gone.append(process.client.number)
+            del self.inner[process.client.number]
+        self.needs.on_died(process.slot.held)
         if calls:
             first = process.started - len(calls) + process.dropped
             is_begun = [first + i not in process.starved for i in range(len(calls))]
             *ended, running = calls
             sim.usage.end(running.task, self.rank)
-            slot = self.state.slots[number]
+            slot = process.slot
             condemned = slot.ending_s >= 0 and slot.condemned == running.task
             if blameless and not condemned and running.losses < worker.LOSSES_TOLERATED:
                 sim.begun[running.task, running.attempt] -= is_begun[-1]  # it is begun again, as the same attempt
@@ -394,14 +452,17 @@ class SimWorker:
             sim.tell(f"rank {self.rank}: task {running.task} attempt {running.attempt} loses its process ({code})")
             for call, was_begun in zip(ended, is_begun):  # nobody knows how they ended: they may begin again
                 sim.begun[call.task, call.attempt] -= was_begun
-        worker.on_slot_died(self.state, self.state.slots[number], code, "", sim.now, blameless)
-        self.processes[number].__init__()  # type: ignore[misc]
+        worker.on_slot_died(self.state, process.slot, code, "", sim.now, blameless)
+        process.__init__()  # type: ignore[misc]
+        if self.state.slots[process.slot.number] is not process.slot:
+            waiting.forget(self.state, process.slot)
+            self.processes.remove(process)
 
     def lose_template(self) -> None:
         """All task processes are gone at once."""
         self.sim.tell(f"rank {self.rank}: the template dies")
-        for number in range(len(self.processes)):
-            self._die(number, -9, "its template has ended")
+        for process in list(self.processes):
+            self._die(process, -9, "its template has ended")
 
 
 class Usage:
@@ -410,6 +471,7 @@ class Usage:
     def __init__(self, sim: Simulation) -> None:
         self.sim = sim
         self.used: dict[tuple[int, int], Grant | None] = {}  # (task, rank of its lead); None for one slot there
+        self.paused: set[tuple[int, int]] = set()  # those that wait
 
     def begin(self, call: worker.Call, rank: int) -> None:
         """An attempt begins on a rank that the manager has not given up."""
@@ -435,10 +497,28 @@ class Usage:
     def end(self, task: int, rank: int) -> None:
         """An attempt has ended, whoever knows."""
         self.used.pop((task, rank), None)
+        self.paused.discard((task, rank))
+
+    def pause(self, task: int, rank: int) -> None:
+        """It waits without its slots of this rank."""
+        if (task, rank) in self.used:
+            self.paused.add((task, rank))
+
+    def go_on(self, task: int, rank: int) -> None:
+        """It has them again."""
+        self.paused.discard((task, rank))
+        self._check()
 
     def forget(self, rank: int) -> None:
         """A rank is given up: what it does now counts no more."""
         self.used = {key: grant for key, grant in self.used.items() if key[1] != rank}
+        self.paused = {key for key in self.paused if key[1] != rank}
+
+    def _served(self, grant: Grant | None, share: Share, task: int, rank: int) -> tuple[int, list[int]]:
+        """Slots that an attempt uses of a node, and the ranks that serve it there."""
+        if (task, rank) not in self.paused or rank not in share.ranks:
+            return share.slots, share.ranks
+        return share.slots - (1 if grant is None else grant.slots), [other for other in share.ranks if other != rank]
 
     def _check(self) -> None:
         slots: Counter[str] = Counter()
@@ -450,19 +530,22 @@ class Usage:
         for (task, rank), grant in self.used.items():
             app = self.sim.manager_app(task)
             for share in [Share(self.sim.workers[rank].node, 1, [], [rank])] if grant is None else grant.shares:
-                slots[share.host] += share.slots
-                on_node[share.host] += 1
-                on_rank.update(share.ranks)
+                count, ranks = self._served(grant, share, task, rank)
+                slots[share.host] += count
+                on_node[share.host] += count > 0
+                on_rank.update(ranks)
                 gpus.update((share.host, name) for name in share.gpus)
                 if app is not None and grant is not None:
                     memory[share.host] += app.memory_bytes or 0
-                    alone += [share.host] if app.exclusive or (app.nodes and not app.cores) else []
+                    is_alone = app.exclusive or (app.nodes and not app.cores)
+                    alone += [share.host] if is_alone and (task, rank) not in self.paused else []
         total = Counter(self.sim.slots_before_losses)
         for host, count in slots.items():
             assert count <= total[host], f"{count} slots of {host} are in use, which has {total[host]}"
         inside = self.sim.teams.inside
         for (task, rank), grant in self.used.items():
-            for other in [rank] if grant is None else [rank for share in grant.shares for rank in share.ranks]:
+            shares = [Share(self.sim.workers[rank].node, 1, [], [rank])] if grant is None else grant.shares
+            for other in [other for share in shares for other in self._served(grant, share, task, rank)[1]]:
                 assert other not in inside or self.sim.teams.comms[inside[other]].task == task, f"rank {other} is inside, and serves {task}"
         for rank, count in on_rank.items():
             assert rank not in self.sim.workers or count <= self.sim.workers[rank].slots, f"rank {rank} serves {count} tasks"
@@ -519,6 +602,7 @@ class Simulation:
         pauses: how often the whole job stands still for longer than that.
         data_rate: of values and arguments that are stored on the nodes; 0: there are no stores.
         lose_files: how many of these vanish.
+        nest_rate: of the attempts that make tasks.
         kill_at: the step at which the job is killed; -1 for never.
         end_at: the step at which the manager learns that the allocation ends soon; -1 for never.
         notices: how often it is told so by a signal.
@@ -559,6 +643,7 @@ class Simulation:
         pauses: int = 0,
         data_rate: float = 0.0,
         lose_files: int = 0,
+        nest_rate: float = 0.0,
         kill_at: int = -1,
         end_at: int = -1,
         notices: int = 0,
@@ -579,6 +664,7 @@ class Simulation:
         self.memory_bytes, self.gpus = memory_bytes, gpus
         self.team_rate = team_rate
         self.data_rate, self.lose_files = data_rate, lose_files
+        self.nest_rate, self.waits, self.inner_clients = nest_rate, 0, 0
         self.node_of: dict[int, str] = {}
         home = random.Random(f"{seed} home").choice(["node0", "apart"])
         self.data = Data(self, home)
@@ -663,6 +749,7 @@ class Simulation:
         stored = random.Random(f"world {seed} data")
         is_last = past.lives + 1 >= lives
         queues = random.Random(f"world {seed} queues")
+        nesting = random.Random(f"world {seed} nesting")
         has_queues = queues.random() < 0.2  # many tasks, and long queues
         team_rate = teams.choice([0.0, 0.3, 0.7])
         has_teams = team_rate > 0 and teams.random() < 0.8
@@ -692,6 +779,7 @@ class Simulation:
             pauses=rng.choice([0, 0, 2]),
             data_rate=stored.choice([0.0, 0.3, 0.9]),
             lose_files=stored.choice([0, 0, 1, 4]),
+            nest_rate=nesting.choice([0.0, 0.0, 0.3, 0.6]),
             kill_at=-1 if is_last else life.choice([-1, life.randrange(300), life.randrange(3000)]),
             end_at=-1 if is_last else life.choice([-1, -1, life.randrange(100), life.randrange(1000)]),
             notices=0 if is_last else life.choice([0, 0, 1, 2]),
@@ -931,7 +1019,7 @@ class Simulation:
             self._any_worker().handle()
         elif choice < 0.995:
             one = self._any_worker()
-            one.run_slot(self.rng.randrange(len(one.processes)))
+            one.run_slot(one.processes[self.rng.randrange(len(one.processes))])
         else:
             self._misfortune()
         if self.journal is not None and choice > 0.9:
@@ -1106,6 +1194,7 @@ class Simulation:
         assert not self.manager.teams and not self.teams.inside, f"{self.manager.teams} {self.teams.inside}"
         assert not self.manager.holdings and not self.manager.broken and not self.manager.packing.kept
         assert not self.manager.ready.line.count and not self.manager.ready.affinity
+        assert not self.manager.waiting and not self.manager.parents and not self.manager.orphaned
         assert not self.manager.stock.asked and not self.manager.stock.returns
         for one in self.manager.workers.values():
             assert one.room == one.open == one.slots, f"rank {one.rank}: slots are not given back"
@@ -1136,8 +1225,9 @@ class Simulation:
                 self.teams.deliver()
             for one in [*self.workers.values(), *self.ghosts]:
                 one.handle()
-                for number in range(len(one.processes)):
-                    one.run_slot(number)
+                for process in list(one.processes):
+                    if process in one.processes:
+                        one.run_slot(process)
             if self.journal is not None:
                 self.journal.step()
             if self.network.under_way() or (self.journal is not None and not self.journal.is_quiet()):

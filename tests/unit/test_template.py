@@ -278,7 +278,7 @@ def test_what_a_task_process_is(tmp_path):
     assert told["stdin"] == b""
     assert told["session"]
     kinds = sorted(link.split(":")[0] for link in told["files"])
-    assert kinds == ["/dev/null", "anon_inode", "pipe", "pipe", "socket"]
+    assert kinds == ["/dev/null", "anon_inode", "pipe", "pipe", "socket", "socket", "socket"]
     world.close()
 
 
