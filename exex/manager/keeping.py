@@ -76,8 +76,10 @@ def keep(state: ManagerState, shape: Shape, key: Key, is_first: bool, may_look: 
 
 
 def is_stuck(state: ManagerState) -> bool:
-    """Whether all that was begun waits for tasks of its own: then nodes that are kept may be what keeps these from running."""
-    return 0 < state.assigned <= len(state.waiting)
+    """Whether all that was begun waits, for tasks of its own or for slots that are lent to what does: then nodes that are kept may
+    be what keeps those tasks from running.
+    """
+    return 0 < state.assigned <= len(state.waiting) + len(state.returning)
 
 
 def _wanted_nodes(state: ManagerState, shape: Shape, is_first: bool) -> int:

@@ -188,6 +188,7 @@ class WorkerState:
         new_place: makes a further place for a slot's number, where a task of it waits; None: tasks that wait keep their slots.
         waiting: places without a slot, whose tasks wait.
         asked: those of them that would go on, and that the manager has not allowed slots yet; returning: the others, in order.
+        to_begin_again: calls that have waited, and whose task processes were lost: to be queued when the manager allows them slots.
         spare: places without a task, by the number of the slot for which they were made.
         waiters: apps of which tasks have waited: their tasks are not queued behind others, nor others behind them.
     """
@@ -213,6 +214,7 @@ class WorkerState:
     waiting: dict[Slot, None] = field(default_factory=dict)
     asked: dict[TaskId, Slot] = field(default_factory=dict)
     returning: deque[Slot] = field(default_factory=deque)
+    to_begin_again: dict[TaskId, Call] = field(default_factory=dict)
     spare: dict[int, list[Slot]] = field(default_factory=dict)
     waiters: set[int] = field(default_factory=set)
 
@@ -369,6 +371,9 @@ def on_drop(state: WorkerState, msg: Drop, now_s: float) -> None:
                 if call.task in wanted:
                     wanted.discard(call.task)
                     _condemn(slot, call.task, Outcome.CANCELLED, now_s)
+    for task in wanted & state.to_begin_again.keys():
+        wanted.discard(task)
+        state.report(state.to_begin_again.pop(task), Outcome.CANCELLED, b"")
     for task in wanted & state.aside.keys():
         call, _ = state.aside.pop(task)
         wanted.discard(task)
@@ -444,7 +449,10 @@ def on_slot_died(  # noqa: PLR0917
             state.report(running, Outcome.FAILED, payloads.dump_error(error, ""), seconds, slot.number, slot.used_bytes)
         elif blameless and running.losses < LOSSES_TOLERATED:
             running.losses += 1
-            (state.queue if running.grant is None else state.big).appendleft(running)
+            if slot.waits_s < 0 or slot in state.returning or running.task in state.left:
+                put_first(state, running)
+            else:
+                state.to_begin_again[running.task] = running
         else:
             died = _died(state, running, exitcode, stderr_tail, blameless)
             state.report(running, Outcome.LOST, payloads.dump_error(died, ""), seconds, slot.number)
@@ -452,6 +460,11 @@ def on_slot_died(  # noqa: PLR0917
         forget_waiting(state, slot, running)
     slot.reset()
     slot.moved_s = now_s
+
+
+def put_first(state: WorkerState, call: Call) -> None:
+    """Queue a call that is to begin again."""
+    (state.queue if call.grant is None else state.big).appendleft(call)
 
 
 def forget_waiting(state: WorkerState, slot: Slot, call: Call) -> None:

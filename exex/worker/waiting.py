@@ -9,7 +9,18 @@ from __future__ import annotations
 
 from exex.protocol.messages import TaskId
 from exex.worker.cores import cores_of
-from exex.worker.state import Call, Slot, WorkerState, execute_sentence, free_helpers, note_back, note_left, recover, retire
+from exex.worker.state import (
+    Call,
+    Slot,
+    WorkerState,
+    execute_sentence,
+    free_helpers,
+    note_back,
+    note_left,
+    put_first,
+    recover,
+    retire,
+)
 
 SPARE_S = 5.0
 """A process without a task is kept for so long for the next task that waits; it is as good as one that has just run a task."""
@@ -52,10 +63,12 @@ def on_back(state: WorkerState, slot: Slot) -> None:
 
 
 def on_seat(state: WorkerState, task: TaskId) -> None:
-    """A task may have slots again. Its process may have ended meanwhile."""
-    slot = state.asked.pop(task, None)
+    """A task may have slots again. Its process may have ended meanwhile: if it is to begin again, it does so now."""
+    slot, call = state.asked.pop(task, None), state.to_begin_again.pop(task, None)
     if slot is not None:
         state.returning.append(slot)
+    elif call is not None:
+        put_first(state, call)
 
 
 def reserved(state: WorkerState) -> int:

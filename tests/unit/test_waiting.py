@@ -202,6 +202,32 @@ def test_a_process_that_dies_while_it_would_go_on_is_forgotten() -> None:
     assert not world.running() and not world.state.asked and world.told() == ([], [])
 
 
+def test_a_task_that_loses_its_process_while_it_waits_begins_again_when_the_manager_allows_it() -> None:
+    world = World()
+    world.assign(0, 1, 2)
+    slot = world.leave(1)
+    world.told()
+    worker.on_slot_died(world.state, slot, -9, "", 2.0, "its template has ended")
+    assert world.told() == ([], [1])
+    world.done(2)
+    assert world.running() == [], "its slot may be lent"
+    world.seat(1)
+    assert world.running() == [1]
+
+
+def test_a_task_that_is_to_begin_again_can_be_cancelled() -> None:
+    world = World()
+    world.assign(0, 1)
+    slot = world.leave(1)
+    world.told()
+    worker.on_slot_died(world.state, slot, -9, "", 2.0, "its template has ended")
+    worker.on_drop(world.state, Drop([1]), 3.0)
+    told = world.state.take_done()
+    assert told is not None and (told.tasks, list(told.outcomes)) == ([1], [Outcome.CANCELLED])
+    world.seat(1)
+    assert world.running() == []
+
+
 def test_who_waits_for_less_than_a_turn_has_not_waited() -> None:
     world = World()
     world.assign(0, 1)
