@@ -76,8 +76,9 @@ def keep(state: ManagerState, shape: Shape, key: Key, is_first: bool, may_look: 
 
 
 def is_stuck(state: ManagerState) -> bool:
-    """Whether all that was begun waits, for tasks of its own or for slots that are lent to what does: then nodes that are kept may
-    be what keeps those tasks from running.
+    """Whether all that was begun waits, for tasks of its own or for slots that are lent to what does.
+
+    Then nodes that are kept may be what keeps those tasks from running.
     """
     return 0 < state.assigned <= len(state.waiting) + len(state.returning)
 

@@ -188,7 +188,7 @@ class WorkerState:
         new_place: makes a further place for a slot's number, where a task of it waits; None: tasks that wait keep their slots.
         waiting: places without a slot, whose tasks wait.
         asked: those of them that would go on, and that the manager has not allowed slots yet; returning: the others, in order.
-        to_begin_again: calls that have waited, and whose task processes were lost: to be queued when the manager allows them slots.
+        to_begin_again: calls that have waited, and whose processes were lost: to be queued when the manager allows them slots.
         spare: places without a task, by the number of the slot for which they were made.
         waiters: apps of which tasks have waited: their tasks are not queued behind others, nor others behind them.
     """
