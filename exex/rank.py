@@ -23,6 +23,7 @@ from exex.launch.leftovers import shared_memory
 from exex.launch.together import wait_for_node
 from exex.launch.world import ExpectedWorld, settling_s, singletons_message
 from exex.protocol import codec
+from exex.protocol.context import OfTasks
 from exex.protocol.messages import Absent
 from exex.rank_zero import RankZero
 from exex.store.exchange import Exchange
@@ -396,6 +397,7 @@ class RankProcess:
             gpu_variable=equipment.find_gpu_variable(self._config.gpu_variable, os.environ),
             marks=self._config.output == "files",
             store=self._data.for_template() if self._data is not None else ("", 0, 0),
+            of_tasks=OfTasks(self._config.retries, self._config.staging, self._config.fetch_to),
         )
         return template
 
@@ -403,7 +405,7 @@ class RankProcess:
 
 
 def _raise_descriptor_limit() -> None:
-    """A slot takes four descriptors; the usual soft limit of 1024 is for programs that use select(2)."""
+    """A task process takes six descriptors; the usual soft limit of 1024 is for programs that use select(2)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""Apps: functions whose calls become tasks. Runs in the client; in a task process an app only says that it cannot.
+"""Apps: functions whose calls become tasks. Runs in the client, and in task processes whose tasks are clients.
 
 A function is pickled when its app is first called in a session, and never again: what it uses of the script itself has
 the values of that moment.
@@ -58,7 +58,7 @@ class App:
         """Make a task.
 
         Raises:
-            NoManagerError: outside an exex job, or inside a task.
+            NoManagerError: outside an exex job, or inside a task that has no task process.
             SerializationError: an argument or the function cannot be pickled; says which part of it.
             CacheKeyError: with cache=True, no key can be made of an argument or of what the function uses; says of which.
         """

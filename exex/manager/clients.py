@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from exex.errors import ProtocolError
-from exex.manager import transitions, visitors
+from exex.manager import nesting, transitions, visitors
+from exex.manager.inner import Inner
 from exex.manager.memo import Journal
 from exex.manager.settings import Settings
 from exex.manager.state import ClientRecord, ManagerState
@@ -20,18 +21,23 @@ from exex.protocol.messages import (
     Checkpointed,
     Collected,
     Finish,
+    FromTasks,
     Fulfil,
     JobEnds,
     Order,
     Ordered,
     Promise,
+    Rank,
     Release,
     Spread,
     Submit,
+    TaskId,
+    ToTasks,
     Verdict,
     Want,
     Welcome,
 )
+from exex.protocol.payload import Buffer, Large
 from exex.record.recorder import Recorder
 from exex.transport.base import GONE, SCRIPT, Server
 
@@ -57,6 +63,71 @@ _HANDLERS: dict[type, Callable[[ManagerState, ClientRecord, Any], None]] = {
 }
 
 
+_ABOUT_TASKS = frozenset((Submit, Promise, Fulfil, Cancel, Verdict))
+
+
+class _Door:
+    """The way to clients in task processes: through the worker that these belong to. Their numbers are negative.
+
+    Attributes:
+        records: of those that are attached, by number.
+        numbers: of them, by the manager's number of the client.
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[int, ClientRecord] = {}
+        self.numbers: dict[int, int] = {}
+        self._places: dict[int, tuple[Rank, int]] = {}  # rank and task process of each
+        self._of_rank: dict[Rank, dict[int, int]] = {}  # task process -> number
+        self._last = 0
+        self._outgoing: dict[Rank, ToTasks] = {}
+
+    def number(self, rank: Rank, process: int) -> int:
+        """Of the client there, which may be a new one."""
+        known = self._of_rank.setdefault(rank, {})
+        number = known.get(process)
+        if number is None:
+            self._last = number = self._last - 1
+            known[process] = number
+            self._places[number] = (rank, process)
+        return number
+
+    def rank(self, number: int) -> Rank:
+        """Of its worker."""
+        return self._places[number][0]
+
+    def all_of(self, rank: Rank) -> list[int]:
+        """Numbers of all clients there."""
+        return list(self._of_rank.get(rank, {}).values())
+
+    def forget(self, number: int) -> ClientRecord | None:
+        """It is gone."""
+        rank, process = self._places.pop(number)
+        del self._of_rank[rank][process]
+        client = self.records.pop(number, None)
+        if client is not None:
+            del self.numbers[client.number]
+        return client
+
+    def send(self, number: int, frames: list[Buffer]) -> None:
+        """Put a message into the next ToTasks of its worker."""
+        place = self._places.get(number)
+        if place is not None:
+            outgoing = self._outgoing.setdefault(place[0], ToTasks(processes=[], messages=[], seats=[]))
+            outgoing.processes.append(place[1])
+            outgoing.messages.append(Large(frames) if len(frames) > 1 else frames[0])
+
+    def seat(self, rank: Rank, tasks: list[TaskId]) -> None:
+        """Tasks of a worker that have waited may go on."""
+        outgoing = self._outgoing.setdefault(rank, ToTasks(processes=[], messages=[], seats=[]))
+        outgoing.seats.extend(tasks)
+
+    def take(self) -> dict[Rank, ToTasks]:
+        """What is to be sent."""
+        outgoing, self._outgoing = self._outgoing, {}
+        return outgoing
+
+
 class Clients:
     """All clients of the job.
 
@@ -68,6 +139,7 @@ class Clients:
         records: of those that are attached, by the link's number.
         waiting: those that attached before every worker was up.
         ordered: to end the job: "wait" for all tasks, or "cancel" them; "" if nobody has said so.
+        door: to clients in task processes.
     """
 
     def __init__(
@@ -78,6 +150,7 @@ class Clients:
         self.records: dict[int, ClientRecord] = {}
         self.waiting: list[tuple[int, Attach]] = []
         self.ordered = ""
+        self.door = _Door()
         self._refused: set[int] = set()  # they hear and say nothing any more
         self._is_open = False
         self._settings = settings
@@ -105,6 +178,35 @@ class Clients:
                 except ProtocolError as error:
                     self._refuse(number, str(error))
         return True
+
+    def from_tasks(self, rank: Rank, said: FromTasks) -> None:
+        """What task processes say as clients."""
+        for process, task, payload in zip(said.processes, said.tasks, said.messages):
+            number = self.door.number(rank, process)
+            if number in self._refused:
+                continue
+            try:
+                message = self._decoder.decode(payload.frames if type(payload) is Large else [payload])
+                client = self.door.records.get(number)
+                if client is not None and type(message) in _ABOUT_TASKS and not nesting.on_said(self._state, client, task):
+                    nesting.on_unwanted(self._state, client, message)
+                else:
+                    self._on_message(number, client, message)
+            except ProtocolError as error:
+                self._refuse(number, str(error))
+        for process in said.gone:
+            self._on_inner_gone(self.door.number(rank, process))
+
+    def lose_rank(self, rank: Rank) -> None:
+        """Its task processes are gone."""
+        for number in self.door.all_of(rank):
+            self._on_inner_gone(number)
+
+    def _on_inner_gone(self, number: int) -> None:
+        self._refused.discard(number)
+        client = self.door.forget(number)
+        if client is not None:
+            self._finish(client, cancel=True)
 
     def open(self) -> None:
         """Every worker is up: clients are welcome."""
@@ -169,7 +271,7 @@ class Clients:
 
     def _is_visitor(self, number: int) -> bool:
         """Whether it is not the job's own script."""
-        return self._settings.listens and number != SCRIPT
+        return self._settings.listens and number > SCRIPT
 
     def _on_order(self, number: int, order: Order) -> None:
         count, error = 0, ""
@@ -188,7 +290,12 @@ class Clients:
             client = visitors.on_attach(self._state, message, self._settings.client_bytes)
         else:
             client = transitions.on_attach(self._state, message)
-        self.records[number] = client
+        if number < 0:
+            client.inner = Inner(self.door.rank(number))
+            self.door.records[number] = client
+            self.door.numbers[client.number] = number
+        else:
+            self.records[number] = client
         welcome = Welcome(
             version=self._settings.version,
             client=client.number,
@@ -197,8 +304,8 @@ class Clients:
             slots=self._state.slots(),
             run_dir=self._settings.run_dir,
             nodes=self._state.nodes.shapes(),
-            store=self._settings.store,
-            keep_bytes=self._settings.keep_bytes,
+            store=self._settings.store if number >= 0 else "",
+            keep_bytes=self._settings.keep_bytes if number >= 0 else 0,
             first=max(0, client.used.end() - client.base),
             first_app=max(client.apps, default=-1) + 1,
             found=visitors.found(self._state, client),
@@ -209,11 +316,16 @@ class Clients:
     def _refuse(self, number: int, reason: str) -> None:
         print(f"exex: client {number} is refused: {reason[:_MOST_QUOTED]}", file=sys.stderr, flush=True)
         self.send(number, JobEnds(reason=reason))
-        assert self.link is not None
         self._refused.add(number)
-        self.link.drop(number)
-        self._forget_waiting(number)
-        client = self.records.pop(number, None)
+        if number < 0:
+            client = self.door.records.pop(number, None)
+            if client is not None:
+                del self.door.numbers[client.number]
+        else:
+            assert self.link is not None
+            self.link.drop(number)
+            self._forget_waiting(number)
+            client = self.records.pop(number, None)
         if client is not None:
             self._finish(client, cancel=True)
 
@@ -224,6 +336,9 @@ class Clients:
 
     def send(self, number: int, message: object) -> None:
         """Queue a message for one of them."""
+        if number < 0:
+            self.door.send(number, self._encoder.encode(message))
+            return
         assert self.link is not None
         try:
             self.link.send(number, self._encoder.encode(message))
@@ -232,6 +347,9 @@ class Clients:
 
     def send_to_client(self, client: int, message: object) -> None:
         """Queue a message for the client with this number of the manager's, if it is still there."""
+        if client in self.door.numbers:
+            self.send(self.door.numbers[client], message)
+            return
         for number, record in self.records.items():
             if record.number == client:
                 self.send(number, message)
@@ -241,12 +359,21 @@ class Clients:
         traffic = False
         for number, client in self.records.items():
             if (client.tasks or client.started) and not self._is_held_back(client):
-                answer = client.take_answer()
-                if self._record is not None:
-                    self._record.answer(client.number, answer)
-                self.send(number, answer)
+                self._answer(number, client)
                 traffic = True
+        for client in self._state.inner:
+            number = self.door.numbers.get(client.number, 0)
+            if number and (client.tasks or client.started):
+                self._answer(number, client)
+                traffic = True
+        self._state.inner.clear()
         return traffic
+
+    def _answer(self, number: int, client: ClientRecord) -> None:
+        answer = client.take_answer()
+        if self._record is not None:
+            self._record.answer(client.number, answer)
+        self.send(number, answer)
 
     def _is_held_back(self, client: ClientRecord) -> bool:
         """Whether an Answer can wait: it has only values that other tasks have waited for, and more will come."""

@@ -39,14 +39,18 @@ class TaskStopped(BaseException):
 
 
 class Stop:
-    """Turns the stop signal into `TaskStopped`, but not in the middle of what must be completed first."""
+    """Turns the stop signal into `TaskStopped`, but not in the middle of what must be completed first.
+
+    Attributes:
+        wanted: the running task is to end.
+    """
 
     def __init__(self) -> None:
-        self._wanted = self._delayed = False
+        self.wanted = self._delayed = False
 
     def on_signal(self, number: int, frame: object) -> None:
         """The rank wants the running task to end: let its `finally` and `with` blocks run. SIGKILL follows in time."""
-        self._wanted = True
+        self.wanted = True
         if not self._delayed:
             raise TaskStopped
 
@@ -57,7 +61,7 @@ class Stop:
     def allow(self) -> None:
         """From here on it does. If it has come meanwhile, it does so here. Without a `delay` before, nothing happens."""
         delayed, self._delayed = self._delayed, False
-        if delayed and self._wanted:
+        if delayed and self.wanted:
             raise TaskStopped
 
 

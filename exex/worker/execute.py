@@ -101,6 +101,7 @@ def execute(  # noqa: PLR0917
         hold memory that belongs to the function: send or copy it before anything else runs.
     """
     began = 0.0
+    context.number = task
     context.current_task = current = TaskContext(task & TASK_NUMBER, attempt, spec.name, place.rank, place.node)
     try:
         call = load_call(payload, values)

@@ -32,14 +32,14 @@ class Printed:
 
     def __init__(self, output: TaskOutput) -> None:
         self._output = output
-        self._pipes: dict[tuple[int, int], _Pipe] = {}
+        self._pipes: dict[tuple[Slot, int], _Pipe] = {}
 
     def take(self, slot: Slot, what: str, data: bytes, now_s: float) -> bytes:
         """Keep what was read from a slot's pipe; returns it without marks."""
         stream = _STREAMS[what]
-        pipe = self._pipes.get((slot.number, stream))
+        pipe = self._pipes.get((slot, stream))
         if pipe is None:
-            pipe = self._pipes[slot.number, stream] = _Pipe()
+            pipe = self._pipes[slot, stream] = _Pipe()
         parts, pipe.rest = marks.split(pipe.rest + data)
         for owner, text in parts:
             if owner is not None:
@@ -55,7 +55,7 @@ class Printed:
         ended = list(islice(slot.held, count))
         numbers = {call.task & _NUMBER for call in ended}
         for stream in _STREAMS.values():
-            pipe = self._pipes.get((slot.number, stream))
+            pipe = self._pipes.get((slot, stream))
             if pipe is not None and pipe.owner is not None and pipe.owner[0] in numbers:
                 pipe.owner = None
         for call in ended:
@@ -64,7 +64,7 @@ class Printed:
     def died(self, slot: Slot, now_s: float) -> None:
         """A slot's task process is gone: nothing of its pipes is left."""
         for stream in _STREAMS.values():
-            pipe = self._pipes.pop((slot.number, stream), None)
+            pipe = self._pipes.pop((slot, stream), None)
             if pipe is not None and pipe.rest:
                 self._output.write(pipe.owner or _running(slot), stream, pipe.rest, now_s)
         self.ended(slot, len(slot.held), now_s)

@@ -14,6 +14,9 @@ stream, and may start one only if it can take a *token* for it, from a semaphore
    did start is the one that it died of, unless it has reported that one.
 
 A message of a task process is a Done, or a frame of a zero byte (which begins no MessagePack array) and a count.
+
+What a task says as a client of the manager has a stream of its own: each message begins with the number of the task. By a third
+one, of packets, it says that it waits (`Waits`), and later that it would go on (`GO_ON`), and is told when (`GoOn`).
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from typing import TypeAlias, Union
 import msgspec
 from msgspec import Struct
 
-from exex.protocol.payload import Buffer
+from exex.protocol.context import NOTHING_SET, OfTasks
+from exex.protocol.payload import Buffer, Large, Payload
 from exex.transport.base import GONE
 from exex.transport.stream import StreamLink
 
@@ -56,12 +60,13 @@ class Prepare(Struct, frozen=True, tag=True):
     store: str = ""  # directory of the store of this node; "": none
     keep_bytes: int = 0  # values of at least so many bytes go there; 0: none
     store_bytes: int = 0  # the largest that goes into memory
+    of_tasks: OfTasks = NOTHING_SET  # for tasks that make tasks
 
 
 class Fork(Struct, frozen=True, tag=True):
-    """Rank -> template: start a task process. Comes with its stream, tokens, stdout and stderr, in this order."""
+    """Rank -> template: start a task process. Comes with the descriptors of `Descriptors`, in this order."""
 
-    slot: int
+    slot: int  # its number, as in all messages: that of its slot, or a higher one where the slot has another process as well
     cores: list[int] = []  # CPU numbers to which it is bound; empty: as the template is
 
 
@@ -83,6 +88,31 @@ class Measure(Struct, frozen=True, tag=True):
 
 class End(Struct, frozen=True, tag=True):
     """Rank -> template: SIGKILL everything and end."""
+
+
+# ---- rank <-> task process, beside calls and results --------------------------------------------------------------
+
+
+class Waits(Struct, frozen=True, tag=True):
+    """Task process -> rank: its task waits for others."""
+
+    task: int
+
+
+class GoOn(Struct, frozen=True, tag=True):
+    """Rank -> task process: its task has slots again."""
+
+    home: list[int]  # CPU numbers to which the process is bound from now on; empty: to those as before
+    cores: list[int]  # and the task meanwhile
+
+
+decode_waits = msgspec.msgpack.Decoder(Waits).decode
+decode_go_on = msgspec.msgpack.Decoder(GoOn).decode
+TASK_BYTES = 8
+"""In front of what a task says as a client: its number, little-endian."""
+
+GO_ON = b"\0"
+"""Task process -> rank: the task would go on. No message begins like this."""
 
 
 # ---- template -> rank -----------------------------------------------------------------------------------------
@@ -147,14 +177,20 @@ class TaskProcess:
         slot: its number.
         pid: None until it is known.
         link: the stream to it. Send through `give`, receive through `receive`.
+        client: the stream of what its tasks say as clients.
+        seat: the socket by which its task says that it waits.
         stdout: read end of the pipe that is its stdout, non-blocking.
         stderr: likewise.
     """
 
-    def __init__(self, slot: int, link: StreamLink, tokens: int, stdout: int, stderr: int) -> None:
+    def __init__(  # noqa: PLR0917
+        self, slot: int, link: StreamLink, client: StreamLink, seat: socket.socket, tokens: int, stdout: int, stderr: int
+    ) -> None:
         self.slot = slot
         self.pid: int | None = None
         self.link = link
+        self.client = client
+        self.seat = seat
         self.stdout = stdout
         self.stderr = stderr
         self._tokens = tokens
@@ -199,9 +235,47 @@ class TaskProcess:
                 self.give(*self._waiting.popleft())
         return None
 
+    def said(self) -> tuple[int, Payload] | None:
+        """The next message that its task has said as a client, and the task's number; None for now, or at the end."""
+        arrived = self.client.receive()
+        if arrived is None or arrived[1] is GONE:
+            return None
+        first, *more = arrived[1]
+        task = int.from_bytes(first[:TASK_BYTES], "little")
+        head = bytes(memoryview(first)[TASK_BYTES:])
+        return task, Large([head, *more]) if more else head
+
+    def tell(self, message: Payload) -> None:
+        """Pass on what the manager says to its task as a client."""
+        try:
+            self.client.send(0, list(message.frames) if type(message) is Large else [message])
+        except ConnectionError:
+            pass  # how it died comes from the template
+
+    def moves(self) -> list[int | None] | None:
+        """What its task has said since: its number if it waits, None if it would go on. None at the end."""
+        found: list[int | None] = []
+        try:
+            while packet := self.seat.recv(64):
+                found.append(decode_waits(packet).task if packet != GO_ON else None)
+        except BlockingIOError:
+            return found
+        except ConnectionError:
+            pass
+        return found or None
+
+    def go_on(self, home: list[int], cores: list[int]) -> None:
+        """Its task has slots again."""
+        try:
+            self.seat.send(encode(GoOn(home, cores)))
+        except OSError:
+            pass  # it has died
+
     def close(self) -> None:
         """Release all descriptors. Whatever it sent and printed must have been read before."""
         self.link.close()
+        self.client.close()
+        self.seat.close()
         for fd in (self._tokens, self.stdout, self.stderr):
             os.close(fd)
 
@@ -236,13 +310,15 @@ class Template:
         gpu_variable: str = "",
         marks: bool = False,
         store: tuple[str, int, int] = ("", 0, 0),
+        of_tasks: OfTasks = NOTHING_SET,
     ) -> None:
         """Prepare the template; `Ready` or `Failed` answers. To be called once, before anything else.
 
         Args:
-            store: see the last three fields of `Prepare`, as are the others.
+            store: the three fields of `Prepare` about it, as are the others.
         """
-        self._send(Prepare(script_dir, cwd, run_dir, list(preload), rank, node, script, gpu_variable, marks, *store))
+        about = (script_dir, cwd, run_dir, list(preload), rank, node, script, gpu_variable, marks)
+        self._send(Prepare(*about, *store, of_tasks))
 
     def fork(self, slot: int, cores: Sequence[int] = ()) -> TaskProcess:
         """Start a task process, which can be given calls at once. `Forked` follows, and `Died` in the end.
@@ -253,26 +329,32 @@ class Template:
         """
         if slot in self._processes:
             raise ValueError(f"slot {slot} has a task process")
-        ours, theirs = socket.socketpair()
+        pairs = [socket.socketpair(), socket.socketpair(), socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)]
+        (ours, theirs), (client, client_theirs), (seat, seat_theirs) = pairs
         opened: list[int] = []
         try:
             opened.append(os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC))
             opened.extend(os.pipe2(os.O_CLOEXEC))
             opened.extend(os.pipe2(os.O_CLOEXEC))
             tokens, out, out_theirs, err, err_theirs = opened
-            self._send(Fork(slot, list(cores)), [theirs.fileno(), tokens, out_theirs, err_theirs])
+            fds = [theirs.fileno(), tokens, out_theirs, err_theirs, client_theirs.fileno(), seat_theirs.fileno()]
+            self._send(Fork(slot, list(cores)), fds)
         except BaseException:
-            ours.close()
+            for ours, _ in pairs:
+                ours.close()
             for fd in opened:
                 os.close(fd)
             raise
         finally:
-            theirs.close()
+            for _, theirs in pairs:
+                theirs.close()
         os.close(out_theirs)
         os.close(err_theirs)
         os.set_blocking(out, False)
         os.set_blocking(err, False)
-        process = self._processes[slot] = TaskProcess(slot, StreamLink(ours), tokens, out, err)
+        seat.setblocking(False)
+        process = TaskProcess(slot, StreamLink(ours), StreamLink(client), seat, tokens, out, err)
+        self._processes[slot] = process
         if self.gone:
             self._forget_all()
         return process

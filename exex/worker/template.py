@@ -25,6 +25,7 @@ from functools import partial
 
 from exex.files import arrivals
 from exex.launch.notices import NOTICES
+from exex.protocol.context import NOTHING_SET
 from exex.worker import families, granted, keeper, processes
 from exex.worker.context import STOP_SIGNAL, Place
 from exex.worker.processes import Died, End, Failed, Fork, Forked, Kill, Measure, Measured, Prepare, Ready
@@ -88,6 +89,7 @@ class _Template:
         self._run_dir = ""
         self._marks = False
         self._stored: StoredValues | None = None
+        self._of_tasks = NOTHING_SET
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler nothing is written to the pipe
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -116,7 +118,8 @@ class _Template:
     def _on_packet(self) -> bool:
         """Handle the next packet; False at the end."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._socket, processes.MESSAGE_BYTES, 4, socket.MSG_CMSG_CLOEXEC)
+            most_fds = len(Descriptors._fields)
+            data, fds, _, _ = socket.recv_fds(self._socket, processes.MESSAGE_BYTES, most_fds, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             return False
         if not data:
@@ -144,6 +147,7 @@ class _Template:
         self._place = Place(message.rank, message.node)
         self._run_dir = message.run_dir
         self._marks = message.marks
+        self._of_tasks = message.of_tasks
         if message.store:
             self._stored = StoredValues(message.store, message.keep_bytes, message.store_bytes)
             arrivals.directory = self._stored.files_directory()
@@ -182,7 +186,7 @@ class _Template:
             if pid == 0:
                 try:
                     self._become_child(parent)
-                    about = (self._place, self._run_dir, message.cores, self._marks, self._stored)
+                    about = (self._place, self._run_dir, message.cores, self._marks, self._stored, self._of_tasks)
                     run = partial(run_task_process, Descriptors(*fds), *about)
                     keeper.keep(run, fds)
                 finally:
