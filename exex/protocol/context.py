@@ -12,11 +12,13 @@ class OfTasks(NamedTuple):
     Attributes:
         retries: of apps that do not say how many they want.
         staging, fetch_to: of files, as in `Config`.
+        modules: what a task process needs to be a client.
     """
 
     retries: int = 0
     staging: tuple[str, ...] = ()
     fetch_to: str = "run"
+    modules: tuple[str, ...] = ()
 
 
 NOTHING_SET = OfTasks()

@@ -48,11 +48,13 @@ class Equipment(NamedTuple):
         slot_cores: CPU numbers to which each slot is bound; empty if they are not.
         memory_bytes: of the node; 0 if it is not known.
         gpus: names of accelerators.
+        most_parents: tasks that may wait for tasks of their own, each with a process; 0: any number.
     """
 
     slot_cores: Sequence[list[int]] = ()
     memory_bytes: int = 0
     gpus: Sequence[str] = ()
+    most_parents: int = 0
 
 
 NOTHING_SPECIAL = Equipment()
@@ -138,11 +140,11 @@ class WorkerLoop:
         self.state = WorkerState(place.rank, place.node, list(self._ports.values()), grace_s, inline, tasks_per_process)
         for port, slot in zip(self._ports.values(), self.state.slots):
             port.slot = slot
-        self.state.new_place = self._new_place
+        self.state.new_place, self.state.most_parents = self._new_place, equipment.most_parents
         self.state.slot_cores = list(equipment.slot_cores)
         self._equipment = equipment
         self.streams = Streams(waiter, output)
-        self.relay = Relay(self.state, self.streams.unwatch, self.sending)
+        self.relay = Relay(self.state, self.streams.unwatch, self.sending, self._nest)
         self._needs: Needs | None = None
         if data is not None:
             self._needs = Needs(data.exchange, int(data.is_shared), not data.is_shared, self._send)
@@ -197,6 +199,9 @@ class WorkerLoop:
                 store=self._needs.exchange.key if self._needs is not None else "",
             )
         )
+
+    def _nest(self) -> None:
+        self.template.nest()
 
     def _new_place(self, number: int) -> Slot:
         """Another task process for a slot."""

@@ -78,6 +78,10 @@ class Kill(Struct, frozen=True, tag=True):
     signal: int
 
 
+class Nest(Struct, frozen=True, tag=True):
+    """Rank -> template: tasks make tasks. Import what that takes, so that not every task process does it."""
+
+
 class Measure(Struct, frozen=True, tag=True):
     """Rank -> template: how much memory do a slot's task process and all that it has started use? `Measured` answers."""
 
@@ -156,7 +160,7 @@ class Measured(Struct, frozen=True, tag=True):
     seconds: float  # that it took to measure
 
 
-ToTemplate: TypeAlias = Union[Prepare, Fork, Kill, Measure, End]
+ToTemplate: TypeAlias = Union[Prepare, Fork, Kill, Measure, Nest, End]
 Event: TypeAlias = Union[Ready, Failed, Forked, Died, Measured]
 
 encode = msgspec.msgpack.Encoder().encode
@@ -293,6 +297,7 @@ class Template:
         self._socket = sock
         self._arrived: deque[Event] = deque()
         self._processes: dict[int, TaskProcess] = {}
+        self._nests = False
 
     def fileno(self) -> int:
         """Readable when `events` has something to return; -1 once closed."""
@@ -368,6 +373,12 @@ class Template:
         """Ask for the memory of a task process and all that it has started; `Measured` follows unless it has died."""
         if self._processes.get(process.slot) is process:
             self._send(Measure(process.slot, process.pid or 0, limit_bytes))
+
+    def nest(self) -> None:
+        """Tasks make tasks: later task processes are to have what that takes. Nothing after the first time."""
+        if not self._nests:
+            self._nests = True
+            self._send(Nest())
 
     def events(self) -> list[Event]:
         """What has happened since the last call. Never blocks."""

@@ -21,17 +21,21 @@ class Relay:
     Args:
         unwatch: nothing comes from this descriptor any more.
         sending: ports to whose process there may be something unsent.
+        on_new: a task process says something for the first time.
 
     Attributes:
         clients: ports with a process, by its number as a client.
         gone: task processes that have ended, and had said something.
     """
 
-    def __init__(self, state: WorkerState, unwatch: Callable[[int], None], sending: set[ProcessPort]) -> None:
+    def __init__(
+        self, state: WorkerState, unwatch: Callable[[int], None], sending: set[ProcessPort], on_new: Callable[[], None]
+    ) -> None:
         self.clients: dict[int, ProcessPort] = {}
         self._state = state
         self._unwatch = unwatch
         self._sending = sending
+        self._on_new = on_new
         self._numbers = itertools.count()
         self._clear()
 
@@ -70,6 +74,8 @@ class Relay:
         """What its task says as a client. Always before its results: it says nothing of a task after that has ended."""
         process, traffic = port.process, False
         while process is not None and (said := process.said()) is not None:
+            if not port.is_client:
+                self._on_new()
             port.is_client = traffic = True
             self.said(port.client, *said)
         if process is not None and process.client.gone:

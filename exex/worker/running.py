@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exex.errors import AppTimeout, MemoryLimitExceeded, ProtocolError, TaskProcessDied
+from exex.errors import AppTimeout, MemoryLimitExceeded, ProtocolError, TaskProcessDied, TooManyParents
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Done, Outcome, TaskId
 from exex.worker.slot import Call, Slot
@@ -108,6 +108,10 @@ def on_slot_died(  # noqa: PLR0917
 def _exceeded(state: WorkerState, slot: Slot, call: Call) -> Exception:
     """The error of a task that was stopped at one of its limits."""
     title, limit_bytes = f"{call.title()} was stopped on {state.place()}", call.spec.memory_bytes
+    if slot.crowd:
+        text = f"it would have waited for tasks that it had made, as {slot.crowd} others of this worker do, and no more may"
+        ways = "ask for more by --max-parents N if there is memory for their processes, make fewer levels, or use a join_app"
+        return TooManyParents(f"{title}: {text}: {ways}", slot.crowd)
     if not slot.used_bytes or limit_bytes is None:
         return AppTimeout(f"{title}: it ran longer than its walltime, {call.spec.walltime_s} s")
     used, limit = _megabytes(slot.used_bytes), _megabytes(limit_bytes)

@@ -84,12 +84,14 @@ class Slot:
         measure_s: no look at its memory before.
         waits_s: since when its task has waited without a slot; negative if it does not.
         used_bytes: memory of the condemned task, if that is why.
+        crowd: how many tasks waited when the condemned task would have waited, too, if that is why.
     """
 
     __slots__ = (
         "app",
         "condemned",
         "condemned_s",
+        "crowd",
         "ending_s",
         "given",
         "held",
@@ -130,3 +132,4 @@ class Slot:
         self.app = NO_APP
         self.measured: Call | None = None
         self.used_bytes = 0
+        self.crowd = 0

@@ -27,6 +27,7 @@ class WorkerState:
         joins: calls on communicators that this rank is to lead, and that have not come yet.
         parts: calls on communicators in which it is to take part now; with the call where it leads.
         aside: calls that need stored payloads which are not here yet; with the names of these.
+        most_parents: so many tasks may wait, each with a process; 0: any number.
         new_place: makes a further place for a slot's number, where a task of it waits; None: tasks that wait keep their slots.
         waiting: places without a slot, whose tasks wait.
         asked: those of them that would go on, and that the manager has not allowed slots yet; returning: the others, in order.
@@ -53,6 +54,7 @@ class WorkerState:
     joins: dict[TaskId, Join] = field(default_factory=dict)
     parts: deque[tuple[Join, Call | None]] = field(default_factory=deque)
     aside: dict[TaskId, tuple[Call, set[str]]] = field(default_factory=dict)
+    most_parents: int = 0
     new_place: Callable[[int], Slot] | None = None
     waiting: dict[Slot, None] = field(default_factory=dict)
     asked: dict[TaskId, Slot] = field(default_factory=dict)

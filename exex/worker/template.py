@@ -28,7 +28,7 @@ from exex.launch.notices import NOTICES
 from exex.protocol.context import NOTHING_SET
 from exex.worker import families, granted, keeper, processes
 from exex.worker.context import STOP_SIGNAL, Place
-from exex.worker.processes import Died, End, Failed, Fork, Forked, Kill, Measure, Measured, Prepare, Ready
+from exex.worker.processes import Died, End, Failed, Fork, Forked, Kill, Measure, Measured, Nest, Prepare, Ready
 from exex.worker.stored import StoredValues
 from exex.worker.task_process import Descriptors, die_with_parent, run_task_process
 
@@ -131,6 +131,8 @@ class _Template:
             self._kill(message)
         elif isinstance(message, Measure):
             self._measure(message)
+        elif isinstance(message, Nest):
+            self._nest()
         elif isinstance(message, Prepare):
             self._prepare(message)
         return not isinstance(message, End)
@@ -172,6 +174,15 @@ class _Template:
         gc.enable()
         gc.freeze()  # a collection in a task process must not touch, and so copy, the pages that all share
         self._say(Ready(os.getpid()))
+
+    def _nest(self) -> None:
+        """Import what tasks that make tasks need; what cannot be imported, they will say."""
+        for name in self._of_tasks.modules:
+            try:
+                importlib.import_module(name)
+            except Exception:
+                return
+        gc.freeze()
 
     # ---- task processes ----
 

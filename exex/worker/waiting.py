@@ -7,9 +7,9 @@ is to go on does.
 
 from __future__ import annotations
 
-from exex.protocol.messages import TaskId
+from exex.protocol.messages import Outcome, TaskId
 from exex.worker.cores import cores_of
-from exex.worker.running import execute_sentence, free_helpers, recover, retire
+from exex.worker.running import condemn, execute_sentence, free_helpers, recover, retire
 from exex.worker.slot import Call, Slot
 from exex.worker.state import WorkerState
 
@@ -25,6 +25,10 @@ def on_left(state: WorkerState, slot: Slot, task: TaskId, now_s: float) -> None:
     if not slot.held or slot.held[-1].task != task:
         return  # it was said too late to be true
     call = slot.held[-1]
+    if 0 < state.most_parents <= len(state.waiting):
+        slot.crowd = len(state.waiting)
+        condemn(slot, task, Outcome.FAILED, now_s)
+        return
     state.waiters.add(call.spec.app)
     slot.waits_s = now_s
     state.waiting[slot] = None
@@ -41,7 +45,10 @@ def on_back(state: WorkerState, slot: Slot) -> None:
     The manager is asked: it may have lent its slots to a task of another worker, which only it knows.
     """
     task = slot.held[-1].task if slot.held else -1
-    if slot.waits_s < 0 or slot in state.returning or task in state.asked:
+    if slot.waits_s < 0:
+        slot.port.go_on([], [])  # nobody has taken its slot
+        return
+    if slot in state.returning or task in state.asked:
         return
     if task in state.left:  # nobody knows that it has waited
         state.returning.append(slot)

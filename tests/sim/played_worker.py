@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from typing import TYPE_CHECKING
 
 from exex.protocol import codec
@@ -75,7 +76,8 @@ class SimWorker:
         for process, slot in zip(self.processes, self.state.slots):
             process.slot = slot
         self.state.new_place = self._new_place if sim.nest_rate else None
-        self.relay = Relay(self.state, lambda fd: None, set())
+        self.state.most_parents = random.Random(f"{sim.seed} {rank} parents").choice([0, 0, 0, 2])
+        self.relay = Relay(self.state, lambda fd: None, set(), lambda: None)
         self.inner: dict[int, PlayedInner] = {}
         self._inner_numbers = itertools.count()
         self.link: Link = sim.network.end(rank)

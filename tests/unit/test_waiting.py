@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from exex.errors import TooManyParents
+from exex.protocol import payload as payloads
 from exex.protocol.messages import AppSpec, Assign, Done, Drop, Grant, Outcome, Share
 from exex.worker import assigned, filling, running, waiting
 from exex.worker.relay import Relay
@@ -42,7 +44,7 @@ class World:
         self.state = WorkerState(3, "nid00012", [Port() for _ in range(slots)])
         self.state.new_place = lambda number: Slot(number, Port())
         self.state.slot_cores = [[10 + number] for number in range(slots)]
-        self.relay = Relay(self.state, lambda fd: None, set())
+        self.relay = Relay(self.state, lambda fd: None, set(), lambda: None)
         specs = [
             AppSpec(app=0, name="plain", function=b"d"),
             AppSpec(app=1, name="limited", function=b"d", walltime_s=10.0),
@@ -251,3 +253,29 @@ def test_a_task_of_two_cores_goes_on_when_two_slots_are_free() -> None:
     world.done(2)
     assert world.running() == [1] and slot.port.seats == [([10], [10, 11])]  # type: ignore[attr-defined]
     assert [place.helps is not None for place in world.state.slots] == [False, True]
+
+
+def test_no_more_tasks_wait_than_may() -> None:
+    world = World()
+    world.state.most_parents = 2
+    world.assign(0, 1, 2, 3)
+    world.leave(1)
+    world.leave(2)
+    slot = world.leave(3)
+    assert slot.waits_s < 0 and slot.port.kills == [True] and set(world.state.left) == {1, 2}
+    running.on_slot_died(world.state, slot, -9, "", 0.5)
+    done = world.state.take_done()
+    assert done is not None and (done.tasks, done.outcomes) == ([3], bytes([Outcome.FAILED]))
+    error = payloads.load(done.payloads[0])
+    assert isinstance(error, TooManyParents) and error.waiting == 2
+    assert "task 3 (plain), attempt 1, was stopped on rank 3 at nid00012: it would have waited" in str(error)
+    assert "--max-parents" in str(error)
+
+
+def test_who_has_kept_its_slot_goes_on_at_once() -> None:
+    world = World()
+    world.state.new_place = None
+    world.assign(0, 1)
+    slot = world.leave(1)
+    world.back(1)
+    assert slot.port.seats == [([], [])] and world.relay.take() is None
