@@ -29,6 +29,7 @@ from exex.files.file import File
 from exex.protocol import payload as payloads
 from exex.protocol.messages import AppSpec, Kind
 from exex.protocol.payload import Payload
+from exex.protocol.task_numbers import prefix_of
 
 
 class App:
@@ -119,7 +120,8 @@ class App:
             nonlocal tid
             if tid is None:
                 tid = current.proxy.reserve()
-            return auto_log_path(current.proxy.welcome.run_dir, tid, self.__name__, label, stream)
+            welcome = current.proxy.welcome
+            return auto_log_path(welcome.run_dir, prefix_of(welcome.client), tid, self.__name__, label, stream)
 
         is_bash = self.kind == Kind.BASH
         request = self._parameters.read(args, kwargs, self._options, is_bash, log_path, outgoing=_outgoing)

@@ -172,7 +172,7 @@ class LazyFuture(Future[Any]):
                 numbers.add(self._tid)
 
     def _title(self) -> str:
-        return f"task {self._tid} ({self._call.name})"
+        return f"task {self._call.proxy.prefix}{self._tid} ({self._call.name})"
 
     # ---- waiting -------------------------------------------------------------------------------------------
 

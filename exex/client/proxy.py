@@ -34,6 +34,7 @@ from exex.config import most_waiting
 from exex.errors import ManagerLost, NoManagerError, ProtocolError, WorkerLost
 from exex.protocol.messages import Attach, CacheKey, Finish, Outcome, TaskId, Verdict, Welcome
 from exex.protocol.payload import Large, Payload, Stored
+from exex.protocol.task_numbers import prefix_of
 from exex.transport.base import Link
 
 _IDLE_S = 1.0
@@ -53,6 +54,7 @@ class Proxy:
     Attributes:
         open: calls are accepted.
         asleep: nobody will notice that there is something to send unless the bell is rung.
+        prefix: of the numbers of tasks, for people.
         welcome: what the manager said to our Attach.
         unfinished: futures that the manager was told of and has not answered, by task number.
         journal: path of the job's journal, for messages; "" if there is none.
@@ -70,6 +72,7 @@ class Proxy:
         self.open = False
         self.asleep = False
         self.welcome: Welcome
+        self.prefix = ""
         self.found: list[AppFuture] = []
         self.journal = ""
         self.values = Values()
@@ -442,6 +445,7 @@ class Proxy:
         if self._has_auto_limit:
             self.pressure.allow(most_waiting(welcome.slots))
         self.values.attach(welcome)
+        self.prefix = prefix_of(welcome.client)
         self.outbox.collects = attach.detach
         if welcome.first or welcome.first_app:
             self._tids = numbers(welcome.first)

@@ -135,10 +135,8 @@ def most_parents(setting: int | Literal["auto"], slots: int, memory_bytes: int, 
         descriptors: that the rank may have open; negative for any number.
     """
     fit = (descriptors - _OTHER_DESCRIPTORS) // DESCRIPTORS_OF_A_TASK - slots if descriptors >= 0 else _MANY
-    if setting == "auto":
-        share_bytes = memory_bytes // 2 // max(1, ranks)
-        setting = max(_LEAST_PARENTS, share_bytes // PARENT_BYTES if memory_bytes else _LEAST_PARENTS)
-    return max(1, min(setting, fit))
+    by_memory = max(_LEAST_PARENTS, memory_bytes // 2 // max(1, ranks) // PARENT_BYTES)
+    return max(1, min(by_memory if setting == "auto" else setting, fit))
 
 
 def read_memory(env: Mapping[str, str]) -> int:

@@ -252,8 +252,15 @@ class Clients:
             if self._decoder.stored and type(message) in (Submit, Fulfil):
                 transitions.adopt(self._state, client, message)
             _HANDLERS[type(message)](self._state, client, message)
-            if self._record is not None:
-                self._record.client_said(client.number, message, client.apps)
+            self._note(client, message)
+
+    def _note(self, client: ClientRecord, message: Any) -> None:
+        """For the record: what was taken."""
+        if self._record is None:
+            return
+        if client.inner is not None and type(message) is Submit:
+            self._record.made(client.base + message.first, len(message.payloads), client.inner.parent)
+        self._record.client_said(client.number, message, client.apps)
 
     def _finish(self, client: ClientRecord, cancel: bool) -> None:
         """As if the client had said so, unless it has."""
@@ -289,9 +296,9 @@ class Clients:
         if self._is_visitor(number):
             client = visitors.on_attach(self._state, message, self._settings.client_bytes)
         else:
-            client = transitions.on_attach(self._state, message)
+            inner = Inner(self.door.rank(number)) if number < 0 else None
+            client = transitions.on_attach(self._state, message, inner=inner)
         if number < 0:
-            client.inner = Inner(self.door.rank(number))
             self.door.records[number] = client
             self.door.numbers[client.number] = number
         else:

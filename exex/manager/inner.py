@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from exex.protocol.messages import TaskId
+from exex.protocol.task_numbers import INNER, MOST_CLIENTS
 
 if TYPE_CHECKING:
     from exex.manager.state import ClientRecord, ManagerState
@@ -44,6 +45,15 @@ class InnerApp:
     def __init__(self, app: App) -> None:
         self.app = app
         self.users = 1
+
+
+def next_number(state: ManagerState) -> int:
+    """Of a new client in a task process. Those of clients that are gone come again after some millions."""
+    while True:
+        number = state.next_inner
+        state.next_inner = number + 1 if number + 1 < MOST_CLIENTS else INNER + 1
+        if number not in state.clients:
+            return number
 
 
 def root_of(state: ManagerState, client: int) -> int:

@@ -28,6 +28,7 @@ from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, Answer, AppSpec, Assign, Done, Join, Outcome, Rank, TaskId
 from exex.protocol.payload import Payload
 from exex.protocol.request import request_of
+from exex.protocol.task_numbers import INNER
 
 
 class ClientRecord:
@@ -237,6 +238,7 @@ class ManagerState:
     counts: Counts = field(default_factory=Counts)
     assigned: int = 0
     next_client: int = 0
+    next_inner: int = INNER + 1
     next_app: int = 0
     memo: Memo = field(default_factory=Memo)
     data: Data = field(default_factory=Data)

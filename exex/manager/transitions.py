@@ -11,7 +11,7 @@ from typing import Any
 
 from exex.errors import ProtocolError, WorkerLost
 from exex.manager import grants, keeping, teams
-from exex.manager.inner import on_new
+from exex.manager.inner import Inner, next_number, on_new
 from exex.manager.labels import Labels
 from exex.manager.near_data import wait_near
 from exex.manager.nodes import WorkerRecord
@@ -45,10 +45,16 @@ from exex.protocol.payload import Payload, Stored
 # ---- clients --------------------------------------------------------------------------------------------------
 
 
-def on_attach(state: ManagerState, msg: Attach, labels: Labels | None = None) -> ClientRecord:
-    """A new client. Its number is the next free one."""
-    client = ClientRecord(state.next_client, labels)
-    state.next_client += 1
+def on_attach(state: ManagerState, msg: Attach, labels: Labels | None = None, inner: Inner | None = None) -> ClientRecord:
+    """A new client. Its number is the next free one.
+
+    Args:
+        inner: it is a task process.
+    """
+    client = ClientRecord(state.next_client if inner is None else next_number(state), labels)
+    client.inner = inner
+    if inner is None:
+        state.next_client += 1
     state.clients[client.number] = client
     return client
 

@@ -6,6 +6,8 @@ import signal
 
 from msgspec import Struct
 
+from exex.protocol.task_numbers import name_of
+
 STOP_SIGNAL = signal.SIGRTMIN
 """What ends the running task, and its task process with it, as an exception in the task's Python code; none that a batch system
 sends to all processes."""
@@ -24,14 +26,14 @@ class Place(Struct, frozen=True):
 class TaskContext(Struct, frozen=True, gc=False):
     """The attempt that runs in this process. Its text is "task 7 (f)"."""
 
-    task: int  # as its client counts
+    task: int  # as its client counts; see `task_numbers.shown`
     attempt: int  # the first is 1
     app: str
     rank: int
     node: str
 
     def __str__(self) -> str:
-        return f"task {self.task} ({self.app})"
+        return f"task {name_of(self.task)} ({self.app})"
 
 
 class TaskStopped(BaseException):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Grant, TaskId
+from exex.protocol.messages import AppSpec, Grant, TaskId
 from exex.protocol.payload import Payload
+from exex.protocol.task_numbers import name_of, shown
 
 NO_APP, SEVERAL_APPS = -1, -2
 
@@ -42,7 +43,7 @@ class Call:
 
     def title(self) -> str:
         """For messages to people: number, app, attempt."""
-        return f"task {self.task & ((1 << CLIENT_SHIFT) - 1)} ({self.spec.name}), attempt {self.attempt},"
+        return f"task {name_of(shown(self.task))} ({self.spec.name}), attempt {self.attempt},"
 
 
 class SlotPort(Protocol):

@@ -25,11 +25,12 @@ from exex.protocol import context as protocol_context
 from exex.protocol.context import NOTHING_SET, OfTasks
 from exex.protocol.messages import AppSpec, Assign, Done
 from exex.protocol.payload import Large, Payload
+from exex.protocol.task_numbers import shown
 from exex.transport.base import GONE
 from exex.transport.stream import BlockingStream
 from exex.worker import condition, context, granted, marks
 from exex.worker.context import STOP_SIGNAL, Place, TaskContext
-from exex.worker.execute import TASK_NUMBER, execute, flush_output, open_function
+from exex.worker.execute import execute, flush_output, open_function
 from exex.worker.inside import Inside
 from exex.worker.peak import LEAST_S, peak
 from exex.worker.processes import dropped
@@ -227,7 +228,7 @@ class TaskLoop:
         if marks.has_c_pending() and self._batch is not None:
             task = self._tasks[-1]
             attempt = self._batch.attempts.get(self._batch.tasks.index(task), 1)
-            marks.announce(TaskContext(task & TASK_NUMBER, attempt, "", self._place.rank, self._place.node))
+            marks.announce(TaskContext(shown(task), attempt, "", self._place.rank, self._place.node))
         flush_output()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tests.launch import Launch
@@ -159,6 +161,87 @@ print("fine")
 def test_everything(launch: Launch, ranks: int, slots: int) -> None:
     ended = launch.workflow(ranks, EVERYTHING, options=("--slots", str(slots), "--grace-s", "0.5"))
     assert (ended.status, ended.out.splitlines()[-1:]) == (0, ["fine"]), (ended.status, ended.out, ended.err)
+
+
+RANK_DIES = """
+import os, signal, time
+from exex import python_app
+
+@python_app
+def sleeps(path):
+    with open(path + ".new", "w") as file:
+        file.write(f"{os.getpid()} {os.environ['EXEX_GUARD']}")
+    os.rename(path + ".new", path)
+    time.sleep(1000)
+
+@python_app
+def seven():
+    return 7
+
+def wait_for(path):
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return open(path).read().split()
+
+def rank_of_this_task():
+    pid = os.getpid()
+    for _ in range(3):  # keeper, template, guard
+        pid = int(open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[1])
+    children = open(f"/proc/{pid}/task/{pid}/children").read().split()
+    return next(int(child) for child in children if "libmpi.so" in open(f"/proc/{child}/maps").read())
+
+@python_app
+def parent():
+    if os.path.exists("again"):
+        return seven().result()
+    open("again", "w").close()
+    children = [sleeps(str(i)) for i in range(3)]
+    for i in range(3):
+        wait_for(str(i))
+    os.kill(rank_of_this_task(), signal.SIGKILL)
+    return [child.result() for child in children]
+
+assert parent().result() == 7
+guards = set()
+for i in range(3):
+    pid, guard = wait_for(str(i))
+    guards.add(guard)
+    while os.path.exists(f"/proc/{pid}"):
+        time.sleep(0.01)
+assert len(guards) == 2, guards
+print("fine")
+"""
+
+
+def test_a_rank_dies_whose_task_has_made_tasks_here_and_elsewhere(launch: Launch) -> None:
+    """They end, though one rank lives, and the attempt that follows makes its own."""
+    path = launch.cwd / "workflow.py"
+    path.write_text(RANK_DIES)
+    argv = [sys.executable, "-m", "exex", "run", "-n", "2", "--slots", "2", "--grace-s", "0.5", str(path)]
+    ended = launch.finish(launch.start(argv))
+    assert (ended.status, ended.out.splitlines()[-1:]) == (0, ["fine"]), (ended.status, ended.out, ended.err)
+    assert ended.err.count("exex: lost rank") == 1, ended.err
+
+
+TOO_MANY = """
+from exex import TooManyParents, python_app
+
+@python_app
+def deeper(levels):
+    return deeper(levels - 1).result() if levels else 0
+
+error = deeper(10).exception()
+assert isinstance(error, TooManyParents) and error.waiting == 4, error
+print(error)
+assert deeper(3).result() == 0
+print("fine")
+"""
+
+
+def test_more_tasks_would_wait_than_may(launch: Launch) -> None:
+    ended = launch.workflow(2, TOO_MANY, options=("--slots", "1", "--max-parents", "4", "--grace-s", "0.5"))
+    assert (ended.status, ended.out.splitlines()[-1:]) == (0, ["fine"]), (ended.status, ended.out, ended.err)
+    assert "as 4 others of this worker do, and no more may: ask for more by --max-parents N" in ended.out
 
 
 def test_where_tasks_cannot_make_tasks_they_are_told_so(launch: Launch) -> None:

@@ -234,7 +234,6 @@ MUTATIONS = [
     Mutation("a task that would go on is not told when it may", waiting.on_seat, "state.returning.append(slot)", "pass"),
     Mutation("a task that has waited goes on without its slots", waiting.seat, "if len(idle) < wanted:", "if not idle:"),
     Mutation("the slot of a task that waits stays empty", waiting.on_left, "state.note_left(task)", "pass"),
-    Mutation("others begin before tasks that have waited", filling.fill, "if reserved:", "if False:"),
     Mutation("a task that has waited begins again at once", running.on_slot_died, "state.to_begin_again[running.task] = running", "state.put_first(running)"),
 ]  # fmt: skip
 
