@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -242,6 +243,49 @@ def test_more_tasks_would_wait_than_may(launch: Launch) -> None:
     ended = launch.workflow(2, TOO_MANY, options=("--slots", "1", "--max-parents", "4", "--grace-s", "0.5"))
     assert (ended.status, ended.out.splitlines()[-1:]) == (0, ["fine"]), (ended.status, ended.out, ended.err)
     assert "as 4 others of this worker do, and no more may: ask for more by --max-parents N" in ended.out
+
+
+NAMES = """
+import exex
+from exex import bash_app, python_app
+
+@bash_app
+def say(i, stdout=exex.AUTO_LOGNAME):
+    return f"echo say {i}"
+
+@python_app
+def inner(i):
+    print("inner", i)
+
+@python_app
+def outer(i):
+    inner(i).result()
+    say(i).result()
+    print("outer", i)
+
+for future in [outer(i) for i in range(3)]:
+    future.result()
+"""
+
+
+def test_what_tasks_have_made_has_names_of_its_own(launch: Launch) -> None:
+    """In logs, in names of files, in the record."""
+    ended = launch.workflow(2, NAMES, options=("--slots", "2", "--output", "files", "--record", "run.h5"))
+    assert ended.status == 0, (ended.out, ended.err)
+    run_dir = launch.cwd / "runinfo" / "000"
+    paths = sorted((run_dir / "task_logs" / "0000").iterdir())
+    assert sorted(path.read_text() for path in paths) == [f"say {i}\n" for i in range(3)]
+    assert all(re.fullmatch(r"task_[1-9]\d*\.\d{4}_say\.stdout", path.name) for path in paths), paths
+
+    def shell(*words: str) -> str:
+        done = launch.finish(launch.start([sys.executable, "-m", "exex", *words]))
+        assert done.status == 0, done.err
+        return done.out
+
+    printed = re.findall(r"task +(\S+) +\d+ B", shell("logs"))
+    assert len(printed) == 6 and {"0", "1", "2"} < set(printed)
+    assert {shell("logs", name) for name in printed} == {f"{what} {i}\n" for what in ("inner", "outer") for i in range(3)}
+    assert "6 of them were made by 3 others" in shell("report", "run.h5")
 
 
 def test_where_tasks_cannot_make_tasks_they_are_told_so(launch: Launch) -> None:
