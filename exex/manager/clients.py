@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from exex.errors import ProtocolError
-from exex.manager import nesting, transitions, visitors
+from exex.manager import nesting, standstill, transitions, visitors
 from exex.manager.inner import Inner
 from exex.manager.memo import Journal
 from exex.manager.settings import Settings
@@ -192,6 +192,9 @@ class Clients:
                     nesting.on_unwanted(self._state, client, message)
                 else:
                     self._on_message(number, client, message)
+                    if type(message) is Submit and client is not None and self._state.holdings:
+                        first, count = client.base + message.first, len(message.payloads)
+                        standstill.end_impossible(self._state, client, range(first, first + count))
             except ProtocolError as error:
                 self._refuse(number, str(error))
         for process in said.gone:

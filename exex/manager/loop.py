@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from exex.errors import ProtocolError
-from exex.manager import nesting, retraction, teams, transitions
+from exex.manager import nesting, retraction, standstill, teams, transitions
 from exex.manager.clients import ANSWER_S, MESSAGES_A_TURN, Clients
 from exex.manager.liveness import Liveness
 from exex.manager.memo import Journal, Memo
@@ -142,6 +142,8 @@ class ManagerLoop:
         self.state.must_place = False
         if not self._missing and self._stop_by_s is None and not (self._journal and self._journal.is_behind()):
             place(self.state)
+            if self.state.waiting:
+                standstill.look(self.state)
         traffic |= self._flush()
         if self._missing and self._stop_by_s is None and now_s - self._began_s > self._settings.start_timeout_s:
             self.fail(self._who_is_missing())

@@ -187,6 +187,7 @@ class ManagerState:
         returning: attempts that would go on, and whose worker has lent what they need; with that worker.
         parents: tasks that have made tasks in their current attempt, and the clients that these belong to.
         orphaned: tasks of which such an attempt has ended.
+        stands_since_s: since when all that runs waits, and big tasks find no room; negative: not so.
         inner: clients in task processes that are to be told something.
         inner_apps: their apps, by what they are but for their numbers.
         told: is called with ends of attempts when they have been handled; those of calls on communicators are of the whole call.
@@ -228,6 +229,7 @@ class ManagerState:
     orphaned: list[TaskId] = field(default_factory=list)
     inner: dict[ClientRecord, None] = field(default_factory=dict)
     inner_apps: dict[AppSpec, InnerApp] = field(default_factory=dict)
+    stands_since_s: float = -1.0
     must_place: bool = False
     stock: Stock = field(default_factory=Stock)
     told: Callable[[Rank, Done], None] | None = None

@@ -31,6 +31,7 @@ TRANSITIONS: tuple[tuple[str, str, str], ...] = (
     ("waiting", "done", "promise fulfilled"),
     ("waiting", "done", "cached: its result is known"),
     ("waiting", "failed", "a need failed, promise broken, or an equal cached call failed"),
+    ("waiting", "failed", "the task that made it keeps what it asks for"),
     ("waiting", "cancelled", "client cancels"),
     ("ready", "assigned", "placed"),
     ("ready", "cancelled", "client cancels"),
