@@ -225,7 +225,18 @@ def test_a_rank_dies_whose_task_has_made_tasks_here_and_elsewhere(launch: Launch
 
 
 TOO_MANY = """
-from exex import TooManyParents, python_app
+from exex import InvalidResourceSpecification, TooManyParents, python_app
+
+@python_app(gpus=1)
+def below():
+    pass
+
+@python_app(gpus=1)
+def above():
+    return below().exception()
+
+error = above().result()
+assert isinstance(error, InvalidResourceSpecification) and "task 0 (above), which made it, will keep" in str(error), error
 
 @python_app
 def deeper(levels):
@@ -239,8 +250,9 @@ print("fine")
 """
 
 
-def test_more_tasks_would_wait_than_may(launch: Launch) -> None:
-    ended = launch.workflow(2, TOO_MANY, options=("--slots", "1", "--max-parents", "4", "--grace-s", "0.5"))
+def test_what_cannot_be_is_an_error_that_says_so(launch: Launch) -> None:
+    """A task of which those above keep the accelerator; more tasks that wait than may."""
+    ended = launch.workflow(2, TOO_MANY, options=("--slots", "1", "--max-parents", "4", "--gpus", "0", "--grace-s", "0.5"))
     assert (ended.status, ended.out.splitlines()[-1:]) == (0, ["fine"]), (ended.status, ended.out, ended.err)
     assert "as 4 others of this worker do, and no more may: ask for more by --max-parents N" in ended.out
 
