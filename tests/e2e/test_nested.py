@@ -34,6 +34,11 @@ def square(x):
     return x * x
 
 @python_app
+def appears(path):
+    while not os.path.exists(path):
+        time.sleep(0.01)
+
+@python_app
 def fails():
     raise KeyError("child")
 
@@ -77,10 +82,13 @@ def ways():
         fails().result()
     except KeyError as error:
         found["error"] = str(error)
+    late = appears("late")
     try:
-        square(2).result(timeout=0)
+        late.result(timeout=0.01)
     except TimeoutError:
         found["timeout"] = True
+    open("late", "w").close()
+    late.result()
     for name, call in (("connect", lambda: exex.connect("x.json")), ("start", lambda: exex.start(workers=1))):
         try:
             call()
