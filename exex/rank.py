@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from exex.config import Config
 from exex.errors import ExexError, StagingError, StartError
-from exex.guard import RankRole
+from exex.guard.roles import RankRole
 from exex.launch import allocation, equipment
 from exex.launch.job_dir import write_status
 from exex.launch.leftovers import shared_memory

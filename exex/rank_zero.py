@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from exex.config import Config, parse_duration
 from exex.errors import ConfigError, JournalError, RecordError, StartError
-from exex.guard import Control, how_it_ended
+from exex.guard.control import Control
+from exex.guard.ending import how_it_ended
 from exex.launch import allocation
 from exex.launch.deadline import find_end_s, reserve_s
 from exex.launch.job_dir import clear_status, is_held_in_foreground, write_status

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from exex.guard import Control
+from exex.guard.control import Control
 
 _RANKS_A_MESSAGE = 2000
 

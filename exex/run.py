@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from exex.guard import ClientRole
+    from exex.guard.roles import ClientRole
     from exex.launch.run_words import Command
     from exex.launch.world import ExpectedWorld
     from exex.worker.staged_ranks import Prepared
@@ -31,7 +31,9 @@ def main(argv: list[str] | None = None, far: Sequence[str] = ()) -> int:
     began_s = time.monotonic()
     gc.disable()  # until each process has what it needs: imports make no garbage, and many collections
     from exex.errors import ExexError
-    from exex.guard import Guard, GuardRole, RankRole, end_the_world
+    from exex.guard.ending import end_the_world
+    from exex.guard.loop import Guard
+    from exex.guard.roles import GuardRole, RankRole
     from exex.launch.job_dir import status_is_written
     from exex.launch.started_by import STARTED_BY, started_by
     from exex.launch.world import expected_world, inherited_fds_to_close, task_environment

@@ -35,6 +35,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> Iterator[None]:
+    """Nor at what is left of the modules before; a manager in this process has turned collections off."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def launch(tmp_path: Path) -> Launch:
     """Starts worlds under the mpiexec of this environment, in an empty directory."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
-import dis
 import enum
 import fractions
 import functools
@@ -18,7 +17,6 @@ import hashlib
 import marshal
 import os
 import sys
-import sysconfig
 import types
 import uuid
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -27,6 +25,8 @@ from concurrent.futures import Future
 from pathlib import PurePath
 from typing import Any
 
+from exex.client.own_code import is_main, is_own, names_in
+from exex.client.undigestible import Undigestible, explain
 from exex.errors import CacheKeyError, SerializationError
 from exex.files.file import File
 from exex.protocol import payload as payloads
@@ -37,7 +37,6 @@ ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 _MARSHAL = 2
 """A version of marshal's format that neither counts references nor looks at interning: equal atoms, equal bytes."""
 
-_GLOBALS = frozenset(("LOAD_GLOBAL", "LOAD_NAME"))
 _OF_EVERY_CLASS = frozenset(
     (
         *("__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__firstlineno__", "__static_attributes__"),
@@ -60,27 +59,6 @@ def hash_of(*parts: bytes) -> bytes:
 def atom(value: Any) -> bytes:
     """Canonical bytes of a value whose type is one of `ATOMS`."""
     return b"a" + marshal.dumps(value, _MARSHAL)
-
-
-class Undigestible(Exception):
-    """A value without canonical bytes.
-
-    Attributes:
-        path: from the argument to the value, the innermost part first.
-        value: at fault.
-        why: more than its type says; "" if nothing.
-    """
-
-    def __init__(self, value: object, why: str = "") -> None:
-        super().__init__(why)
-        self.value = value
-        self.why = why
-        self.path: list[str] = []
-
-    def within(self, step: str) -> Undigestible:
-        """Add one step on the way to the value."""
-        self.path.append(step)
-        return self
 
 
 # ---- the registry ---------------------------------------------------------------------------------------------
@@ -111,18 +89,6 @@ def id_for_memo(value: object, output_ref: bool = False) -> bytes:
 
 
 _default = id_for_memo.dispatch(object)
-
-
-def explain(name: str, error: Undigestible) -> str:
-    """What cannot be digested, and what to do: for an error's text."""
-    kind = type(error.value)
-    where = name + "".join(reversed(error.path))
-    known_as = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    why = f" ({error.why})" if error.why else ""
-    return (
-        f"{where} of type {known_as} cannot be part of a cache key{why}: register a function that makes bytes of it with "
-        f"@exex.id_for_memo.register({kind.__qualname__}), or name the argument in ignore_for_cache"
-    )
 
 
 # ---- values ---------------------------------------------------------------------------------------------------
@@ -242,7 +208,7 @@ class _Encoder:
 
     def function(self, function: types.FunctionType) -> bytes:
         """A function by what it does: its code, its defaults, what it closes over, and what it uses of its script."""
-        name = _join(b"", (function.__module__ or "").encode() if not _is_main(function.__module__) else b"__main__",
+        name = _join(b"", (function.__module__ or "").encode() if not is_main(function.__module__) else b"__main__",
                      function.__qualname__.encode())  # fmt: skip
         lenient = self.lenient
         self.lenient = True
@@ -251,7 +217,7 @@ class _Encoder:
             parts.append(self.part(function.__defaults__, " defaults"))
             parts.append(self.part(function.__kwdefaults__, " defaults"))
             parts.append(_join(b"c", *(self._cell(cell) for cell in function.__closure__ or ())))
-            if _is_own(function.__module__):
+            if is_own(function.__module__):
                 parts.extend(self._used_globals(function))
         finally:
             self.lenient = lenient
@@ -266,14 +232,14 @@ class _Encoder:
 
     def _used_globals(self, function: types.FunctionType) -> Iterator[bytes]:
         values = function.__globals__
-        names, attributes = _names(function.__code__)
+        names, attributes = names_in(function.__code__)
         for name in sorted(names):
             if name not in values:
                 continue
             value = values[name]
             yield name.encode()
             yield self.part(value, f" global {name}")
-            if isinstance(value, types.ModuleType) and _is_own(value.__name__):
+            if isinstance(value, types.ModuleType) and is_own(value.__name__):
                 for attribute in sorted(attributes & vars(value).keys()):
                     used = vars(value)[attribute]
                     if type(used) in ATOMS or isinstance(used, (types.FunctionType, type)):
@@ -282,7 +248,7 @@ class _Encoder:
 
     def _class(self, cls: type) -> bytes:
         name = _name(cls)
-        if not _is_own(cls.__module__):
+        if not is_own(cls.__module__):
             return _join(b"C", name)
         lenient = self.lenient
         self.lenient = True
@@ -396,7 +362,7 @@ def _join(mark: bytes, *parts: bytes) -> bytes:
 
 
 def _name(cls: type) -> bytes:
-    module = "__main__" if _is_main(cls.__module__) else cls.__module__
+    module = "__main__" if is_main(cls.__module__) else cls.__module__
     return f"{module}:{cls.__qualname__}".encode()
 
 
@@ -423,38 +389,6 @@ def _constant(value: Any) -> bytes:
     if isinstance(value, types.CodeType):
         return _code(value)
     return _Encoder().encode(value)  # atoms, tuples, frozensets, slices, Ellipsis
-
-
-def _names(code: types.CodeType) -> tuple[set[str], set[str]]:
-    """Global names that the code and the code inside it loads, and all names that it uses in any way."""
-    loaded = {instruction.argval for instruction in dis.get_instructions(code) if instruction.opname in _GLOBALS}
-    used = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            inner = _names(constant)
-            loaded |= inner[0]
-            used |= inner[1]
-    return loaded, used
-
-
-_INSTALLED = tuple(
-    os.path.realpath(path) + os.sep
-    for path in {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-)
-_OURS = os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + os.sep
-
-
-def _is_main(module: str | None) -> bool:
-    return module in (None, "__main__", "__mp_main__")
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_own(module: str | None) -> bool:
-    """Whether a module is the script or lies beside it: its code may change from run to run, as installed code does not."""
-    if _is_main(module):
-        return True
-    file = getattr(sys.modules.get(module or ""), "__file__", None)
-    return file is not None and not os.path.realpath(file).startswith((*_INSTALLED, _OURS))
 
 
 # ---- what others use ------------------------------------------------------------------------------------------

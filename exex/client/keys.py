@@ -13,11 +13,11 @@ from concurrent.futures import Future
 from typing import Any
 
 from exex.client import digests
-from exex.client.digests import Undigestible
 from exex.client.futures import DataFuture
 from exex.client.options import Team
 from exex.client.outbox import Given
 from exex.client.promises import dump_call, promised_for
+from exex.client.undigestible import Undigestible, explain
 from exex.errors import CacheKeyError, ConfigError
 from exex.files.file import File
 from exex.protocol.messages import CacheKey
@@ -77,7 +77,7 @@ class KeyMaker:
         try:
             versioned = digests.canonical(version)
         except Undigestible as error:
-            raise CacheKeyError(digests.explain(f"app {name}: version", error)) from None
+            raise CacheKeyError(explain(f"app {name}: version", error)) from None
         of_team = [] if team is None else [b"%d ranks, %d values" % (team.ranks, team.ranks if team.every_rank else 1)]
         self._prefix = digests.hash_of(
             b"exex key %d" % _FORMAT, b"%d" % kind, digests.canonical_function(function), versioned, *of_team
@@ -122,7 +122,7 @@ class KeyMaker:
             try:
                 parts.append(digests.canonical(value, lambda future: _stand_for(future, places)))
             except Undigestible as error:
-                raise CacheKeyError(f"app {self._name} has cache=True, and " + digests.explain(_argument(name), error)) from None
+                raise CacheKeyError(f"app {self._name} has cache=True, and " + explain(_argument(name), error)) from None
         files: list[str] = []
         if options or outputs:
             surroundings = {name: value for name, value in (options or {}).items() if name in ("cwd", "env")}

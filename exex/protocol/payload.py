@@ -17,7 +17,7 @@ import pickle
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, Union
 
 from exex.errors import DeserializationError, SerializationError
@@ -125,6 +125,15 @@ def _cloud_dump(value: object) -> Payload:
     return _pack(file.getvalue(), buffers)
 
 
+def can_pickle(value: object) -> bool:
+    """Whether a value can be pickled at all."""
+    try:
+        _cloud_dump(value)
+    except SerializationError:
+        return False
+    return True
+
+
 def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any] | None) -> tuple[Payload, list[Any]]:
     """Pickle the arguments of a call.
 
@@ -148,7 +157,9 @@ def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, 
             return dump((args, kwargs)), needs
         return dump((args, kwargs, options)), needs
     except SerializationError as error:
-        raise SerializationError(f"{explain(args, kwargs)} cannot be pickled ({error})") from error
+        from exex.protocol.unpicklable import explain_call
+
+        raise SerializationError(f"{explain_call(args, kwargs)} cannot be pickled ({error})") from error
     finally:
         _thread.needs = outer
 
@@ -182,6 +193,11 @@ def place_for(future: object) -> tuple[Callable[..., Any], tuple[int]]:
         raise TypeError(f"{type(future).__name__} can be pickled only as an argument of an app: it becomes a dependency there")
     _thread.needs.append(future)
     return _fill_place, (len(_thread.needs) - 1,)
+
+
+def register_foreign_future(cls: type, reducer: Callable[[Any], tuple[Callable[..., Any], tuple[Any, ...]]]) -> None:
+    """Let instances of exactly `cls` (a future that is not ours) pickle through `reducer`."""
+    copyreg.pickle(cls, reducer)
 
 
 def place_after(future: object, stand_in: object) -> tuple[Callable[..., Any], tuple[int, object]]:
@@ -414,70 +430,3 @@ class _Error:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[BaseException, str]]:
         return _load_error, self.parts
-
-
-# ---- saying what cannot be pickled ----------------------------------------------------------------------------
-
-
-def explain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Name the argument, and the innermost part of it that can be found, that cannot be pickled."""
-    for name, value in [
-        *((f"argument {i}", arg) for i, arg in enumerate(args)),
-        *((f"argument {k!r}", v) for k, v in kwargs.items()),
-    ]:
-        if not _can_pickle(value):
-            return explain_value(name, value)
-    return "an argument"
-
-
-def explain_value(name: str, value: object) -> str:
-    """`name` followed by the way to the innermost part of `value` that cannot be pickled."""
-    for _ in range(20):
-        parts = list(_parts(value))
-        at = first_unpicklable([part for _, part in parts])
-        if at is None:
-            break
-        name, value = name + parts[at][0], parts[at][1]
-    return f"{name} of type {type(value).__name__}"
-
-
-def first_unpicklable(values: list[Any]) -> int | None:
-    """Index of the first value that cannot be pickled. Cost: that of pickling all of them about twice."""
-    if _can_pickle(values):
-        return None
-    low, high = 0, len(values)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _can_pickle(values[low:middle]):
-            low = middle
-        else:
-            high = middle
-    return None if _can_pickle(values[low]) else low
-
-
-def _can_pickle(value: object) -> bool:
-    try:
-        _cloud_dump(value)
-    except SerializationError:
-        return False
-    return True
-
-
-def _parts(value: object) -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield f"[{key!r}]", part
-    elif isinstance(value, (list, tuple)):
-        for i, part in enumerate(value):
-            yield f"[{i}]", part
-    elif isinstance(value, (set, frozenset)):
-        for part in value:
-            yield "{}", part
-    elif hasattr(value, "__dict__") and not isinstance(value, type):
-        for key, part in vars(value).items():
-            yield f".{key}", part
-
-
-def register_foreign_future(cls: type, reducer: Callable[[Any], tuple[Callable[..., Any], tuple[Any, ...]]]) -> None:
-    """Let instances of exactly `cls` (a future that is not ours) pickle through `reducer`."""
-    copyreg.pickle(cls, reducer)

@@ -20,12 +20,12 @@ from typing import Literal, NamedTuple
 from exex.errors import JournalError
 from exex.protocol.payload import Payload
 from exex.store import journal_file
+from exex.store.answers import Answers, Asker
 from exex.store.beginning import check_before_start
 from exex.store.journal_file import Damaged, NewRow
 from exex.store.lock import RENEW_S, Lock, acquire
 
 Mode = Literal["task_exit", "periodic", "dfk_exit", "manual"]
-Asker = tuple[int, int]
 
 _PAUSE_S = 0.1
 """Between two commits of mode task_exit: a metadata server is not to see more than that of a job."""
@@ -108,16 +108,13 @@ class Journal:
         self._added = self._taken = 0  # bytes: written by the loop, and by the writer
         self._fetches: deque[_Fetch] = deque()
         self._askers: deque[Asker] = deque()
-        self._fetched: deque[tuple[bytes, Payload]] = deque()
-        self._told: deque[tuple[Asker, str]] = deque()
+        self._answers = Answers()
         self._is_failing = False
         self._is_dead = False
         self._closing = False
         self._progress = 0
         self._bell = threading.Event()  # something is there to be done, at once or later
         self._question = threading.Event()  # somebody waits for an answer
-        self._has_answered = False
-        self._answer_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="exex-journal", daemon=True)
 
     # ---- the beginning: no thread yet ----------------------------------------------------------------------------
@@ -162,7 +159,7 @@ class Journal:
     def fetch(self, key: bytes, outputs: Sequence[str]) -> None:
         """Ask for a result, if the files in `outputs` exist; `take` gives it, or None."""
         if self._is_dead:
-            self._answer_fetch(key, self._unwritten.get(key))
+            self._answers.fetched(key, self._unwritten.get(key))
             return
         self._fetches.append(_Fetch(key, outputs))
         self._ask()
@@ -185,20 +182,14 @@ class Journal:
     def checkpoint(self, asked_by: Asker) -> None:
         """Write what was recorded so far; `take` says when that is done."""
         if self._is_dead:
-            self._answer_asker(asked_by, self._error)
+            self._answers.told(asked_by, self._error)
             return
         self._askers.append(asked_by)
         self._ask()
 
     def take(self) -> tuple[list[tuple[bytes, Payload]], list[tuple[Asker, str]]]:
         """Answers to `fetch` and to `checkpoint` that have come."""
-        if not self._has_answered:
-            return [], []
-        self._has_answered = False  # first: what comes from now on sets it again
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._answer_fd)
-        fetched = [self._fetched.popleft() for _ in range(len(self._fetched))]
-        return fetched, [self._told.popleft() for _ in range(len(self._told))]
+        return self._answers.take()
 
     def is_behind(self) -> bool:
         """Whether more waits to be written than memory should hold."""
@@ -208,7 +199,7 @@ class Journal:
 
     def fileno(self) -> int:
         """Readable when there is something to `take`, and when the writer is no longer behind."""
-        return self._answer_fd
+        return self._answers.fileno()
 
     def close(self, quiet_s: float = _QUIET_S) -> Summary:
         """Write what waits, in any mode, and give the file free.
@@ -233,18 +224,6 @@ class Journal:
         self._bell.set()
         self._question.set()
 
-    def _answer_fetch(self, key: bytes, value: Payload) -> None:
-        self._fetched.append((key, value))
-        self._wake_loop()
-
-    def _answer_asker(self, asker: Asker, error: str) -> None:
-        self._told.append((asker, error))
-        self._wake_loop()
-
-    def _wake_loop(self) -> None:
-        os.eventfd_write(self._answer_fd, 1)
-        self._has_answered = True  # last: who sees it finds the descriptor readable, and empties it
-
     # ---- the writer's thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -256,9 +235,9 @@ class Journal:
         finally:
             self._is_dead = True
             for fetch in self._drain_fetches():
-                self._answer_fetch(fetch.key, self._unwritten.get(fetch.key))
+                self._answers.fetched(fetch.key, self._unwritten.get(fetch.key))
             while self._askers:
-                self._answer_asker(self._askers.popleft(), self._error or "the journal is closed")
+                self._answers.told(self._askers.popleft(), self._error or "the journal is closed")
             self._leave()
 
     def _leave(self) -> None:
@@ -274,7 +253,7 @@ class Journal:
             self._bell.clear()
             self._question.clear()
             for fetch in self._drain_fetches():
-                self._answer_fetch(fetch.key, self._look_up(fetch))
+                self._answers.fetched(fetch.key, self._look_up(fetch))
             closing = self._closing
             now_s = time.monotonic()
             askers = [self._askers.popleft() for _ in range(len(self._askers))]
@@ -289,7 +268,7 @@ class Journal:
                 self._write_all()
                 commit_s = time.monotonic() + (self._retry_s if self._is_failing else _PAUSE_S)
             for asker in askers:
-                self._answer_asker(asker, self._error if self._is_failing else "")
+                self._answers.told(asker, self._error if self._is_failing else "")
             if closing:
                 return
             if now_s >= renew_s:
@@ -389,7 +368,7 @@ class Journal:
         self._taken += size
         self._progress += 1
         if was_behind:
-            self._wake_loop()
+            self._answers.wake()
         if self._is_failing:
             self._is_failing = False
             lost = f"; {self._lost:,} results are missing in it" if self._lost else ""
@@ -407,7 +386,7 @@ class Journal:
             )
         if not self._is_failing:
             self._is_failing = True
-            self._wake_loop()
+            self._answers.wake()
 
     def _disconnect(self) -> None:
         db, self._db = self._db, None

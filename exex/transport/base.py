@@ -53,6 +53,21 @@ class Link(Protocol):
         """Release everything. Idempotent. Does not wait for queued messages; call `progress` before."""
 
 
+class Announced:
+    """What a link has whose descriptor announces every message, and whose messages move by themselves."""
+
+    def polled(self) -> bool:
+        """See `Link.polled`."""
+        return False
+
+    def transferring(self) -> bool:
+        """See `Link.transferring`."""
+        return False
+
+    def woken(self) -> None:
+        """See `Link.woken`: `receive` is enough."""
+
+
 class Server(Link, Protocol):
     """An end whose peers may be strangers."""
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from exex.errors import ProtocolError
 from exex.protocol.payload import Buffer
-from exex.transport.base import GONE
+from exex.transport.base import GONE, Announced
 from exex.transport.sessions import TOKEN_BYTES, ClientSession, ServerSessions
 from exex.transport.zeromq import Caller, Context, Listener
 
@@ -32,8 +32,10 @@ class Keys(NamedTuple):
     secret: str
 
 
-class CurveServer:
+class CurveServer(Announced):
     """The manager's end. Peers are numbered from 0 in the order of their first words.
+
+    ZeroMQ has a thread that moves messages, and a full window is opened by a word that wakes.
 
     Args:
         listener: where clients come.
@@ -49,17 +51,6 @@ class CurveServer:
     def fileno(self) -> int:
         """See `Link.fileno`."""
         return -1 if self._closed else self._listener.fileno()
-
-    def polled(self) -> bool:
-        """See `Link.polled`."""
-        return False
-
-    def transferring(self) -> bool:
-        """See `Link.transferring`: ZeroMQ has a thread for that, and a full window is opened by a word that wakes."""
-        return False
-
-    def woken(self) -> None:
-        """See `Link.woken`: `receive` is enough."""
 
     def send(self, peer: int, frames: list[Buffer]) -> None:
         """See `Link.send`."""
@@ -124,7 +115,7 @@ class CurveServer:
             self._listener.close()
 
 
-class CurveLink:
+class CurveLink(Announced):
     """A client's end; its only peer is 0, the manager.
 
     Args:
@@ -150,16 +141,9 @@ class CurveLink:
         """See `Link.fileno`."""
         return self._context.fileno()
 
-    def polled(self) -> bool:
-        """See `Link.polled`."""
-        return False
-
     def transferring(self) -> bool:
         """See `Link.transferring`: the manager has not confirmed everything."""
         return not self._session.delivery.is_settled() and not self._session.error
-
-    def woken(self) -> None:
-        """See `Link.woken`: `receive` is enough."""
 
     def is_connected(self) -> bool:
         """Whether the manager has answered on this connection."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from exex.protocol.payload import Buffer
-from exex.transport.base import SCRIPT, Server
+from exex.transport.base import SCRIPT, Announced, Server
 
 if TYPE_CHECKING:  # every rank imports this module, and few need ZeroMQ
     from exex.transport.curve import CurveServer
 
 
-class TwoDoors:
+class TwoDoors(Announced):
     """See the module docstring. Each door has a descriptor of its own: this one has none.
 
     Args:
@@ -54,17 +54,6 @@ class TwoDoors:
     def fileno(self) -> int:
         """See `Link.fileno`: watch those of both."""
         return -1
-
-    def polled(self) -> bool:
-        """See `Link.polled`."""
-        return False
-
-    def transferring(self) -> bool:
-        """See `Link.transferring`."""
-        return False
-
-    def woken(self) -> None:
-        """See `Link.woken`: `receive` is enough."""
 
     def drop(self, peer: int) -> None:
         """See `Server.drop`."""

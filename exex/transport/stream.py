@@ -11,7 +11,7 @@ from collections import deque
 
 from exex.errors import ProtocolError
 from exex.protocol.payload import Buffer
-from exex.transport.base import GONE
+from exex.transport.base import GONE, Announced
 
 _CHUNK = 256 * 1024
 _IOV_MOST = 512
@@ -142,8 +142,8 @@ class Reader:
         self._frames = []
 
 
-class StreamLink:
-    """The non-blocking end of one stream; its only peer is number 0.
+class StreamLink(Announced):
+    """The non-blocking end of one stream; its only peer is number 0. The kernel tells when there is room.
 
     Attributes:
         gone: GONE was received. The descriptor stays readable from then on: whoever watches it should stop.
@@ -163,17 +163,6 @@ class StreamLink:
     def fileno(self) -> int:
         """The socket; -1 once closed."""
         return self._socket.fileno()
-
-    def polled(self) -> bool:
-        """See `Link.polled`."""
-        return False
-
-    def transferring(self) -> bool:
-        """See `Link.transferring`: the kernel tells when there is room."""
-        return False
-
-    def woken(self) -> None:
-        """See `Link.woken`: `receive` is enough."""
 
     def send(self, peer: int, frames: list[Buffer]) -> None:
         """See `Link.send`."""

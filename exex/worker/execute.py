@@ -28,8 +28,9 @@ from exex.files import arrivals
 from exex.protocol import context
 from exex.protocol import payload as payloads
 from exex.protocol.messages import AppSpec, Kind, Outcome, TaskId
-from exex.protocol.payload import Large, Payload, dump, dump_error, explain_value, first_unpicklable, load, load_call
+from exex.protocol.payload import Large, Payload, dump, dump_error, load, load_call
 from exex.protocol.task_numbers import shown
+from exex.protocol.unpicklable import explain_value, first_unpicklable
 from exex.worker import bash
 from exex.worker.context import Place, TaskContext, TaskStopped
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exex import errors
-from exex.protocol import payload
+from exex.protocol import payload, unpicklable
 from exex.protocol.payload import Large, dump, dump_call, dump_error, dump_function, load, load_call
 
 WHERE = "task 7 (f) on rank 3 at nid00012, attempt 1"
@@ -377,13 +377,13 @@ def test_only_an_option_that_cannot_be_pickled():
 @given(st.integers(1, 300), st.sets(st.integers(0, 299), max_size=3))
 def test_the_first_of_many_that_cannot_be_pickled_is_found(count, bad):
     values = [print if i not in bad else threading.Lock() for i in range(count)]
-    assert payload.first_unpicklable(values) == min((i for i in bad if i < count), default=None)
+    assert unpicklable.first_unpicklable(values) == min((i for i in bad if i < count), default=None)
 
 
 def test_a_value_that_holds_itself_is_explained():
     circle = Box(None)
     circle.content = [circle, threading.Lock()]
-    assert payload.explain_value("the value", circle).startswith("the value.content")
+    assert unpicklable.explain_value("the value", circle).startswith("the value.content")
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def test_a_rank_imports_neither_click_nor_the_manager() -> None:
     code = (
         f"NEEDED = {[f'exex.store.{name}' for name in ('exchange', 'holdings', 'mapping', 'node_store', 'recycling')]}\n"
         "import sys\nfrom exex import run\nfrom exex.launch.run_words import read_command\n"
-        f"assert read_command([{SCRIPT!r}], {{}})\nimport exex.guard\n"
+        f"assert read_command([{SCRIPT!r}], {{}})\nimport exex.guard.loop\n"
         "import exex.rank, exex.transport.mpi\n"
         "print(*sorted(name for name in sys.modules if name.split('.')[0] in ('click', 'numpy', 'zmq', 'h5py', 'sqlite3')"
         " or name.startswith(('exex.manager', 'exex.client', 'exex.store.', 'exex.launch.stag', 'exex.launch.store')) and name not in NEEDED))"

@@ -122,7 +122,8 @@ def test_within_a_client_priority_decides_and_between_clients_it_does_not() -> N
     assert sorted(of(manager.turn())) == [0, 1]
 
 
-def test_short_tasks_of_several_clients_fill_a_worker_together() -> None:
+def five_clients(task_s: float) -> Manager:
+    """Each has 2,000 tasks for one slot; it is known how long they take."""
     manager = Manager(slots=1)
     manager.state.prefetch_s = 0.01
     clients = [manager.attach() for _ in range(5)]
@@ -130,7 +131,12 @@ def test_short_tasks_of_several_clients_fill_a_worker_together() -> None:
         manager.submit(client, 0, 2000)
     for _ in range(5):
         first = manager.turn()
-        transitions.on_done(manager.state, 1, Done(first, bytes(len(first)), [b"v"] * len(first), [1e-5] * len(first), []))
+        transitions.on_done(manager.state, 1, Done(first, bytes(len(first)), [b"v"] * len(first), [task_s] * len(first), []))
+    return manager
+
+
+def test_short_tasks_of_several_clients_fill_a_worker_together() -> None:
+    manager = five_clients(task_s=1e-5)
     sent = of(manager.turn())
     counts = [sent.count(number) for number in range(5)]
     assert min(counts) > 10 and max(counts) <= min(counts) + 2
@@ -289,14 +295,7 @@ def test_labels_count_what_they_let_go() -> None:
 
 
 def test_where_a_part_of_the_time_is_too_short_one_client_gets_it_all() -> None:
-    manager = Manager(slots=1)
-    manager.state.prefetch_s = 0.01
-    clients = [manager.attach() for _ in range(5)]
-    for client in clients:
-        manager.submit(client, 0, 2000)
-    for _ in range(5):
-        first = manager.turn()
-        transitions.on_done(manager.state, 1, Done(first, bytes(len(first)), [b"v"] * len(first), [3e-3] * len(first), []))
+    manager = five_clients(task_s=3e-3)
     assert len(manager.turn()) >= 3
 
 

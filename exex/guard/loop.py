@@ -5,22 +5,11 @@ them, passes signals on to the client, replaces a dead template, gives up on a s
 the job's own status. A launcher judges a rank by this process: when a worker rank dies, or hangs for so long that it must
 be killed, its guard tells that of rank 0, ends as if nothing had happened, and the job goes on. When rank 0 dies, its guard
 tells all others to end.
-
-Between guard and rank goes a socket of JSON messages, `{"op": ...}`:
-
-rank -> guard: `initialising` (about to call MPI_Init), `staging` (that gets on), `staged` (what this node has; the template can
-be started), `store` (directories that this node's ranks have, to be held and removed), `watch` (MPI is up: its number, how long
-it may hang, where the guards meet, its shared memory), `ready` (handshake passed), `alive` (it turns), `client` (start the
-workflow's process), `serving` (there is none: the job serves clients from elsewhere), `status` (end with this status; `orderly`:
-everybody was told), `stop` and `probe` (at rank 0: for the guards of others, see alarm).
-guard -> rank: `client-exited` (status), `notice` (a signal that announces the end of the job), `template` (a new one; its
-socket comes along as a descriptor), `died` (another rank has, and how), `here` (ranks whose guards are there).
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import selectors
 import signal
@@ -28,100 +17,33 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from exex.guard.belongings import Belongings
+from exex.guard.control import Control
+from exex.guard.ending import children, how_it_ended, kill_descendants
+from exex.guard.roles import ClientRole, GuardRole, RankRole
+from exex.guard.terminal import Terminal
 from exex.launch.heap import keep_heap
 from exex.launch.job_dir import is_held_in_foreground
-from exex.launch.leftovers import note_directory, note_shared_memory, remove_shared_memory
+from exex.launch.notices import end_with_parent
 from exex.launch.steps import end_launchers
 from exex.reaper import Reaper
 from exex.transport.alarm import Alarm, Host, Kind, Meeting, Note
 from exex.transport.page import Page
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_MESSAGE_BYTES = 65536
+
+RECORDER_S = 5.0
+"""What the run record's writer may need after its manager was killed."""
+
+START_HINT = (
+    "If other ranks report an error, that is the cause; else see that every node can start this Python and import exex "
+    "(an environment on a file system that the node does not mount), or raise --start-timeout-s."
+)
 
 _WATCHED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-
-@dataclass(frozen=True)
-class RankRole:
-    """This process is the rank: it may initialise MPI."""
-
-    control: Control
-    template: socket.socket
-    alarm_port: int  # of its guard
-    page: Page  # shared with its guard
-
-
-@dataclass(frozen=True)
-class ClientRole:
-    """This process is the client: it runs the user's script."""
-
-    message: dict[str, Any]
-    staged_files: str  # directory of the files that were staged; "" if there are none
-
-
-@dataclass(frozen=True)
-class GuardRole:
-    """This process was the guard, and everything has ended.
-
-    Attributes:
-        others_wait: its rank failed before the handshake, and others may wait for it in MPI_Init.
-    """
-
-    status: int
-    others_wait: bool
-
-
-class Control:
-    """One end of the socket between guard and rank."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self._socket = sock
-
-    def fileno(self) -> int:
-        """The socket."""
-        return self._socket.fileno()
-
-    def send(self, op: str, fd: int | None = None, **fields: Any) -> bool:
-        """Send a message. False if it is lost: nobody reads any more, or for too long."""
-        data = json.dumps({"op": op, **fields}).encode()
-        try:
-            socket.send_fds(self._socket, [data], [] if fd is None else [fd])
-        except (BlockingIOError, ConnectionError):
-            return False
-        return True
-
-    def receive(self) -> dict[str, Any] | None:
-        """The next message, with `"fd"` if a descriptor came along; `{"op": "gone"}` at the end; None for now."""
-        try:
-            data, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE_BYTES, 1)
-        except BlockingIOError:
-            return None
-        except ConnectionError:
-            data, fds = b"", []
-        if not data:
-            return {"op": "gone"}
-        message: dict[str, Any] = json.loads(data)
-        if fds:
-            message["fd"] = fds[0]
-        return message
-
-    def close(self) -> None:
-        """Close this end."""
-        self._socket.close()
-
-
-def die_with_parent(parent: int) -> None:
-    """Let the kernel SIGKILL this process when its parent dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the call
-        os._exit(1)
 
 
 class Guard:
@@ -160,7 +82,7 @@ class Guard:
         self._is_staged = is_staged
         self._staged: Mapping[str, str] | None = staged or None
         self._waiting: socket.socket | None = None  # for its template, until something is staged
-        self._held: list[tuple[int, str]] = []  # directories of this node
+        self._belongings = Belongings(reaper)
         self._start_s = start_timeout_s
         self._stop_s = stop_timeout_s
         self._deadline: float | None = None
@@ -176,8 +98,7 @@ class Guard:
         self._death: int | None = None  # how the rank ended, to be told to the first guard
         self._limit_s = 0.0
         self._alive_s = self._turned_s = time.monotonic()
-        self._shared: list[str] = []
-        self._restore: Callable[[], None] = lambda: None
+        self._terminal = Terminal()
 
     def split(self) -> RankRole | ClientRole | GuardRole:
         """Fork template and rank, then guard them. Returns in each process that goes on: see the roles."""
@@ -187,14 +108,14 @@ class Guard:
         self._alarm = Alarm()
         self._page = Page()
         if self._staged:
-            self._hold(self._staged["directory"])
+            self._belongings.hold(self._staged["directory"])
         rank_end = self._prepare_template() if self._is_staged else self._start_template()
         guard = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
         self._rank = os.fork()
         if self._rank == 0:
-            die_with_parent(guard)
+            end_with_parent(guard, signal.SIGKILL)
             ours.close()
             self._alarm.close()
             if self._waiting is not None:
@@ -234,7 +155,7 @@ class Guard:
                     rank_end.close()
                 self._alarm.close()
                 _default_signals()
-                die_with_parent(guard)
+                end_with_parent(guard, signal.SIGKILL)
                 self._template_main(template_end, self._staged)
             finally:
                 os._exit(1)
@@ -248,24 +169,11 @@ class Guard:
         self._client = os.fork()
         if self._client == 0:
             _default_signals()
-            die_with_parent(guard)
+            end_with_parent(guard, signal.SIGKILL)
             os.setpgid(0, 0)
             return True
-        self._hand_terminal_to(self._client)
+        self._terminal.lend(self._client)
         return False
-
-    def _hand_terminal_to(self, client: int) -> None:
-        """Let Ctrl-C at a terminal reach the client alone, and let it read there, as a shell does for its jobs."""
-        try:
-            os.setpgid(client, client)
-            if not os.isatty(0) or os.tcgetpgrp(0) != os.getpgrp():
-                return
-            ours = os.getpgrp()
-            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-            os.tcsetpgrp(0, client)
-            self._restore = lambda: os.tcsetpgrp(0, ours)
-        except OSError:
-            pass  # it has ended already, or the terminal is not ours
 
     # ---- the loop ----
 
@@ -349,12 +257,10 @@ class Guard:
             self._on_staged(message["staged"])
         elif message["op"] == "store":
             for directory in message["directories"]:
-                self._hold(directory)
+                self._belongings.hold(directory)
         elif message["op"] == "watch":
             self._limit_s = float(message["limit_s"])
-            self._shared = message["shared"]
-            note_shared_memory(os.environ, self._shared)
-            self._reaper.note_shared_memory(self._shared)
+            self._belongings.note_shared_memory(message["shared"])
             meeting = Meeting(tuple(message["hosts"]), message["port"], bytes.fromhex(message["key"]), message["ranks"])
             self._alarm.join(meeting, int(message["rank"]), time.monotonic())
         elif message["op"] == "serving":
@@ -389,19 +295,11 @@ class Guard:
     def _on_staged(self, staged: dict[str, str]) -> None:
         """Start the template from what this node has, and hold that as long as this process lives."""
         self._staged = staged
-        self._hold(staged["directory"])
+        self._belongings.hold(staged["directory"])
         self._expect_start(f"did not come up within {self._start_s:g} s after staging. {START_HINT}")
         if self._waiting is not None:
             self._fork_template(self._waiting, None)
             self._waiting = None
-
-    def _hold(self, directory: str) -> None:
-        """Keep a directory of this node as long as this process lives; the last one that does removes it."""
-        from exex.launch.stage_hold import hold
-
-        self._held.append((hold(directory), directory))
-        note_directory(os.environ, directory)
-        self._reaper.note_directory(directory)
 
     def _on_note(self, note: Note, sender: Host) -> None:
         if note.kind == Kind.STOP:
@@ -459,13 +357,13 @@ class Guard:
                 self._on_rank_ended(code)
             elif pid == self._client:
                 self._client = 0
-                self._restore()
+                self._terminal.take_back()
                 self._control.send("client-exited", status=code if code >= 0 else 128 - code)
             elif pid == self._recorder:
                 self._recorder = 0
             elif pid == self._template:
                 self._template = 0
-                orphans = [pid for pid in _children(os.getpid()) if pid not in (self._rank, self._client, self._recorder)]
+                orphans = [pid for pid in children(os.getpid()) if pid not in (self._rank, self._client, self._recorder)]
                 end_launchers(orphans)  # started by tasks, and nobody's now
                 for pid in orphans:
                     os.kill(pid, signal.SIGKILL)
@@ -496,7 +394,7 @@ class Guard:
         while self._client_may_speak and self._client and time.monotonic() < until:
             self._reap()  # its futures fail now: its script may handle that, and says where the journal is
             time.sleep(0.01)
-        self._restore()
+        self._terminal.take_back()
         for pid in (self._client, self._template, self._rank):
             if pid:
                 os.kill(pid, signal.SIGKILL)
@@ -507,66 +405,18 @@ class Guard:
             self._alarm.tell_death(self._death)
         elif self._alarm.rank == 0 and not self._orderly:
             self._alarm.tell_end(status)
-        remove_shared_memory(self._shared)
-        if self._held:
-            from exex.launch.stage_hold import release
-
-            for held, directory in self._held:
-                release(held, directory)
+        self._belongings.release()
         self._reaper.dismiss()
         return status
-
 
     def _await_recorder(self) -> None:
         """The writer of the run record ends by itself when rank 0 is dead. It is ours then, or has ended before."""
         until = time.monotonic() + RECORDER_S
         while self._recorder and time.monotonic() < until:
             self._reap()
-            if not self._rank and self._recorder not in _children(os.getpid()):
+            if not self._rank and self._recorder not in children(os.getpid()):
                 break
             time.sleep(0.01)
-
-
-RECORDER_S = 5.0
-"""What the run record's writer may need after its manager was killed."""
-
-START_HINT = (
-    "If other ranks report an error, that is the cause; else see that every node can start this Python and import exex "
-    "(an environment on a file system that the node does not mount), or raise --start-timeout-s."
-)
-
-
-def end_the_world() -> None:
-    """End this process so that its launcher ends the others, too: Hydra goes on after a plain exit status."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def kill_descendants(most_s: float = 5.0) -> None:
-    """SIGKILL every child of this process, and their orphans as they come to us, until there are none."""
-    until = time.monotonic() + most_s
-    while time.monotonic() < until:
-        children = _children(os.getpid())
-        end_launchers(children)
-        for pid in children:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        try:
-            os.waitpid(-1, 0 if children else os.WNOHANG)
-        except ChildProcessError:
-            return
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return [int(word) for word in file.read().split()]
-    except OSError:
-        return []
 
 
 def _default_signals() -> None:
@@ -574,13 +424,3 @@ def _default_signals() -> None:
     for number in _WATCHED:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def how_it_ended(code: int) -> str:
-    """For messages: an exit code, or minus a signal's number, in words that follow "it"."""
-    if code >= 0:
-        return f"ended with exit status {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
