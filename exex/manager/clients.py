@@ -8,6 +8,7 @@ from typing import Any
 
 from exex.errors import ProtocolError
 from exex.manager import nesting, standstill, transitions, visitors
+from exex.manager.door import Door
 from exex.manager.inner import Inner
 from exex.manager.memo import Journal
 from exex.manager.settings import Settings
@@ -31,13 +32,11 @@ from exex.protocol.messages import (
     Release,
     Spread,
     Submit,
-    TaskId,
-    ToTasks,
     Verdict,
     Want,
     Welcome,
 )
-from exex.protocol.payload import Buffer, Large
+from exex.protocol.payload import Large
 from exex.record.recorder import Recorder
 from exex.transport.base import GONE, SCRIPT, Server
 
@@ -66,68 +65,6 @@ _HANDLERS: dict[type, Callable[[ManagerState, ClientRecord, Any], None]] = {
 _ABOUT_TASKS = frozenset((Submit, Promise, Fulfil, Cancel, Verdict))
 
 
-class _Door:
-    """The way to clients in task processes: through the worker that these belong to. Their numbers are negative.
-
-    Attributes:
-        records: of those that are attached, by number.
-        numbers: of them, by the manager's number of the client.
-    """
-
-    def __init__(self) -> None:
-        self.records: dict[int, ClientRecord] = {}
-        self.numbers: dict[int, int] = {}
-        self._places: dict[int, tuple[Rank, int]] = {}  # rank and task process of each
-        self._of_rank: dict[Rank, dict[int, int]] = {}  # task process -> number
-        self._last = 0
-        self._outgoing: dict[Rank, ToTasks] = {}
-
-    def number(self, rank: Rank, process: int) -> int:
-        """Of the client there, which may be a new one."""
-        known = self._of_rank.setdefault(rank, {})
-        number = known.get(process)
-        if number is None:
-            self._last = number = self._last - 1
-            known[process] = number
-            self._places[number] = (rank, process)
-        return number
-
-    def rank(self, number: int) -> Rank:
-        """Of its worker."""
-        return self._places[number][0]
-
-    def all_of(self, rank: Rank) -> list[int]:
-        """Numbers of all clients there."""
-        return list(self._of_rank.get(rank, {}).values())
-
-    def forget(self, number: int) -> ClientRecord | None:
-        """It is gone."""
-        rank, process = self._places.pop(number)
-        del self._of_rank[rank][process]
-        client = self.records.pop(number, None)
-        if client is not None:
-            del self.numbers[client.number]
-        return client
-
-    def send(self, number: int, frames: list[Buffer]) -> None:
-        """Put a message into the next ToTasks of its worker."""
-        place = self._places.get(number)
-        if place is not None:
-            outgoing = self._outgoing.setdefault(place[0], ToTasks(processes=[], messages=[], seats=[]))
-            outgoing.processes.append(place[1])
-            outgoing.messages.append(Large(frames) if len(frames) > 1 else frames[0])
-
-    def seat(self, rank: Rank, tasks: list[TaskId]) -> None:
-        """Tasks of a worker that have waited may go on."""
-        outgoing = self._outgoing.setdefault(rank, ToTasks(processes=[], messages=[], seats=[]))
-        outgoing.seats.extend(tasks)
-
-    def take(self) -> dict[Rank, ToTasks]:
-        """What is to be sent."""
-        outgoing, self._outgoing = self._outgoing, {}
-        return outgoing
-
-
 class Clients:
     """All clients of the job.
 
@@ -150,7 +87,7 @@ class Clients:
         self.records: dict[int, ClientRecord] = {}
         self.waiting: list[tuple[int, Attach]] = []
         self.ordered = ""
-        self.door = _Door()
+        self.door = Door()
         self._refused: set[int] = set()  # they hear and say nothing any more
         self._is_open = False
         self._settings = settings

@@ -16,7 +16,7 @@ from exex.transport.stream import StreamLink
 from exex.worker.condition import Condition
 from exex.worker.context import stop
 from exex.worker.granted import bind
-from exex.worker.processes import GO_ON, TASK_BYTES, Waits, decode_go_on, encode
+from exex.worker.task_streams import GO_ON, TASK_BYTES, Waits, decode_go_on, encode
 
 
 class TaskLink(StreamLink):

@@ -6,8 +6,8 @@ import signal
 from typing import TYPE_CHECKING
 
 from exex.protocol.messages import Assign, Grant
-from exex.worker.processes import TaskProcess
 from exex.worker.slot import Call, Slot
+from exex.worker.task_streams import TaskProcess
 
 if TYPE_CHECKING:
     from exex.worker.loop import WorkerLoop

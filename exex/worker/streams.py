@@ -12,7 +12,7 @@ from exex.worker.context import Place
 from exex.worker.output import Outlet
 from exex.worker.port import ProcessPort
 from exex.worker.printed import Printed
-from exex.worker.processes import TaskProcess
+from exex.worker.task_streams import TaskProcess
 
 if TYPE_CHECKING:
     from exex.store.task_output import TaskOutput

@@ -33,8 +33,8 @@ from exex.worker.context import STOP_SIGNAL, Place, TaskContext
 from exex.worker.execute import execute, flush_output, open_function
 from exex.worker.inside import Inside
 from exex.worker.peak import LEAST_S, peak
-from exex.worker.processes import dropped
 from exex.worker.stored import Run, StoredValues
+from exex.worker.task_streams import dropped
 
 FAST_S = 1e-3
 """An app whose calls have been shorter than this may run while results of earlier calls are held back."""
