@@ -240,6 +240,15 @@ def test_apps_that_task_processes_share_have_one_row():
     assert [row["app"] for row in told.rows("apps")] == [7]
 
 
+def test_a_record_of_an_earlier_version_has_no_such_table(tmp_path):
+    path = str(tmp_path / "run.h5")
+    RecordFile(path, META).close(0, 0)
+    with h5py.File(path, "r+", locking=False) as file:
+        del file["made"]
+    with Record(path) as record:
+        assert record.rows("made") == 0 and len(record.column("made", "count")) == 0
+
+
 def test_memory_does_not_grow_with_clients_that_are_gone():
     assembler = Assembler(lambda table, columns: None)
     for client in range(1000):
