@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         StagingError,
         StartError,
         TaskProcessDied,
+        TooManyParents,
         TransferError,
         WorkerLost,
     )
@@ -98,6 +99,7 @@ _HOMES = {
         "StagingError",
         "StartError",
         "TaskProcessDied",
+        "TooManyParents",
         "TransferError",
         "WorkerLost",
     ),
@@ -142,6 +144,7 @@ __all__ = [
     "StagingError",
     "StartError",
     "TaskProcessDied",
+    "TooManyParents",
     "TransferError",
     "WorkerLost",
     "__version__",

@@ -224,6 +224,14 @@ class Config:
     max_waiting_bytes: int = _setting(
         2 * 1024**3, "int", "Bytes of unfinished tasks that a client may have before submitting blocks.", 1
     )
+    max_parents: int | Literal["auto"] = _setting(
+        "auto",
+        "int",
+        "Tasks of a worker rank that may wait for tasks which they have made, each with a process of its own; auto: those for "
+        "which half of the rank's share of its node's memory is enough at 16 MB each, and its descriptors; at least 16.",
+        1,
+        ("auto",),
+    )
     prefetch_s: float = _setting(0.005, "float", "Seconds of work kept queued at a worker beyond its slots.", 0)
     journal: str = _setting("", "text", "File in which results of apps with cache=True are recorded.")
     resume: bool = _setting(False, "bool", "Take recorded results from the journal, which may exist; without it, it must not.")

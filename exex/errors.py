@@ -27,6 +27,7 @@ ExexError
     ├── BashExitFailure         non-zero exit code of a bash app
     ├── AppTimeout              longer than its `walltime`
     ├── MemoryLimitExceeded     more memory than its `memory`
+    ├── TooManyParents          would have waited for its tasks, as `--max-parents` others of its worker do
     ├── BashAppNoReturn         a bash app's function returned no command line
     ├── AppBadFormatting        its command line could not be formatted
     ├── MpiTaskFailed           a function on a communicator failed on some of its ranks
@@ -243,6 +244,18 @@ class BashExitFailure(AppException):
 
 class AppTimeout(AppException):
     """The task ran longer than its `walltime` and was stopped, with everything it had started."""
+
+
+class TooManyParents(AppException):
+    """A task would have waited for tasks that it had made, and too many tasks of its worker wait; the message says what to do.
+
+    Attributes:
+        waiting: how many do.
+    """
+
+    def __init__(self, message: str, waiting: int = 0) -> None:
+        super().__init__(message)
+        self.waiting = waiting
 
 
 class MemoryLimitExceeded(AppException):

@@ -23,6 +23,7 @@ from exex.launch.leftovers import shared_memory
 from exex.launch.together import wait_for_node
 from exex.launch.world import ExpectedWorld, settling_s, singletons_message
 from exex.protocol import codec
+from exex.protocol.context import OfTasks
 from exex.protocol.messages import Absent
 from exex.rank_zero import RankZero
 from exex.store.exchange import Exchange
@@ -48,6 +49,10 @@ _RECORD_S = 60.0
 
 _LINGER_S = 0.1
 """What the last messages may need inside the MPI library where no MPI_Finalize sees to them."""
+
+
+_FOR_NESTING = ("exex.client.apps",)
+"""Modules that a task process needs to be a client."""
 
 
 class SingletonsError(StartError):
@@ -375,13 +380,16 @@ class RankProcess:
 
     def _equipment(self, rank: int, slots: int) -> worker_loop.Equipment:
         """What the tasks of this rank may use of its node."""
-        config, cpus = self._config, os.sched_getaffinity(0)
+        config, cpus, memory = self._config, os.sched_getaffinity(0), equipment.read_memory(os.environ)
         is_granted = bool(allocation.find_allocation(os.environ).batch_system) or cpus < equipment.read_all_cpus()
         siblings = equipment.read_siblings(cpus)
         return worker_loop.Equipment(
             equipment.slot_cores(config.bind, slots, cpus, self._neighbours, rank, is_granted, siblings),
-            equipment.read_memory(os.environ),
+            memory,
             equipment.find_gpus(config.gpus, os.environ, equipment.nvidia_files()),
+            equipment.most_parents(
+                config.max_parents, slots, memory, len(self._neighbours), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            ),
         )
 
     def _begin(self, template: Template, rank: int) -> Template:
@@ -396,6 +404,7 @@ class RankProcess:
             gpu_variable=equipment.find_gpu_variable(self._config.gpu_variable, os.environ),
             marks=self._config.output == "files",
             store=self._data.for_template() if self._data is not None else ("", 0, 0),
+            of_tasks=OfTasks(self._config.retries, self._config.staging, self._config.fetch_to, _FOR_NESTING),
         )
         return template
 
@@ -403,7 +412,7 @@ class RankProcess:
 
 
 def _raise_descriptor_limit() -> None:
-    """A slot takes four descriptors; the usual soft limit of 1024 is for programs that use select(2)."""
+    """A task process takes six descriptors; the usual soft limit of 1024 is for programs that use select(2)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""Apps: functions whose calls become tasks. Runs in the client; in a task process an app only says that it cannot.
+"""Apps: functions whose calls become tasks. Runs in the client, and in task processes whose tasks are clients.
 
 A function is pickled when its app is first called in a session, and never again: what it uses of the script itself has
 the values of that moment.
@@ -29,6 +29,7 @@ from exex.files.file import File
 from exex.protocol import payload as payloads
 from exex.protocol.messages import AppSpec, Kind
 from exex.protocol.payload import Payload
+from exex.protocol.task_numbers import prefix_of
 
 
 class App:
@@ -58,7 +59,7 @@ class App:
         """Make a task.
 
         Raises:
-            NoManagerError: outside an exex job, or inside a task.
+            NoManagerError: outside an exex job, or inside a task that has no task process.
             SerializationError: an argument or the function cannot be pickled; says which part of it.
             CacheKeyError: with cache=True, no key can be made of an argument or of what the function uses; says of which.
         """
@@ -119,7 +120,8 @@ class App:
             nonlocal tid
             if tid is None:
                 tid = current.proxy.reserve()
-            return auto_log_path(current.proxy.welcome.run_dir, tid, self.__name__, label, stream)
+            welcome = current.proxy.welcome
+            return auto_log_path(welcome.run_dir, prefix_of(welcome.client), tid, self.__name__, label, stream)
 
         is_bash = self.kind == Kind.BASH
         request = self._parameters.read(args, kwargs, self._options, is_bash, log_path, outgoing=_outgoing)

@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from exex.client.away import away
+
 _thread = threading.local()
 
 
@@ -67,7 +69,8 @@ def outcome(future: Future[Any]) -> Generator[Any, None, Any]:
         waiter = hub().loop.create_future()
         future.add_done_callback(partial(hub().call, partial(end, waiter)))
         try:
-            yield from waiter
+            with away():
+                yield from waiter
         except asyncio.CancelledError:
             future.cancel()
             raise
@@ -123,8 +126,9 @@ class Arrivals:
         """
         if not self._ended:
             self._waiter = asyncio.get_running_loop().create_future()
-            if timeout_s is None:
-                await self._waiter
-            elif not (await asyncio.wait([self._waiter], timeout=max(0.0, timeout_s)))[0]:
-                raise asyncio.TimeoutError
+            with away():
+                if timeout_s is None:
+                    await self._waiter
+                elif not (await asyncio.wait([self._waiter], timeout=max(0.0, timeout_s)))[0]:
+                    raise asyncio.TimeoutError
         return self._ended.popleft()

@@ -75,7 +75,7 @@ def broadcast(value: Any) -> Broadcast:
     --keep-bytes travels with each call instead, and so does any if this process is not on rank 0's node.
 
     Raises:
-        NoManagerError: outside an exex job, or inside a task.
+        NoManagerError: outside an exex job, or inside a task that has no task process.
         SerializationError: the value cannot be pickled.
     """
     proxy = session.current("exex.broadcast").proxy

@@ -60,8 +60,7 @@ def connect(
     """
     if context.current_task is not None:
         raise StartError(
-            f"exex.connect was called inside {context.current_task}, but a task cannot start tasks: "
-            "connect in the script, or make the caller a join_app, which runs in the client"
+            f"exex.connect was called inside {context.current_task}, which is a client of its own job: apps work there without it"
         )
     if detach and not name:
         raise StartError("detach=True needs a name, by which the tasks are found again: connect(file, name='...', detach=True)")

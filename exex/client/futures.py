@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import Any
 
+from exex.client.away import waiters
 from exex.client.lazy import LazyFuture
 from exex.client.outcomes import NeedFailed
 from exex.errors import DependencyError
@@ -115,6 +116,7 @@ class DataFuture(Future[File]):
 
     def __init__(self, app_future: AppFuture, file_obj: File, sent: AppFuture | None = None) -> None:
         super().__init__()
+        self._waiters = waiters()
         self.app_future = app_future
         self.file_obj = file_obj
         self.last = app_future if sent is None else sent

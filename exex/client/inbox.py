@@ -146,6 +146,10 @@ class Inbox:
         """Somebody has looked at the error."""
         self._unseen.pop(future._tid, None)
 
+    def forget_failures(self) -> None:
+        """Nobody wants to hear of them."""
+        self._unseen.clear()
+
     def last_words(self) -> str:
         """A line about the failures at which nobody has looked; "" if there are none."""
         if not self._unseen:

@@ -15,6 +15,21 @@ from typing import Any
 _getsignal: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)  # without the slow enums
 
 
+class NoShield:
+    """Where Ctrl-C does not come. See `Shield`."""
+
+    was_interrupted = False
+
+    def install(self) -> None:
+        """Nothing to do."""
+
+    remove = lower = install
+
+    def raise_(self) -> bool:
+        """Whether Ctrl-C is put off: it does not come."""
+        return True
+
+
 class Shield:
     """Puts Ctrl-C off. Threads other than the main one are not interrupted anyway.
 

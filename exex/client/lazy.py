@@ -22,8 +22,10 @@ from concurrent.futures import CancelledError, Future, InvalidStateError, Timeou
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from exex.client.away import PATIENCE_S, away, waiters
 from exex.client.outcomes import Call, Failed, NeedFailed, Raised
 from exex.errors import DeserializationError, ManagerLost, WorkerLost
+from exex.protocol import context
 from exex.protocol import payload as payloads
 from exex.protocol.payload import Buffer, Large, Payload, Stored
 from exex.store.mapping import is_private
@@ -63,7 +65,7 @@ class _Rare:
 
     def __init__(self) -> None:
         self.condition: threading.Condition | None = None
-        self.waiters: list[Any] = []
+        self.waiters = waiters()
         self.sleepers: list[Any] = []
         self.callbacks: list[Callable[[Any], Any]] = []
         self.outputs: list[DataFuture] = []
@@ -170,7 +172,7 @@ class LazyFuture(Future[Any]):
                 numbers.add(self._tid)
 
     def _title(self) -> str:
-        return f"task {self._tid} ({self._call.name})"
+        return f"task {self._call.proxy.prefix}{self._tid} ({self._call.name})"
 
     # ---- waiting -------------------------------------------------------------------------------------------
 
@@ -180,6 +182,17 @@ class LazyFuture(Future[Any]):
             return True
         proxy = self._call.proxy
         proxy.before_waiting(self)
+        if context.way is None:
+            return self._sleep(proxy, timeout)
+        end_s = None if timeout is None else time.monotonic() + timeout
+        if self._sleep(proxy, PATIENCE_S if timeout is None else min(timeout, PATIENCE_S)):
+            return True
+        if end_s is not None and end_s <= time.monotonic():
+            return False
+        with away():
+            return self._sleep(proxy, None if end_s is None else max(0.0, end_s - time.monotonic()))
+
+    def _sleep(self, proxy: Any, timeout: float | None) -> bool:
         if proxy.lead(self, timeout):
             return self._state not in OPEN
         sleeper = threading.Lock()

@@ -376,7 +376,7 @@ def check_decorator(options: AppOptions, data_flow_kernel: object, ignore_for_ca
     )
 
 
-def auto_log_path(run_dir: str, tid: int, name: str, label: str, stream: str) -> str:
-    """Path of an AUTO_LOGNAME file, in Parsl's form."""
+def auto_log_path(run_dir: str, prefix: str, tid: int, name: str, label: str, stream: str) -> str:  # noqa: PLR0917
+    """Path of an AUTO_LOGNAME file, in Parsl's form; `prefix`: of the client's tasks."""
     suffix = f"_{label}" if label else ""
-    return os.path.join(run_dir, "task_logs", f"{tid // 1000:04d}", f"task_{tid:04d}_{name}{suffix}.{stream}")
+    return os.path.join(run_dir, "task_logs", f"{tid // 1000:04d}", f"task_{prefix}{tid:04d}_{name}{suffix}.{stream}")

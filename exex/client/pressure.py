@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from exex.client.away import away
+
 _RESUME = 0.75
 """Part of a bound that must be left before threads that were held back go on, so that they do not stop at each task."""
 
@@ -107,7 +109,7 @@ class Pressure:
         """Wait for room, if there is none."""
         if self._closed or self._is_below(1.0) or threading.get_ident() in self._exempt:
             return
-        with self._room:
+        with away(), self._room:
             self._waiting += 1
             try:
                 while not self._closed and not self._is_below(_RESUME):

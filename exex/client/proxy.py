@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
 from typing import Any, Literal
 
+from exex.client.away import PATIENCE_S, away
 from exex.client.bell import Bell
 from exex.client.found import find_again
 from exex.client.futures import AppFuture
 from exex.client.inbox import CheckpointAnswer, Inbox, Lost
-from exex.client.interrupts import Shield
+from exex.client.interrupts import NoShield, Shield
 from exex.client.keys import KeyMaker
 from exex.client.lazy import LazyFuture
 from exex.client.numbers import numbers
@@ -33,6 +34,7 @@ from exex.config import most_waiting
 from exex.errors import ManagerLost, NoManagerError, ProtocolError, WorkerLost
 from exex.protocol.messages import Attach, CacheKey, Finish, Outcome, TaskId, Verdict, Welcome
 from exex.protocol.payload import Large, Payload, Stored
+from exex.protocol.task_numbers import prefix_of
 from exex.transport.base import Link
 
 _IDLE_S = 1.0
@@ -46,9 +48,13 @@ _TRIES = 5  # to map what was brought to this node, and may be lost again meanwh
 class Proxy:
     """One client of one manager.
 
+    Args:
+        has_shield: Ctrl-C may come; not so in a task process.
+
     Attributes:
         open: calls are accepted.
         asleep: nobody will notice that there is something to send unless the bell is rung.
+        prefix: of the numbers of tasks, for people.
         welcome: what the manager said to our Attach.
         unfinished: futures that the manager was told of and has not answered, by task number.
         journal: path of the job's journal, for messages; "" if there is none.
@@ -56,11 +62,17 @@ class Proxy:
     """
 
     def __init__(
-        self, link: Link, most_tasks: int | Literal["auto"], most_bytes: int, ask: Callable[[AppFuture, Payload], None]
+        self,
+        link: Link,
+        most_tasks: int | Literal["auto"],
+        most_bytes: int,
+        ask: Callable[[AppFuture, Payload], None],
+        has_shield: bool = True,
     ) -> None:
         self.open = False
         self.asleep = False
         self.welcome: Welcome
+        self.prefix = ""
         self.found: list[AppFuture] = []
         self.journal = ""
         self.values = Values()
@@ -89,7 +101,7 @@ class Proxy:
         self._leader_bell = Bell()
         self._leader_ears = select.poll()
         self._leader_ears.register(self._leader_bell, select.POLLIN)
-        self._shield = Shield(self._leader_bell.ring)
+        self._shield = Shield(self._leader_bell.ring) if has_shield else NoShield()
         self._has_spoken = False  # by a submitting thread, since the proxy thread has slept or somebody has waited
 
     # ---- any thread --------------------------------------------------------------------------------------
@@ -212,7 +224,8 @@ class Proxy:
         self.wake()
         if self._is_lost:
             self.inbox.lose_checkpoints(self._closed_because)
-        answer.done.wait()
+        with away():
+            answer.done.wait()
         if answer.error is not None:
             raise answer.error
 
@@ -363,7 +376,9 @@ class Proxy:
                 busy = self._take_turn(self._talk.take_turn)
             if not busy:
                 self._ears.poll(_POLLING_S)
-        wanted.done.wait()
+        if not wanted.done.wait(PATIENCE_S):
+            with away():
+                wanted.done.wait()
         return wanted.get()
 
     def lead(self, future: LazyFuture, timeout: float | None) -> bool:
@@ -430,6 +445,7 @@ class Proxy:
         if self._has_auto_limit:
             self.pressure.allow(most_waiting(welcome.slots))
         self.values.attach(welcome)
+        self.prefix = prefix_of(welcome.client)
         self.outbox.collects = attach.detach
         if welcome.first or welcome.first_app:
             self._tids = numbers(welcome.first)
@@ -472,6 +488,26 @@ class Proxy:
         self.wake()
         self._thread.join(_STOP_TIMEOUT_S)
         self._shield.remove()
+
+    # ---- one task after the other, in a task process -----------------------------------------------------
+
+    def begin_task(self) -> None:
+        """Accept calls of another task, unless the manager is lost."""
+        if self._thread_id >= 0 and not self._is_lost:
+            self.open = True
+
+    def end_task(self, title: str) -> None:
+        """Accept none of this one any more, and send all that it wanted to be sent: the link says whose it is."""
+        self.open = False
+        self._closed_because = f"{title} has ended" if not self._is_lost else self._closed_because
+        if self._thread_id < 0:
+            return
+        with self._talk.turn:
+            while not self._is_lost and (not self.outbox.is_empty() or self._talk.is_stuck()):
+                self._take_turn(self._talk.say)
+                if self._talk.is_stuck():
+                    time.sleep(_PAUSE_S)
+        self.inbox.forget_failures()
 
     def forked(self) -> None:
         """This is a forked child: there is no thread here, and the link is the parent's."""

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 
 _PAUSE_S = 0.001
 
+_MOST_OF_A_TASK = 10_000
+"""Tasks without an answer from which on a task that makes tasks is held back. There may be more such tasks than slots."""
+
+_MOST_BYTES_OF_A_TASK = 256 * 1024**2
+"""Bytes of their arguments."""
+
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -48,6 +55,7 @@ class Settings:
         attach: how a client that the job did not start introduces itself; None: this is the job's script.
         staging: names of what fetches and sends files, MODULE:NAME, to be asked before what exex has.
         fetch_to: where files are fetched to that do not say: see `File`.
+        is_task: the client is a task.
     """
 
     title: str = ""
@@ -61,6 +69,7 @@ class Settings:
     attach: Attach | None = None
     staging: tuple[str, ...] = ()
     fetch_to: str = "run"
+    is_task: bool = False
 
 
 class Session:
@@ -68,7 +77,8 @@ class Session:
 
     def __init__(self, link: Link, settings: Settings) -> None:
         self.settings = settings
-        self.proxy = Proxy(link, settings.max_waiting, settings.max_waiting_bytes, self._ask)
+        self.title = settings.title
+        self.proxy = Proxy(link, settings.max_waiting, settings.max_waiting_bytes, self._ask, not settings.is_task)
         self.proxy.journal = settings.journal
         self.mappings: set[Mapping] = set()  # whose calls are not all submitted
         self.cells: Cells | None = None  # where this is a notebook
@@ -107,6 +117,16 @@ class Session:
         if final is not error:
             payload = payloads.dump_error(final, f"the retry handler, for {future._title()}")
         self.proxy.decide(future, Verdict(task=future.tid, retry=False, payload=payload))
+
+    # ---- in a task process -------------------------------------------------------------------------------
+
+    def end_task(self) -> None:
+        """The task that is the client has ended: so do the tasks that it has made, and that are not done."""
+        for mapping in list(self.mappings):
+            mapping.cancel()
+        for future in self.proxy.outbox.open_futures():
+            future.cancel()
+        self.proxy.end_task(self.title)
 
     # ---- the end -----------------------------------------------------------------------------------------
 
@@ -208,10 +228,7 @@ def current(what: str) -> Session:
         ManagerLost: its manager is gone.
     """
     if context.current_task is not None:
-        raise NoManagerError(
-            f"{what} was called inside {context.current_task}, but a task cannot start tasks: "
-            "make the caller a join_app, which runs in the client"
-        )
+        return _inside(what)
     session = _current
     if session is None:
         name = os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0].endswith(".py") else "script.py"
@@ -219,6 +236,36 @@ def current(what: str) -> Session:
             f"{what} was called outside an exex job: start the script by `exex run {name}` "
             f"or `mpiexec -n 5 python -m exex.run {name}`, or connect to a job that listens by exex.connect(FILE)"
         )
+    session.proxy.check_open(what)
+    return session
+
+
+def _inside(what: str) -> Session:
+    """The session of the task that runs. It is that of its process, for one task after the other."""
+    if context.way is None:
+        raise NoManagerError(
+            f"{what} was called inside {context.current_task}, which has no task process (--isolation none, or a function on a "
+            "communicator): such a task cannot start tasks. Make the caller a join_app, which runs in the client"
+        )
+    session = _current
+    if session is None:
+        title, of_tasks = f"{context.current_task}", context.way.settings
+        attach = Attach(version=__version__, pid=os.getpid(), title=title)
+        settings = Settings(
+            title=title,
+            retries=of_tasks.retries,
+            staging=of_tasks.staging,
+            fetch_to=of_tasks.fetch_to,
+            max_waiting=_MOST_OF_A_TASK,
+            max_waiting_bytes=_MOST_BYTES_OF_A_TASK,
+            attach=attach,
+            is_task=True,
+        )
+        session = start(context.way.open(), settings)
+        context.at_end = session.end_task
+    if not session.proxy.open:
+        session.title = f"{context.current_task}"
+        session.proxy.begin_task()
     session.proxy.check_open(what)
     return session
 

@@ -14,6 +14,7 @@ from exex.config import Config
 from exex.errors import ExexError, ManagerLost, StartError
 from exex.launch.holding import Held
 from exex.launch.own_command import Shape, own_command
+from exex.protocol import context
 from exex.transport.stream import StreamLink
 
 
@@ -48,6 +49,9 @@ def start(
         StartError: the world did not come up; or this process is a client already.
     """
     config = Config.load(None, os.environ, settings)
+    if context.current_task is not None:
+        where = f"{context.current_task}, which is a client of its own job: apps work there without it"
+        raise StartError(f"exex.start was called inside {where}")
     if session.is_client():
         raise StartError("this process is the client of a job already; one process is the client of one job at a time")
     name = title or _own_name()

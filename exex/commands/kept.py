@@ -66,12 +66,13 @@ def export(file: str, style: str) -> None:
 
 
 @click.command()
-@click.argument("task", type=click.IntRange(0), required=False)
+@click.argument("task", required=False)
 @click.option("--run-dir", default="runinfo", show_default=True, metavar="DIR", help="Of the run, or of all: then the newest.")
 @click.option("--attempt", type=click.IntRange(1), metavar="N", help="Only this one. Default: all.")
 @click.option("--stream", type=click.Choice(["stdout", "stderr"]), help="Only this one. Default: both.")
-def logs(task: int | None, run_dir: str, attempt: int | None, stream: str | None) -> None:
+def logs(task: str | None, run_dir: str, attempt: int | None, stream: str | None) -> None:
     """Print what TASK printed in a job with --output files; without TASK, which tasks printed how much."""
+    from exex.protocol.task_numbers import number_of
     from exex.store import task_output
 
     try:
@@ -80,12 +81,12 @@ def logs(task: int | None, run_dir: str, attempt: int | None, stream: str | None
             print(task_output.summary(run_dir))
             return
         streams = frozenset({0, 1} if stream is None else {("stdout", "stderr").index(stream)})
-        for part, data in task_output.output_of(run_dir, task, streams):
+        for part, data in task_output.output_of(run_dir, number_of(task), streams):
             if attempt in (None, part.attempt):
                 sys.stdout.buffer.write(data)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nobody reads any more, and the interpreter would flush it)
-    except (ExexError, OSError) as error:
+    except (ExexError, OSError, ValueError) as error:
         print(f"exex logs: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -86,7 +86,7 @@ class ExexBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
             future.cancel()
 
     def get_nested_backend(self) -> tuple[Any, int | None]:
-        """Of `joblib.Parallel` inside a task, which cannot start tasks."""
+        """Of `joblib.Parallel` inside a task, which has one slot."""
         return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
 

@@ -7,11 +7,20 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from exex.errors import ConfigError
 
 MASKS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 """Variables that mask accelerators: NVIDIA's, AMD's, Intel's."""
+
+PARENT_BYTES = 16 * 1024**2
+"""Memory for a task that waits, more than its two processes take of themselves."""
+
+DESCRIPTORS_OF_A_TASK = 6
+_OTHER_DESCRIPTORS = 256
+_LEAST_PARENTS = 16
+_MANY = 1 << 20
 
 _NO_DEVICE = ("", "-1", "NoDevFiles", "none")
 
@@ -115,6 +124,19 @@ def memory_bytes(env: Mapping[str, str], meminfo: str, limits: Sequence[str]) ->
     if env.get("SLURM_MEM_PER_NODE", "").isdecimal() and int(env["SLURM_MEM_PER_NODE"]):
         found.append(int(env["SLURM_MEM_PER_NODE"]) * 1024**2)
     return min(found, default=0)
+
+
+def most_parents(setting: int | Literal["auto"], slots: int, memory_bytes: int, ranks: int, descriptors: int) -> int:
+    """Tasks of a rank that may wait for tasks of their own: see the setting of that name.
+
+    Args:
+        memory_bytes: of the node, 0 for unknown.
+        ranks: of that node.
+        descriptors: that the rank may have open; negative for any number.
+    """
+    fit = (descriptors - _OTHER_DESCRIPTORS) // DESCRIPTORS_OF_A_TASK - slots if descriptors >= 0 else _MANY
+    by_memory = max(_LEAST_PARENTS, memory_bytes // 2 // max(1, ranks) // PARENT_BYTES)
+    return max(1, min(by_memory if setting == "auto" else setting, fit))
 
 
 def read_memory(env: Mapping[str, str]) -> int:

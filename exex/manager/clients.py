@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from exex.errors import ProtocolError
-from exex.manager import transitions, visitors
+from exex.manager import nesting, standstill, transitions, visitors
+from exex.manager.door import Door
+from exex.manager.inner import Inner
 from exex.manager.memo import Journal
 from exex.manager.settings import Settings
 from exex.manager.state import ClientRecord, ManagerState
@@ -20,11 +22,13 @@ from exex.protocol.messages import (
     Checkpointed,
     Collected,
     Finish,
+    FromTasks,
     Fulfil,
     JobEnds,
     Order,
     Ordered,
     Promise,
+    Rank,
     Release,
     Spread,
     Submit,
@@ -32,6 +36,7 @@ from exex.protocol.messages import (
     Want,
     Welcome,
 )
+from exex.protocol.payload import Large
 from exex.record.recorder import Recorder
 from exex.transport.base import GONE, SCRIPT, Server
 
@@ -57,6 +62,9 @@ _HANDLERS: dict[type, Callable[[ManagerState, ClientRecord, Any], None]] = {
 }
 
 
+_ABOUT_TASKS = frozenset((Submit, Promise, Fulfil, Cancel, Verdict))
+
+
 class Clients:
     """All clients of the job.
 
@@ -68,6 +76,7 @@ class Clients:
         records: of those that are attached, by the link's number.
         waiting: those that attached before every worker was up.
         ordered: to end the job: "wait" for all tasks, or "cancel" them; "" if nobody has said so.
+        door: to clients in task processes.
     """
 
     def __init__(
@@ -78,6 +87,7 @@ class Clients:
         self.records: dict[int, ClientRecord] = {}
         self.waiting: list[tuple[int, Attach]] = []
         self.ordered = ""
+        self.door = Door()
         self._refused: set[int] = set()  # they hear and say nothing any more
         self._is_open = False
         self._settings = settings
@@ -105,6 +115,38 @@ class Clients:
                 except ProtocolError as error:
                     self._refuse(number, str(error))
         return True
+
+    def from_tasks(self, rank: Rank, said: FromTasks) -> None:
+        """What task processes say as clients."""
+        for process, task, payload in zip(said.processes, said.tasks, said.messages):
+            number = self.door.number(rank, process)
+            if number in self._refused:
+                continue
+            try:
+                message = self._decoder.decode(payload.frames if type(payload) is Large else [payload])
+                client = self.door.records.get(number)
+                if client is not None and type(message) in _ABOUT_TASKS and not nesting.on_said(self._state, client, task):
+                    nesting.on_unwanted(self._state, client, message)
+                else:
+                    self._on_message(number, client, message)
+                    if type(message) is Submit and client is not None and self._state.holdings:
+                        first, count = client.base + message.first, len(message.payloads)
+                        standstill.end_impossible(self._state, client, range(first, first + count))
+            except ProtocolError as error:
+                self._refuse(number, str(error))
+        for process in said.gone:
+            self._on_inner_gone(self.door.number(rank, process))
+
+    def lose_rank(self, rank: Rank) -> None:
+        """Its task processes are gone."""
+        for number in self.door.all_of(rank):
+            self._on_inner_gone(number)
+
+    def _on_inner_gone(self, number: int) -> None:
+        self._refused.discard(number)
+        client = self.door.forget(number)
+        if client is not None:
+            self._finish(client, cancel=True)
 
     def open(self) -> None:
         """Every worker is up: clients are welcome."""
@@ -150,8 +192,15 @@ class Clients:
             if self._decoder.stored and type(message) in (Submit, Fulfil):
                 transitions.adopt(self._state, client, message)
             _HANDLERS[type(message)](self._state, client, message)
-            if self._record is not None:
-                self._record.client_said(client.number, message, client.apps)
+            self._note(client, message)
+
+    def _note(self, client: ClientRecord, message: Any) -> None:
+        """For the record: what was taken."""
+        if self._record is None:
+            return
+        if client.inner is not None and type(message) is Submit:
+            self._record.made(client.base + message.first, len(message.payloads), client.inner.parent)
+        self._record.client_said(client.number, message, client.apps)
 
     def _finish(self, client: ClientRecord, cancel: bool) -> None:
         """As if the client had said so, unless it has."""
@@ -169,7 +218,7 @@ class Clients:
 
     def _is_visitor(self, number: int) -> bool:
         """Whether it is not the job's own script."""
-        return self._settings.listens and number != SCRIPT
+        return self._settings.listens and number > SCRIPT
 
     def _on_order(self, number: int, order: Order) -> None:
         count, error = 0, ""
@@ -187,8 +236,13 @@ class Clients:
         if self._is_visitor(number):
             client = visitors.on_attach(self._state, message, self._settings.client_bytes)
         else:
-            client = transitions.on_attach(self._state, message)
-        self.records[number] = client
+            inner = Inner(self.door.rank(number)) if number < 0 else None
+            client = transitions.on_attach(self._state, message, inner=inner)
+        if number < 0:
+            self.door.records[number] = client
+            self.door.numbers[client.number] = number
+        else:
+            self.records[number] = client
         welcome = Welcome(
             version=self._settings.version,
             client=client.number,
@@ -197,8 +251,8 @@ class Clients:
             slots=self._state.slots(),
             run_dir=self._settings.run_dir,
             nodes=self._state.nodes.shapes(),
-            store=self._settings.store,
-            keep_bytes=self._settings.keep_bytes,
+            store=self._settings.store if number >= 0 else "",
+            keep_bytes=self._settings.keep_bytes if number >= 0 else 0,
             first=max(0, client.used.end() - client.base),
             first_app=max(client.apps, default=-1) + 1,
             found=visitors.found(self._state, client),
@@ -209,11 +263,16 @@ class Clients:
     def _refuse(self, number: int, reason: str) -> None:
         print(f"exex: client {number} is refused: {reason[:_MOST_QUOTED]}", file=sys.stderr, flush=True)
         self.send(number, JobEnds(reason=reason))
-        assert self.link is not None
         self._refused.add(number)
-        self.link.drop(number)
-        self._forget_waiting(number)
-        client = self.records.pop(number, None)
+        if number < 0:
+            client = self.door.records.pop(number, None)
+            if client is not None:
+                del self.door.numbers[client.number]
+        else:
+            assert self.link is not None
+            self.link.drop(number)
+            self._forget_waiting(number)
+            client = self.records.pop(number, None)
         if client is not None:
             self._finish(client, cancel=True)
 
@@ -224,6 +283,9 @@ class Clients:
 
     def send(self, number: int, message: object) -> None:
         """Queue a message for one of them."""
+        if number < 0:
+            self.door.send(number, self._encoder.encode(message))
+            return
         assert self.link is not None
         try:
             self.link.send(number, self._encoder.encode(message))
@@ -232,6 +294,9 @@ class Clients:
 
     def send_to_client(self, client: int, message: object) -> None:
         """Queue a message for the client with this number of the manager's, if it is still there."""
+        if client in self.door.numbers:
+            self.send(self.door.numbers[client], message)
+            return
         for number, record in self.records.items():
             if record.number == client:
                 self.send(number, message)
@@ -241,12 +306,21 @@ class Clients:
         traffic = False
         for number, client in self.records.items():
             if (client.tasks or client.started) and not self._is_held_back(client):
-                answer = client.take_answer()
-                if self._record is not None:
-                    self._record.answer(client.number, answer)
-                self.send(number, answer)
+                self._answer(number, client)
                 traffic = True
+        for client in self._state.inner:
+            number = self.door.numbers.get(client.number, 0)
+            if number and (client.tasks or client.started):
+                self._answer(number, client)
+                traffic = True
+        self._state.inner.clear()
         return traffic
+
+    def _answer(self, number: int, client: ClientRecord) -> None:
+        answer = client.take_answer()
+        if self._record is not None:
+            self._record.answer(client.number, answer)
+        self.send(number, answer)
 
     def _is_held_back(self, client: ClientRecord) -> bool:
         """Whether an Answer can wait: it has only values that other tasks have waited for, and more will come."""

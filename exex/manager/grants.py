@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from exex.manager.nodes import NodeRecord, WorkerRecord
-from exex.protocol.messages import Grant, Share
+from exex.protocol.messages import Grant, Share, TaskId
 from exex.protocol.request import Request
 
 if TYPE_CHECKING:
@@ -21,12 +21,14 @@ class Holding:
         lead: the worker that runs it.
         lent: slots of each worker, the lead's included.
         shares: slots, memory and accelerators of each node.
+        is_team: the workers themselves take part in a call on a communicator.
     """
 
-    __slots__ = ("lead", "lent", "shares")
+    __slots__ = ("is_team", "lead", "lent", "shares")
 
     def __init__(self, lead: WorkerRecord) -> None:
         self.lead = lead
+        self.is_team = False
         self.lent: dict[WorkerRecord, int] = {}
         self.shares: dict[NodeRecord, tuple[int, int, list[str]]] = {}
 
@@ -90,8 +92,37 @@ def _return_slots(state: ManagerState, holding: Holding, worker: WorkerRecord, s
     else:
         worker.lent -= slots
         worker.change_room(slots)
-    worker.in_team = False
+    if holding.is_team:
+        worker.in_team = False
     state.nodes.touch(worker)
+    state.list_worker(worker)
+
+
+def leave(state: ManagerState, worker: WorkerRecord, task: TaskId) -> None:
+    """An attempt waits for tasks of its own: its slots of the worker that runs it are free. It keeps what else it holds."""
+    holding = state.holdings.get(task)
+    slots = 1 if holding is None else holding.lent[worker]
+    state.waiting[task] = slots
+    _change(state, worker, slots)
+
+
+def come_back(state: ManagerState, worker: WorkerRecord, task: TaskId) -> None:
+    """It would go on, or has ended. Nothing happens if it does not wait.
+
+    Tasks that have got its slots meanwhile are queued beyond what the worker may run, and may be taken back.
+    """
+    slots = state.waiting.pop(task, 0)
+    state.returning.pop(task, None)
+    if slots:
+        _change(state, worker, -slots)
+        if worker.held > worker.room:
+            state.stock.put(worker, state.now_s)
+
+
+def _change(state: ManagerState, worker: WorkerRecord, slots: int) -> None:
+    worker.change_room(slots)
+    if state.nodes.watched:
+        state.nodes.touch(worker)
     state.list_worker(worker)
 
 

@@ -8,6 +8,7 @@ from exex.manager.records import Again, Kept, Origin, records_of
 from exex.manager.stock import MOST_RETURNS
 from exex.manager.stored import HOME
 from exex.manager.task import CachedTask, Status, Task
+from exex.protocol.messages import CLIENT_SHIFT
 from exex.protocol.request import SINGLE
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def check(state: ManagerState) -> None:
     _check_workers(state)
     _check_holdings(state)
     _check_stock(state)
+    _check_inner(state)
     if state.nodes.watched:
         _check_nodes(state)
     _check_line(state)
@@ -128,6 +130,28 @@ def _check_workers(state: ManagerState) -> None:
             assert worker.in_free, worker.rank
 
 
+def _check_inner(state: ManagerState) -> None:
+    """Whatever a task process has made belongs to the task that it runs, and ends with it."""
+    orphaned = set(state.orphaned)
+    for parent, client in state.parents.items():
+        inner, task = client.inner, state.tasks.get(parent)
+        assert inner is not None and inner.parent == parent, (parent, inner)
+        is_run = task is not None and task.status == Status.ASSIGNED and task.rank == inner.rank
+        assert is_run or parent in orphaned, f"task {parent} has made tasks, and is not run"
+    used: dict[int, int] = {}
+    for client in state.clients.values():
+        inner = client.inner
+        if inner is None:
+            continue
+        mine = [task for task in state.tasks.values() if task.id >> CLIENT_SHIFT == client.number]
+        own = {task.id for task in mine if not isinstance(task, Again)}
+        assert own == inner.open.keys(), client.number
+        assert not own or state.parents.get(inner.parent) is client, f"{own} belong to no task that runs"
+        for app in client.apps.values():
+            used[app.number] = used.get(app.number, 0) + 1
+    assert used == {known.app.number: known.users for known in state.inner_apps.values()}
+
+
 def _check_stock(state: ManagerState) -> None:
     """Every queue is known, and nobody is waited for who is gone."""
     stock, workers = state.stock, state.workers
@@ -164,6 +188,14 @@ def _check_holdings(state: ManagerState) -> None:
                 memory[node] -= memory_bytes if node.memory_bytes else 0
                 for name in names:
                     gpus[node].remove(name)  # ValueError: it was granted twice
+    for task_id, slots in state.waiting.items():
+        task = state.tasks.get(task_id)
+        rank = task.rank if task is not None and task.status == Status.ASSIGNED else state.dropped[task_id]
+        waiting_holding = state.holdings.get(task_id)
+        assert slots == (1 if waiting_holding is None else waiting_holding.lent[state.workers[rank]]), task_id
+        room[rank] += slots
+    for task_id, worker in state.returning.items():
+        assert state.workers.get(worker.rank) is worker and task_id not in state.waiting, task_id
     assert state.broken.keys() <= state.holdings.keys()
     in_teams = set()
     for task_id, team in state.teams.items():
@@ -175,7 +207,7 @@ def _check_holdings(state: ManagerState) -> None:
         in_teams |= {worker.rank for worker in holding.lent}
     assert in_teams == {worker.rank for worker in state.workers.values() if worker.in_team}
     for rank, worker in state.workers.items():
-        assert 0 <= worker.room == room[rank], (rank, worker.room, room[rank])
+        assert worker.room == room[rank], (rank, worker.room, room[rank])  # negative while one that has waited has no slots yet
         assert worker.lent == lent[rank], (rank, worker.lent, lent[rank])
     for node in state.nodes.by_name.values():
         assert 0 <= node.free_memory == memory[node], (node, node.free_memory, memory[node])

@@ -57,8 +57,8 @@ def keep(state: ManagerState, shape: Shape, key: Key, is_first: bool, may_look: 
         is_first: of all for which nodes may be kept.
     """
     request = shape.request
-    if is_first_below(state, key[0]):
-        release_all(state, shape)  # small tasks with a better priority wait
+    if is_first_below(state, key[0]) or is_stuck(state):
+        release_all(state, shape)  # small tasks with a better priority wait, or what others wait for
         return False
     if is_first:
         state.packing.first = shape
@@ -73,6 +73,14 @@ def keep(state: ManagerState, shape: Shape, key: Key, is_first: bool, may_look: 
     if len(shape.kept) < request.nodes or shape.planned is not shape.head()[1]:
         shape.starts_s = state.now_s  # nobody knows better
     return len(shape.kept) >= request.nodes
+
+
+def is_stuck(state: ManagerState) -> bool:
+    """Whether all that was begun waits, for tasks of its own or for slots that are lent to what does.
+
+    Then nodes that are kept may be what keeps those tasks from running.
+    """
+    return 0 < state.assigned <= len(state.waiting) + len(state.returning)
 
 
 def _wanted_nodes(state: ManagerState, shape: Shape, is_first: bool) -> int:

@@ -153,7 +153,7 @@ class Lane:
                 if task.app is not app:
                     app = task.app
                     assert app is not None
-                    each_s = app.mean_s + overhead_s if app.mean_s >= 0 else math.inf
+                    each_s = app.mean_s + overhead_s if app.mean_s >= 0 and not app.waits else math.inf
                 within_s -= each_s
                 if within_s < 0:
                     break

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from exex.errors import ProtocolError
-from exex.manager import retraction, teams, transitions
+from exex.manager import nesting, retraction, standstill, teams, transitions
 from exex.manager.clients import ANSWER_S, MESSAGES_A_TURN, Clients
 from exex.manager.liveness import Liveness
 from exex.manager.memo import Journal, Memo
@@ -23,9 +23,11 @@ from exex.protocol import codec
 from exex.protocol.messages import (
     Beat,
     Bye,
+    Cancel,
     Checkpointed,
     Done,
     Drop,
+    FromTasks,
     Hello,
     Holds,
     Leave,
@@ -88,6 +90,7 @@ class ManagerLoop:
             record.sample = sampler(self.state)
             self.state.ready.pushed = record.ready
             self.state.told = record.done
+            self.state.cancelled = lambda client, tasks: record.client_said(client, Cancel(tasks=tasks), {})
             record.repeated = self.state.data.repeated
         self.error = ""
         self.lost: dict[Rank, str] = {}
@@ -134,10 +137,13 @@ class ManagerLoop:
             traffic |= self._clients.drain()
         if self._journal is not None:
             traffic |= self._drain_journal(self._journal)
+        self._mind_parents()
         traffic |= self._mover.settle(now_s)
         self.state.must_place = False
         if not self._missing and self._stop_by_s is None and not (self._journal and self._journal.is_behind()):
             place(self.state)
+            if self.state.waiting:
+                standstill.look(self.state)
         traffic |= self._flush()
         if self._missing and self._stop_by_s is None and now_s - self._began_s > self._settings.start_timeout_s:
             self.fail(self._who_is_missing())
@@ -153,6 +159,14 @@ class ManagerLoop:
         if self._record is not None:
             self._record.turn_ends()
         return traffic
+
+    def _mind_parents(self) -> None:
+        """Tasks that have made tasks: what ended ones have left ends, and those that have waited may go on."""
+        if self.state.orphaned:
+            nesting.end_orphans(self.state)
+        if self.state.returning:
+            for rank, tasks in nesting.seats(self.state).items():
+                self._clients.door.seat(rank, tasks)
 
     def _mind_teams(self, reach: teams.Reach, now_s: float) -> None:
         """Ranks that run a function themselves: stop them where they must, and ask their guards whether they live."""
@@ -240,9 +254,18 @@ class ManagerLoop:
         self.state.stock.is_behind = True
         return True
 
+    def _on_from_tasks(self, rank: Rank, message: FromTasks) -> None:
+        if rank not in self.state.workers:
+            raise ProtocolError("its tasks say something before its Hello")
+        if self._stop_by_s is None:
+            self._clients.from_tasks(rank, message)
+        nesting.on_moves(self.state, rank, message)
+
     def _on_other(self, rank: Rank, message: object) -> None:
         """What a worker says now and then."""
-        if type(message) is Hello:
+        if type(message) is FromTasks:
+            self._on_from_tasks(rank, message)
+        elif type(message) is Hello:
             self._on_hello(rank, message)
         elif type(message) is Beat:
             self._to_worker(rank, Beat())
@@ -328,6 +351,7 @@ class ManagerLoop:
             return
         attempts = transitions.on_worker_lost(self.state, rank, how)
         self._mover.lost(rank)
+        self._clients.lose_rank(rank)
         if self._record is not None:
             self._record.lost(rank, attempts, how)
         others = len(self.state.workers)
@@ -377,6 +401,12 @@ class ManagerLoop:
         traffic |= self._mover.flush()
         self._workers.progress()  # first: workers are woken here
         traffic |= self._clients.answer()
+        told = self._clients.door.take()
+        for rank, said in told.items():
+            self._to_worker(rank, said)
+        if told:
+            self._workers.progress()
+            traffic = True
         if self._clients.link is not None and not self.finished:
             self.unsent = self._clients.link.progress()
         return traffic

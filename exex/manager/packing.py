@@ -61,6 +61,8 @@ def _is_as_it_was(state: ManagerState) -> bool:
     packing, line = state.packing, state.ready.line
     if packing.blocked_at != (line.number, line.count) or state.now_s >= packing.next_look_s or state.ends_s is not None:
         return False
+    if packing.kept and keeping.is_stuck(state):
+        return False
     if not packing.blocked or any(shape.changed for shape in packing.blocked):
         return False
     first = state.ready.first()

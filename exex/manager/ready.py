@@ -30,7 +30,8 @@ class ReadyQueue:
     """
 
     __slots__ = (
-        "_lanes", "_last", "_near_served", "_turns", "affinity", "count", "is_unsorted", "line", "near", "next_sort_s", "pushed",
+        "_lanes", "_last", "_near_served", "_roots", "_turns", "affinity", "count", "is_unsorted", "line", "near", "next_sort_s",
+        "pushed",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class ReadyQueue:
         self.near = Near()
         self.affinity: dict[TaskId, TaskId] = {}
         self._lanes: dict[int, Lane] = {}
+        self._roots: dict[int, int] = {}  # of clients in task processes: whose lane their tasks are in
         self._turns: deque[Lane] = deque()  # lanes that have tasks and are not paused; the first has its turn
         self._last = Lane(-1)  # most pushes are for the lane of the one before
         self._near_served: set[int] = set()  # clients of which one was placed near since some were taken
@@ -71,7 +73,7 @@ class ReadyQueue:
     def add(self, task: Task) -> None:
         """Put a small task, which becomes READY, at the end of those with its key."""
         lane = self._last
-        if lane.number != task.id >> CLIENT_SHIFT:
+        if lane.number != task.id >> CLIENT_SHIFT or self._roots:
             lane = self._lane(task.id >> CLIENT_SHIFT)
         task.status = Status.READY
         lane.bucket(task).append(task)
@@ -127,6 +129,15 @@ class ReadyQueue:
 
     # ---- clients ----
 
+    def set_root(self, client: int, root: int) -> None:
+        """Tasks of a client, which has none at the moment, are in the lane of another, and take turns as that one's."""
+        self._roots[client] = root
+
+    def root_of(self, task: TaskId) -> int:
+        """The client in whose lane a task is."""
+        number = task >> CLIENT_SHIFT
+        return self._roots.get(number, number)
+
     def pause(self, client: int, paused: bool) -> None:
         """Place no small task of a client; or again."""
         lane = self._lane(client)
@@ -149,8 +160,12 @@ class ReadyQueue:
         return sum(lane.count for lane in self._lanes.values() if lane.is_paused)
 
     def forget_client(self, client: int) -> None:
-        """Nothing of a client is left."""
-        lane = self._lanes.pop(client, None)
+        """Nothing of a client is left, but perhaps tasks of its tasks, which are about to end."""
+        self._roots.pop(client, None)
+        lane = self._lanes.get(client)
+        if lane is not None and lane.count:
+            return
+        self._lanes.pop(client, None)
         if lane is not None and lane.has_turns:
             self._turns.remove(lane)
         if lane is self._last:
@@ -158,6 +173,8 @@ class ReadyQueue:
         self._near_served.discard(client)
 
     def _lane(self, client: int) -> Lane:
+        if self._roots:
+            client = self._roots.get(client, client)
         lane = self._lanes.get(client)
         if lane is None:
             lane = self._lanes[client] = Lane(client)
@@ -268,7 +285,7 @@ class ReadyQueue:
         Not before better ones of its client. While other clients wait it may, once between two turns, and that was its client's.
         """
         assert task.app is not None
-        number = task.id >> CLIENT_SHIFT
+        number = self.root_of(task.id)
         lane = self._lane(number)
         bucket = lane.first_bucket()
         if bucket:

@@ -23,7 +23,7 @@ from exex.manager.nodes import WorkerRecord
 from exex.manager.state import ManagerState
 from exex.manager.stock import MOST_RETURNS
 from exex.manager.task import LEAST_TASK_S, Status, Task
-from exex.protocol.messages import CLIENT_SHIFT, Done, Outcome, Rank, Retract, Returned, TaskId
+from exex.protocol.messages import Done, Outcome, Rank, Retract, Returned, TaskId
 from exex.protocol.payload import Payload
 
 WORTH_S = 0.002
@@ -175,7 +175,7 @@ def _ask(state: ManagerState, worker: WorkerRecord, most: int, below: Task | Non
     stock, wanted = state.stock, list[TaskId]()
     for task in islice(reversed((worker.tasks or {}).values()), max(0, most)):
         assert task.app is not None
-        if below is not None and not _is_worse(task, below):
+        if below is not None and not _is_worse(state, task, below):
             break
         if task.app.request is None and task.id not in state.ready.affinity and stock.returns.get(task.id, 0) < MOST_RETURNS:
             wanted.append(task.id)
@@ -187,9 +187,9 @@ def _ask(state: ManagerState, worker: WorkerRecord, most: int, below: Task | Non
     return len(wanted)
 
 
-def _is_worse(task: Task, than: Task) -> bool:
+def _is_worse(state: ManagerState, task: Task, than: Task) -> bool:
     assert task.app is not None and than.app is not None
-    return task.id >> CLIENT_SHIFT == than.id >> CLIENT_SHIFT and task.app.spec.priority > than.app.spec.priority
+    return state.ready.root_of(task.id) == state.ready.root_of(than.id) and task.app.spec.priority > than.app.spec.priority
 
 
 # ---- what comes back ------------------------------------------------------------------------------------------

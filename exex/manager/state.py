@@ -10,6 +10,7 @@ import msgspec
 
 from exex.errors import ProtocolError
 from exex.manager.grants import Holding
+from exex.manager.inner import Inner, InnerApp
 from exex.manager.labels import Labels
 from exex.manager.line import Shape
 from exex.manager.longest import size_of
@@ -27,6 +28,7 @@ from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, Answer, AppSpec, Assign, Done, Join, Outcome, Rank, TaskId
 from exex.protocol.payload import Payload
 from exex.protocol.request import request_of
+from exex.protocol.task_numbers import INNER
 
 
 class ClientRecord:
@@ -45,11 +47,13 @@ class ClientRecord:
         hurry: its next Answer holds more than values that other tasks have waited for.
         held_since_s: when the oldest outcome in its next Answer was held back; negative if none is.
         labels: what is known of its tasks beyond that, if it is a remote one; None of the job's own client.
+        inner: what is known if it is a task process; None of all others.
     """
 
     def __init__(self, number: int, labels: Labels | None = None) -> None:
         self.number = number
         self.labels = labels
+        self.inner: Inner | None = None
         self.base: TaskId = number << CLIENT_SHIFT
         self.apps: dict[int, App] = {}
         self.kept: dict[TaskId, tuple[int, Payload]] = {}
@@ -179,7 +183,16 @@ class ManagerState:
         look_at_teams_s: when `teams.look` has something to do at the latest.
         own: the worker that is rank 0 itself, and cannot take part in one; None if there is none.
         grace_s: between telling a function to stop and killing it.
+        waiting: attempts that wait for tasks of their own, and how many slots of their worker are free meanwhile.
+        returning: attempts that would go on, and whose worker has lent what they need; with that worker.
+        parents: tasks that have made tasks in their current attempt, and the clients that these belong to.
+        orphaned: tasks of which such an attempt has ended.
+        stands_since_s: since when all that runs waits, and big tasks find no room; negative: not so.
+        inner: clients in task processes that are to be told something.
+        inner_apps: their apps, by what they are but for their numbers.
         told: is called with ends of attempts when they have been handled; those of calls on communicators are of the whole call.
+        cancelled: is called with a client in a task process and its tasks, in its own numbers, that end with the one that made
+            them.
         data: stored payloads.
         stock: tasks that are queued at workers, and what was asked back of them.
         must_place: more could have been placed in this turn; the next one must follow at once.
@@ -210,15 +223,24 @@ class ManagerState:
     look_at_teams_s: float = 0.0
     own: Rank | None = None
     grace_s: float = 2.0
+    waiting: dict[TaskId, int] = field(default_factory=dict)
+    returning: dict[TaskId, WorkerRecord] = field(default_factory=dict)
+    parents: dict[TaskId, ClientRecord] = field(default_factory=dict)
+    orphaned: list[TaskId] = field(default_factory=list)
+    inner: dict[ClientRecord, None] = field(default_factory=dict)
+    inner_apps: dict[AppSpec, InnerApp] = field(default_factory=dict)
+    stands_since_s: float = -1.0
     must_place: bool = False
     stock: Stock = field(default_factory=Stock)
     told: Callable[[Rank, Done], None] | None = None
+    cancelled: Callable[[int, list[TaskId]], None] | None = None
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     apps: dict[int, App] = field(default_factory=dict)
     functions: dict[bytes, Payload] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     assigned: int = 0
     next_client: int = 0
+    next_inner: int = INNER + 1
     next_app: int = 0
     memo: Memo = field(default_factory=Memo)
     data: Data = field(default_factory=Data)
@@ -280,6 +302,8 @@ class ManagerState:
 
     def new_app(self, client: ClientRecord, spec: AppSpec) -> None:
         """Register an app of a client under a number of our own. Its function is there already."""
+        if client.inner is not None and self._shares_app(client, spec):
+            return
         number = self.next_app
         self.next_app += 1
         self.stock.lowest = max(self.stock.lowest, spec.priority)
@@ -287,24 +311,42 @@ class ManagerState:
         request = request_of(own, self.nodes.shapes(exactly=True) if own.ranks else ())
         app = self.apps[number] = client.apps[spec.app] = App(own, self.functions[spec.function], request)
         app.size = size_of(app, self.ready)
+        if client.inner is not None:
+            self.inner_apps[msgspec.structs.replace(spec, app=0)] = InnerApp(app)
+
+    def _shares_app(self, client: ClientRecord, spec: AppSpec) -> bool:
+        """Whether another task process has named the same app. There may be very many that do."""
+        known = self.inner_apps.get(msgspec.structs.replace(spec, app=0))
+        if known is None:
+            return False
+        known.users += 1
+        client.apps[spec.app] = known.app
+        return True
 
     def forget_client(self, client: ClientRecord) -> None:
         """Nothing of a client is left: its record goes, and so do apps and functions that only it has used."""
         del self.clients[client.number]
         self.ready.forget_client(client.number)
         for app in client.apps.values():
-            del self.apps[app.number]
+            if client.inner is None or self._is_last_user(app):
+                del self.apps[app.number]
+        self.inner.pop(client, None)
         for digest in client.functions.difference(*(other.functions for other in self.clients.values())):
             del self.functions[digest]
+
+    def _is_last_user(self, app: App) -> bool:
+        spec = msgspec.structs.replace(app.spec, app=0)
+        known = self.inner_apps[spec]
+        known.users -= 1
+        if known.users:
+            return False
+        del self.inner_apps[spec]
+        return True
 
     def finish_task(self, task: Task, outcome: int, payload: Payload, causes: list[TaskId] | None = None) -> None:
         """Take the record of a task away and answer its client. Its dependents are the caller's business."""
         del self.tasks[task.id]
-        for remembered in (self.losses, self.ready.affinity, self.stock.returns):
-            if remembered:
-                remembered.pop(task.id, None)
-        client = self.clients[task.id >> CLIENT_SHIFT]
-        client.unfinished -= 1
+        client = self._forget_task(task)
         if self.data.in_use and self._is_only_made_again(client, task, outcome, payload):
             return
         if outcome == Outcome.DONE:
@@ -329,6 +371,18 @@ class ManagerState:
         client.tasks.append(task.id)
         client.outcomes.append(outcome)
         client.payloads.append(payload)
+
+    def _forget_task(self, task: Task) -> ClientRecord:
+        """What is remembered of a task beside its record. Returns its client."""
+        for remembered in (self.losses, self.ready.affinity, self.stock.returns):
+            if remembered:
+                remembered.pop(task.id, None)
+        client = self.clients[task.id >> CLIENT_SHIFT]
+        client.unfinished -= 1
+        if client.inner is not None:
+            client.inner.open.pop(task.id, None)
+            self.inner[client] = None
+        return client
 
     def _note_result(self, client: ClientRecord, task: Task, payload: Payload) -> None:
         """A client may name what is stored; what waits for a remote one is counted."""

@@ -31,6 +31,7 @@ TRANSITIONS: tuple[tuple[str, str, str], ...] = (
     ("waiting", "done", "promise fulfilled"),
     ("waiting", "done", "cached: its result is known"),
     ("waiting", "failed", "a need failed, promise broken, or an equal cached call failed"),
+    ("waiting", "failed", "the task that made it keeps what it asks for"),
     ("waiting", "cancelled", "client cancels"),
     ("ready", "assigned", "placed"),
     ("ready", "cancelled", "client cancels"),
@@ -74,10 +75,13 @@ class App:
         mean_s: moving average of an attempt's running time in seconds; negative until one has ended.
         recent_s: running times of the last attempts, but for short ones.
         longest_s: longest of all running times.
+        waits: its tasks wait for tasks of their own, so nothing may be queued behind them, nor they behind others.
         size: how long its attempts are, in classes, for the queue of what is ready: see `longest`. 0: short, or not known.
     """
 
-    __slots__ = ("_lengths", "_sorted_for", "function", "longest_s", "mean_s", "number", "recent_s", "request", "size", "spec")
+    __slots__ = (
+        "_lengths", "_sorted_for", "function", "longest_s", "mean_s", "number", "recent_s", "request", "size", "spec", "waits",
+    )  # fmt: skip
 
     def __init__(self, spec: AppSpec, function: Payload, request: Request | None = None) -> None:
         self.spec = spec
@@ -88,6 +92,7 @@ class App:
         self.recent_s: deque[float] = deque(maxlen=RECENT)
         self.longest_s = 0.0
         self.size = 0
+        self.waits = False
         self._lengths: list[float] = []  # `recent_s` in order
         self._sorted_for = -1.0  # `mean_s` then: it changes with each attempt
 

@@ -130,6 +130,7 @@ def form(state: ManagerState, task: Task, grant: Grant) -> bool:
     ranks = [worker.rank for worker in workers[: spec.ranks]]
     state.next_call += 1
     state.teams[task.id] = team = Team(state.next_call, ranks, state.now_s)
+    state.holdings[task.id].is_team = True
     for worker in workers:
         worker.in_team = True
     state.joins.append((ranks, Join(task.id, team.call, as_runs(ranks), after_loss=state.nodes.losses > 0)))
@@ -262,7 +263,10 @@ def look(state: ManagerState, reach: Reach) -> list[Unreached]:
                 condemn(state, task_id, Reason.TIMED_OUT)
             if not team.announced and now_s - team.began_s >= STARTED_S:
                 team.announced = True
-                state.clients[task_id >> CLIENT_SHIFT].started.append(task_id)
+                client = state.clients[task_id >> CLIENT_SHIFT]
+                client.started.append(task_id)
+                if client.inner is not None:
+                    state.inner[client] = None
         if now_s >= team.again_s:
             if team.killings == KILLINGS:
                 unreached.append(Unreached(sorted(team.missing), task_id))

@@ -11,6 +11,7 @@ from typing import Any
 
 from exex.errors import ProtocolError, WorkerLost
 from exex.manager import grants, keeping, teams
+from exex.manager.inner import Inner, next_number, on_new
 from exex.manager.labels import Labels
 from exex.manager.near_data import wait_near
 from exex.manager.nodes import WorkerRecord
@@ -44,10 +45,16 @@ from exex.protocol.payload import Payload, Stored
 # ---- clients --------------------------------------------------------------------------------------------------
 
 
-def on_attach(state: ManagerState, msg: Attach, labels: Labels | None = None) -> ClientRecord:
-    """A new client. Its number is the next free one."""
-    client = ClientRecord(state.next_client, labels)
-    state.next_client += 1
+def on_attach(state: ManagerState, msg: Attach, labels: Labels | None = None, inner: Inner | None = None) -> ClientRecord:
+    """A new client. Its number is the next free one.
+
+    Args:
+        inner: it is a task process.
+    """
+    client = ClientRecord(state.next_client if inner is None else next_number(state), labels)
+    client.inner = inner
+    if inner is None:
+        state.next_client += 1
     state.clients[client.number] = client
     return client
 
@@ -59,20 +66,9 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
         ProtocolError: an app, a function or a need that the client never named; a number that was used before.
     """
     first, count = client.base + msg.first, len(msg.payloads)
-    client.check_answered(msg.answered)
-    if client.used.meets(first, count):
-        raise ProtocolError(f"client {client.number}: task {msg.first}, or one of the {count} from there, exists already")
-    state.check_apps(client, msg.apps, msg.functions)
-    named = {spec.app for spec in msg.apps}
-    for number in set(msg.calls):
-        if number not in client.apps and number not in named:
-            raise ProtocolError(f"client {client.number}: calls an app {number} that it never named")
+    check_submit(state, client, msg)
     _check_needs(state, client, msg)
-    _applied(state, client, msg.answered)
-    state.functions.update(msg.functions)
-    client.functions.update(msg.functions)
-    for spec in msg.apps:
-        state.new_app(client, spec)
+    note_apps(state, client, msg)
     client.used.add(first, count)
     apps = [client.apps[number] for number in msg.calls]
     app_of_each = apps * count if len(apps) == 1 else apps
@@ -80,6 +76,8 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
     for i, key in msg.keys.items():
         new[i] = CachedTask(first + i, app_of_each[i], msg.payloads[i], key)
     state.tasks.update((task.id, task) for task in new)
+    if client.inner is not None:
+        on_new(client, new)
     state.counts.submitted += count
     client.unfinished += count
     if msg.tags and client.labels is not None:
@@ -96,6 +94,30 @@ def on_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
         else:
             _link(state, client, task, needs, msg.given.get(i, {}))
     end_found(state)
+
+
+def check_submit(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
+    """Raises:
+    ProtocolError: an app or a function that the client never named; a number that was used before.
+    """
+    first, count = client.base + msg.first, len(msg.payloads)
+    client.check_answered(msg.answered)
+    if client.used.meets(first, count):
+        raise ProtocolError(f"client {client.number}: task {msg.first}, or one of the {count} from there, exists already")
+    state.check_apps(client, msg.apps, msg.functions)
+    named = {spec.app for spec in msg.apps}
+    for number in set(msg.calls):
+        if number not in client.apps and number not in named:
+            raise ProtocolError(f"client {client.number}: calls an app {number} that it never named")
+
+
+def note_apps(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
+    """What a Submit says beside its calls. It must have been checked."""
+    _applied(state, client, msg.answered)
+    state.functions.update(msg.functions)
+    client.functions.update(msg.functions)
+    for spec in msg.apps:
+        state.new_app(client, spec)
 
 
 def _check_needs(state: ManagerState, client: ClientRecord, msg: Submit) -> None:
@@ -188,7 +210,10 @@ def on_promise(state: ManagerState, client: ClientRecord, msg: Promise) -> None:
     if client.used.meets(first, msg.count):
         raise ProtocolError(f"client {client.number}: task {msg.first}, or one of the {msg.count} from there, exists already")
     client.used.add(first, msg.count)
-    state.tasks.update((number, Task(number, None, b"")) for number in range(first, first + msg.count))
+    new = [Task(number, None, b"") for number in range(first, first + msg.count)]
+    state.tasks.update((task.id, task) for task in new)
+    if client.inner is not None:
+        on_new(client, new)
     state.counts.submitted += msg.count
     client.unfinished += msg.count
 
@@ -264,7 +289,11 @@ def on_finish(state: ManagerState, client: ClientRecord, msg: Finish) -> None:
         state.forget_client(client)
         return
     state.ready.pause(client.number, False)
-    for task in [task for task in state.tasks.values() if task.id >> CLIENT_SHIFT == client.number]:
+    if client.inner is not None and client.unfinished == len(client.inner.open):
+        mine = [state.tasks[number] for number in client.inner.open]
+    else:
+        mine = [task for task in state.tasks.values() if task.id >> CLIENT_SHIFT == client.number]
+    for task in mine:
         waits_for_client = task.app is None or task.status == Status.ASKING
         if (msg.cancel or waits_for_client) and state.tasks.get(task.id) is task:
             cancel(state, task)
@@ -372,6 +401,8 @@ def _retire(state: ManagerState, worker: WorkerRecord, msg: Done) -> None:
             _dropped(state, worker, task_id)
             continue
         worker.held -= 1
+        if state.parents or state.waiting or state.returning:
+            _end_as_client(state, worker, task_id)
         if holdings and task_id in holdings:
             grants.give_back(state, task_id)
         state.assigned -= 1
@@ -404,6 +435,13 @@ def _retire(state: ManagerState, worker: WorkerRecord, msg: Done) -> None:
     end_found(state)
 
 
+def _end_as_client(state: ManagerState, worker: WorkerRecord, task_id: TaskId) -> None:
+    """An attempt has ended, which may have made tasks and waited for them."""
+    grants.come_back(state, worker, task_id)
+    if task_id in state.parents:
+        state.orphaned.append(task_id)
+
+
 def on_part(state: ManagerState, rank: Rank, msg: Part) -> None:
     """A rank's part in a call on a communicator has ended.
 
@@ -428,6 +466,7 @@ def _dropped(state: ManagerState, worker: WorkerRecord, task_id: TaskId) -> None
         raise ProtocolError(f"rank {worker.rank} reports task {task_id}, which it does not hold")
     del state.dropped[task_id]
     worker.held -= 1
+    grants.come_back(state, worker, task_id)
     if task_id in state.holdings:
         grants.give_back(state, task_id)
 
@@ -437,7 +476,10 @@ def _note_started(state: ManagerState, rank: Rank, started: list[TaskId]) -> Non
     for task_id in started:
         task = state.tasks.get(task_id)
         if task is not None and task.rank == rank:
-            state.clients[task_id >> CLIENT_SHIFT].started.append(task_id)
+            client = state.clients[task_id >> CLIENT_SHIFT]
+            client.started.append(task_id)
+            if client.inner is not None:
+                state.inner[client] = None
 
 
 def _attempt_failed(state: ManagerState, task: Task, app: App, outcome: int, error: Payload) -> None:
@@ -453,6 +495,8 @@ def _attempt_failed(state: ManagerState, task: Task, app: App, outcome: int, err
         client.outcomes.append(Outcome.ASK)
         client.hurry = True
         client.payloads.append(error)
+        if client.inner is not None:
+            state.inner[client] = None
     elif task.attempt - state.losses.get(task.id, 0) - state.data.starved.get(task.id, 0) <= app.spec.retries:
         task.attempt += 1
         requeue(state, task)
@@ -491,7 +535,10 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
     state.refilled = [other for other in state.refilled if other is not worker]
     state.drops.pop(rank, None)
     state.stock.forget(worker)
-    state.dropped = {task: holder for task, holder in state.dropped.items() if holder != rank}
+    for task_id in [task for task, holder in state.dropped.items() if holder == rank]:
+        del state.dropped[task_id]
+        state.waiting.pop(task_id, None)
+        state.returning.pop(task_id, None)
     loss = Loss(rank, worker.node, how)
     without = teams.on_worker_lost(state, worker, how) if state.teams else []
     state.nodes.remove(worker)
@@ -503,6 +550,10 @@ def on_worker_lost(state: ManagerState, rank: Rank, how: str) -> int:
     worker.tasks = None
     for task in held:
         state.assigned -= 1
+        state.waiting.pop(task.id, None)
+        state.returning.pop(task.id, None)
+        if task.id in state.parents:
+            state.orphaned.append(task.id)
         end = teams.end_without(state, task.id)[1] if task.id in state.teams else None
         broken = state.broken.pop(task.id, None)
         if end is None or broken is not None:
@@ -628,6 +679,8 @@ def cancel(state: ManagerState, task: Task) -> None:
         del worker.tasks[task.id]
         state.broken.pop(task.id, None)
         state.dropped[task.id] = task.rank
+        if task.id in state.parents:
+            state.orphaned.append(task.id)
         if task.id in state.teams:
             teams.condemn(state, task.id, teams.Reason.UNWANTED)
         else:

@@ -74,7 +74,7 @@ def on_left(state: ManagerState, client: ClientRecord) -> None:
 def rows(state: ManagerState) -> list[ClientRow]:
     """All clients, for people."""
     shown = []
-    for client in state.clients.values():
+    for client in _outer(state):
         labels = client.labels
         who = labels.who if labels is not None else Attach(version="", pid=0, title="the job's script")
         shown.append(
@@ -94,13 +94,18 @@ def rows(state: ManagerState) -> list[ClientRow]:
     return shown
 
 
+def _outer(state: ManagerState) -> list[ClientRecord]:
+    """Clients that are no task processes."""
+    return [client for client in state.clients.values() if client.inner is None]
+
+
 def cancel(state: ManagerState, name: str, numbers: list[TaskId]) -> tuple[int, str]:
     """Cancel tasks of one client or of all; of a client, also by number.
 
     Returns:
         How many; and why it cannot be done, or "".
     """
-    clients = list(state.clients.values())
+    clients = _outer(state)
     if name:
         one = _find(state, name) or (state.clients.get(int(name)) if name.isdecimal() else None)
         if one is None:

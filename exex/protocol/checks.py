@@ -28,6 +28,7 @@ from exex.protocol.messages import (
     Done,
     Fetch,
     Free,
+    FromTasks,
     Fulfil,
     Hello,
     Here,
@@ -41,6 +42,7 @@ from exex.protocol.messages import (
     Release,
     Spread,
     Submit,
+    ToTasks,
     Verdict,
     Want,
 )
@@ -76,6 +78,9 @@ MOST_STORED_BYTES = 1 << 44
 
 MOST_STORE_NAME = 64
 """Characters of its name, which is that of a file."""
+
+MOST_PROCESSES = 1 << 24
+"""Task processes of one worker have numbers below."""
 
 MOST_MEMORY_BYTES = 1 << 60
 
@@ -270,6 +275,24 @@ def part(msg: Part) -> None:
     _require(msg.seconds >= 0 and math.isfinite(msg.seconds), "a running time that is none")
 
 
+def from_tasks(msg: FromTasks) -> None:
+    """Columns of equal length, of task processes that there may be."""
+    _require(len(msg.tasks) == len(msg.processes), "columns of unequal length")
+    _to_processes(msg.processes, msg.messages)
+    _require(not msg.gone or (min(msg.gone) >= 0 and max(msg.gone) < MOST_PROCESSES), "task processes that are none")
+
+
+def to_tasks(msg: ToTasks) -> None:
+    """Columns of equal length, of task processes that there may be."""
+    _to_processes(msg.processes, msg.messages)
+
+
+def _to_processes(processes: list[int], messages: list[Any]) -> None:
+    _require(len(processes) == len(messages), "columns of unequal length")
+    _payloads(messages, _IN_BAND)
+    _require(not processes or (min(processes) >= 0 and max(processes) < MOST_PROCESSES), "task processes that are none")
+
+
 def assign(msg: Assign) -> None:
     """Columns of equal length."""
     count = len(msg.tasks)
@@ -335,6 +358,8 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     Hello: hello,
     Done: done,
     Part: part,
+    FromTasks: from_tasks,
+    ToTasks: to_tasks,
     Assign: assign,
     Join: join,
     Want: names,

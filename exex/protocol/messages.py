@@ -451,6 +451,17 @@ class Returned(Message, frozen=True, tag=81):
     tasks: list[TaskId]
 
 
+class FromTasks(Message, frozen=True, tag=46):
+    """Worker -> manager: what tasks say that are clients themselves, and which tasks wait for others."""
+
+    processes: list[int]  # who says each message, as this worker numbers its task processes
+    tasks: list[TaskId]  # that it ran then
+    messages: list[Payload]  # of a client, encoded; of one that has several frames, Large
+    gone: list[int] = []  # task processes that have ended: what they said is above
+    waiting: list[TaskId] = []  # these have given their slots away until they are in `back`
+    back: list[TaskId] = []  # these would go on: answered by ToTasks.seats
+
+
 class Bye(Message, frozen=True, tag=42):
     """Worker -> manager: answer to Stop; all task processes are gone. Nothing follows but MPI_Finalize."""
 
@@ -496,6 +507,14 @@ class Copy(Message, frozen=True, tag=67):
     source: Rank
 
 
+class ToTasks(Message, frozen=True, tag=68):
+    """Manager -> worker: what it tells tasks that are clients, and which tasks may go on."""
+
+    processes: list[int]  # to whom each message goes, as in FromTasks; for one that has ended it is thrown away
+    messages: list[Payload]
+    seats: list[TaskId] = []  # these have waited, and may have slots that are idle now or come free: none of them is lent
+
+
 class Retract(Message, frozen=True, tag=80):
     """Manager -> worker: give back those of these that have not begun: others can run them sooner. Answered by one Returned."""
 
@@ -539,7 +558,7 @@ FromClient = (
     | Collected
     | Order
 )
-FromWorker = Hello | Done | Part | Returned | Bye | Beat | Holds | Fetch | Chunk | Here | Absent
+FromWorker = Hello | Done | Part | Returned | FromTasks | Bye | Beat | Holds | Fetch | Chunk | Here | Absent
 ToClient = Welcome | Answer | JobEnds | Checkpointed | Brought | Ordered
-ToWorker = Assign | Drop | Retract | Join | Stop | Leave | Beat | Free | Copy | Fetch | Chunk | Here | Absent
+ToWorker = Assign | Drop | Retract | ToTasks | Join | Stop | Leave | Beat | Free | Copy | Fetch | Chunk | Here | Absent
 AnyMessage = Any

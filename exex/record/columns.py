@@ -84,6 +84,11 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("task", "u8", "a task that waited for another"),
         Column("need", "u8", "the other"),
     ),
+    "made": (
+        Column("parent", "u8", "a task that made tasks, in one message"),
+        Column("first", "u8", "the first of them; the others have the next numbers"),
+        Column("count", "u4", "how many they are"),
+    ),
     "workers": (
         Column("rank", "i4", "in the MPI world; 0: rank 0 where it runs tasks, too"),
         Column("node", "S64", "host name"),

@@ -36,6 +36,7 @@ class Kind(IntEnum):
     APP = 12  # a: client, b: number that the client gave it; JSON: columns of `apps`
     SAMPLE = 13  # q columns of `samples` after the time
     RETURNED = 14  # b: tasks; q tasks
+    MADE = 16  # a: first task of the next SUBMIT, b: tasks; q task that makes them
     AGAIN = 15  # b: tasks of the next ASSIGN that are tried again; q tasks, I attempts
 
 

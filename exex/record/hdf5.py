@@ -171,6 +171,10 @@ def set_aside(path: str) -> None:
     os.rename(path, f"{stem}.{number}{suffix}")
 
 
+_NONE = {"": np.zeros(0)}
+"""A table that records of earlier versions do not have."""
+
+
 class Record:
     """A record that is read, whole or while it is written. Columns are read when they are asked for.
 
@@ -198,7 +202,7 @@ class Record:
             self.ended_us = int(attributes["ended_us"])
             self.dropped = int(attributes["dropped"])
             self.meta: dict[str, Any] = json.loads(attributes["meta"])
-            self._rows = {name: min(dataset.shape[0] for dataset in self._file[name].values()) for name in TABLES}
+            self._rows = {name: min(dataset.shape[0] for dataset in self._file.get(name, _NONE).values()) for name in TABLES}
         except (KeyError, ValueError, OSError) as error:
             self._file.close()
             raise RecordError(f"the run record {path} is damaged: {error}") from error
@@ -221,6 +225,8 @@ class Record:
         Raises:
             RecordError: it cannot be read.
         """
+        if table not in self._file:
+            return np.zeros(0)  # a record of an earlier version
         end = self._rows[table] if end is None else min(end, self._rows[table])
         try:
             values: NDArray[Any] = self._file[table][name][begin:end]

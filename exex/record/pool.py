@@ -16,7 +16,10 @@ Columns = dict[str, Array]
 CLIENT_BITS = 40
 """The client's number is above these bits of a task's."""
 
-_PAGE_BITS = 14
+_PAGE_BITS = 8  # few: task processes are clients, there are many, and each has a page
+_CLOSE = 1 << 14
+"""Numbers that are closer to each other than that are counted in an array."""
+
 _PAGE = 1 << _PAGE_BITS
 _NOWHERE = -(1 << 62)
 """Less the place of a page: it is not there."""
@@ -53,7 +56,7 @@ class Pool:
     def _add(self, page: int) -> None:
         if not self._free:
             size = len(self.fields["app"])
-            grown = max(_PAGE, size)
+            grown = max(_CLOSE, size)
             for name, array in self.fields.items():
                 self.fields[name] = np.empty(size + grown, array.dtype)
                 self.fields[name][:size] = array
@@ -70,7 +73,7 @@ class Pool:
             return np.zeros(0, "i8")
         pages, places = tasks >> _PAGE_BITS, self._places
         least, most = int(pages.min()), int(pages.max())
-        if most - least < _PAGE:
+        if most - least < _CLOSE:
             pages -= least
             present = (np.flatnonzero(np.bincount(pages)) + least).tolist()
             table = np.full(most - least + 1, _NOWHERE)
@@ -99,6 +102,10 @@ class Pool:
             self._free.append(self._places.pop(page))
             del self._open[page]
 
+    def gone(self, client: int) -> None:
+        """It makes no new tasks."""
+        self._newest.pop(client, None)
+
     def tasks(self, where: Callable[[Array], Array]) -> Array:
         """Numbers of the tasks for which `where`, of indices into the arrays, is true. O(open pages)."""
         found = [np.zeros(0, "i8")]
@@ -111,7 +118,7 @@ class Pool:
 def _counted(numbers: Array) -> tuple[Array, Array]:
     """Which there are, and how often. Sorts nothing if they are close to each other."""
     least = int(numbers.min()) if len(numbers) else 0
-    if not len(numbers) or int(numbers.max()) - least >= _PAGE:
+    if not len(numbers) or int(numbers.max()) - least >= _CLOSE:
         distinct, often = np.unique(numbers, return_counts=True)
         return distinct, often
     often = np.bincount(numbers - least)

@@ -141,6 +141,10 @@ class Recorder:
         self._end_blocks()
         self._put(Kind.LOST, rank, attempts, how.encode())
 
+    def made(self, first: TaskId, count: int, parent: TaskId) -> None:
+        """The tasks that are submitted next are made by another."""
+        self._put(Kind.MADE, first, count, pack("q", [parent]))
+
     def client_said(self, client: int, msg: object, apps: Mapping[int, Numbered]) -> None:
         """A client's message was taken. `apps` has the manager's apps by the client's numbers."""
         if type(msg) is Submit:

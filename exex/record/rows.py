@@ -47,6 +47,7 @@ class Assembler:
         self._sink = sink
         self._pool = Pool()
         self._apps: dict[tuple[int, int], int] = {}
+        self._named: set[int] = set()  # apps that have a row
         self._slots: dict[int, int] = {}
         self._cancelled: list[tuple[int, Array]] = []
         self._rows: list[Columns] = []  # that wait for their answer, and new ones
@@ -61,6 +62,7 @@ class Assembler:
             Kind.ASSIGN: self._assign, Kind.DONE: self._done, Kind.ANSWER: self._answer, Kind.CANCEL: self._cancel,
             Kind.FINISH: self._finish, Kind.LOST: self._lost, Kind.HELLO: self._hello, Kind.APP: self._app,
             Kind.SAMPLE: self._sample, Kind.RETURNED: self._returned, Kind.AGAIN: self._again,
+            Kind.MADE: self._made,
         }  # fmt: skip
 
     def feed(self, frame: Frame) -> None:
@@ -152,6 +154,7 @@ class Assembler:
             state = self._pool.fields["state"]
             tasks = self._pool.tasks(lambda at: (state[at] == _NEW) | (state[at] == _FAILED) | (state[at] == _ASSIGNED))
             self._cancelled.append((frame.time_us, tasks[tasks >> CLIENT_BITS == frame.a]))
+        self._pool.gone(frame.a)
 
     def _lost(self, frame: Frame) -> None:
         self.close_window()
@@ -165,8 +168,14 @@ class Assembler:
 
     def _app(self, frame: Frame) -> None:
         values = json.loads(frame.body)
-        self._apps[frame.a, frame.b] = values["app"]
-        self._one("apps", client=frame.a, **values)
+        self._apps[frame.a, frame.b] = number = values["app"]
+        if number not in self._named:  # task processes share apps
+            self._named.add(number)
+            self._one("apps", client=frame.a, **values)
+
+    def _made(self, frame: Frame) -> None:
+        (parent,) = np.frombuffer(frame.body, "i8").tolist()
+        self._one("made", parent=parent, first=frame.a, count=frame.b)
 
     def _sample(self, frame: Frame) -> None:
         names = [column.name for column in TABLES["samples"][1:]]

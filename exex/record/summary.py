@@ -42,6 +42,7 @@ class Summary:
     Attributes:
         closed: the record was closed in order; otherwise all of this is up to its last flush.
         tasks: that ended, and those that had not when the record did; `done`, `failed`, `cancelled`, `unfinished` of them.
+        made: tasks that other tasks have made; `parents`: how many have made some.
         attempts: whose function ran.
         lost_workers: of `workers`.
         makespan_s: from the first submission to the last result.
@@ -66,6 +67,8 @@ class Summary:
     failed: int
     cancelled: int
     unfinished: int
+    made: int
+    parents: int
     attempts: int
     workers: int
     lost_workers: int
@@ -122,6 +125,8 @@ def summarize_data(data: Data, path: list[Link]) -> Summary:
         failed=ends["failed"],
         cancelled=ends["cancelled"],
         unfinished=ends["unfinished"],
+        made=int(record.column("made", "count").sum()),
+        parents=len(np.unique(record.column("made", "parent"))),
         attempts=len(data.ran),
         workers=len(data.worker_rank),
         lost_workers=record.rows("losses"),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from exex.protocol.task_numbers import name_of, shown
 from exex.record.analysis import Data, Link, critical_path
 from exex.record.hdf5 import Record
 from exex.record.summary import Summary, summarize_data
@@ -22,7 +23,6 @@ from exex.report.words import count, duration, percent, plural, size, three
 
 _SHARE_COLOURS = {"work": 1, "start": 6, "dispatch": 4, "starved": 2, "tail": 5}
 _MOST_APPS = 9
-_CLIENT = 1 << 40
 _NOT_CLOSED = "The record is not closed: the job runs, or was killed. All is up to its last flush."
 
 
@@ -223,7 +223,7 @@ def _tail(data: Data, summary: Summary) -> str:
     busy = Series("busy", data.busy.means(edges), 5, "area")
     tail = Chart("Slots in the tail", edges, [busy], 170, three, top=float(max(1, summary.slots)))
     last = [
-        [f"{task % _CLIENT:,}", html.escape(app), f"{rank}", f"{duration(began_s)}", duration(run_s)]
+        [f"{name_of(shown(task))}", html.escape(app), f"{rank}", f"{duration(began_s)}", duration(run_s)]
         for task, app, rank, began_s, run_s in curves.last_tasks(data)
     ]
     listing = _table(["last tasks", "app", "rank", "began at", "ran"], last, 2)

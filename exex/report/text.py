@@ -34,6 +34,7 @@ def _head(summary: Summary) -> list[str]:
     lines = [
         f"run record   {summary.path}" + ("" if summary.closed else " (not closed: the job runs, or was killed)"),
         f"tasks        {summary.tasks:,}: {', '.join([f'{summary.done:,} done', *others])}",
+        *([f"             {summary.made:,} of them were made by {summary.parents:,} others"] if summary.made else []),
         f"workers      {summary.workers:,} with {summary.slots:,} slots on {plural(summary.nodes, 'node')}{lost}",
         f"time         {duration(summary.makespan_s)} from the first task to the last result; "
         f"before that {duration(summary.startup_s)} until all workers were up",

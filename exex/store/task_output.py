@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from exex.errors import OutputError
+from exex.protocol.task_numbers import name_of
 
 FOLDER = "output"
 FLUSH_S = 1.0
@@ -29,7 +30,7 @@ class Part(NamedTuple):
     """Some bytes that one attempt printed.
 
     Attributes:
-        task: as its client counts; -1: no task, or nobody knows.
+        task: as `task_numbers.shown` says; -1: no task, or nobody knows.
         stream: 0: stdout, 1: stderr, `NOTE`.
         time_s: Unix time, when they were written to the file.
         path: of the file, without its suffix.
@@ -81,7 +82,7 @@ class TaskOutput:
         for key in [key for key in self._sizes if key[0] == task]:
             missing = self._sizes.pop(key) - self._limit
             if missing > 0 and task >= 0:
-                said = f"{_STREAMS[key[2]]} of task {task} ({name}) is cut off: {missing:,} B more were printed"
+                said = f"{_STREAMS[key[2]]} of task {name_of(task)} ({name}) is cut off: {missing:,} B more were printed"
                 note = f"exex: {said}; output_limit_bytes is {self._limit:,}\n"
                 self._add(key[0], key[1], NOTE, note.encode(), now_s)
 
@@ -195,7 +196,7 @@ def output_of(run_dir: str, task: int, streams: frozenset[int]) -> Iterator[tupl
     """
     found = [part for part in parts(run_dir) if part.task == task and part.stream in streams | {NOTE}]
     if not found:
-        raise OutputError(f"task {task} has printed nothing in {run_dir}, or was not run")
+        raise OutputError(f"task {name_of(task)} has printed nothing in {run_dir}, or was not run")
     for part in sorted(found, key=lambda part: (part.attempt, part.time_s)):
         yield part, read(part)
 
@@ -217,7 +218,7 @@ def summary(run_dir: str, most: int = 20) -> str:
     if nobody:
         lines.append(f"{nobody:,} B belong to no task")
     ordered = sorted(sizes.items(), key=lambda item: -item[1])
-    lines += [f"  task {task:>10}  {size:>14,} B" for task, size in ordered[:most]]
+    lines += [f"  task {name_of(task):>10}  {size:>14,} B" for task, size in ordered[:most]]
     if len(ordered) > most:
         lines.append(f"  and {len(ordered) - most:,} more tasks")
     return "\n".join(lines)

@@ -93,13 +93,16 @@ def on_join(state: WorkerState, msg: Join) -> None:
 def on_drop(state: WorkerState, msg: Drop, now_s: float) -> None:
     """Forget queued calls, kill running ones."""
     wanted = set(msg.tasks)
-    for slot in state.slots:
+    for slot in state.places():
         if wanted and any(call.task in wanted for call in slot.held):
             recover(state, slot)
             for call in slot.held:
                 if call.task in wanted:
                     wanted.discard(call.task)
                     condemn(slot, call.task, Outcome.CANCELLED, now_s)
+    for task in wanted & state.to_begin_again.keys():
+        wanted.discard(task)
+        state.report(state.to_begin_again.pop(task), Outcome.CANCELLED, b"")
     for task in wanted & state.aside.keys():
         call, _ = state.aside.pop(task)
         wanted.discard(task)

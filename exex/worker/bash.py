@@ -16,6 +16,7 @@ from typing import Any
 
 from exex.errors import AppBadFormatting, AppException, BashAppNoReturn, BashExitFailure
 from exex.launch.notices import NOTICES
+from exex.protocol.task_numbers import name_of
 from exex.worker.context import TaskContext, TaskStopped, stop
 from exex.worker.peak import peak
 
@@ -142,7 +143,7 @@ def _start(command: str, context: TaskContext, where: str, stdout: int, stderr: 
     actions.append((os.POSIX_SPAWN_DUP2, stderr, 2))
     environment = {
         **os.environ,
-        "EXEX_TASK_ID": str(context.task),
+        "EXEX_TASK_ID": name_of(context.task),
         "EXEX_ATTEMPT": str(context.attempt),
         "EXEX_RANK": str(context.rank),
         "EXEX_NODE": context.node,

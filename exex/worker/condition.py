@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 
 from exex.launch.notices import NOTICES
 from exex.worker.context import STOP_SIGNAL
@@ -47,6 +48,11 @@ class Condition:
         self._variables = dict(os.environ._data)  # type: ignore[attr-defined]  # compared without decoding
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
         self._fixed = self._what_must_stay()
+
+    def move(self, cpus: Sequence[int]) -> None:
+        """From now on this process belongs on these CPUs; none: where it was."""
+        if cpus:
+            self._cpus = set(cpus)
 
     def restore(self) -> int:
         """Undo what can be undone. Costs some 6 microseconds.

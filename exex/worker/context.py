@@ -6,6 +6,8 @@ import signal
 
 from msgspec import Struct
 
+from exex.protocol.task_numbers import name_of
+
 STOP_SIGNAL = signal.SIGRTMIN
 """What ends the running task, and its task process with it, as an exception in the task's Python code; none that a batch system
 sends to all processes."""
@@ -24,14 +26,14 @@ class Place(Struct, frozen=True):
 class TaskContext(Struct, frozen=True, gc=False):
     """The attempt that runs in this process. Its text is "task 7 (f)"."""
 
-    task: int  # as its client counts
+    task: int  # as its client counts; see `task_numbers.shown`
     attempt: int  # the first is 1
     app: str
     rank: int
     node: str
 
     def __str__(self) -> str:
-        return f"task {self.task} ({self.app})"
+        return f"task {name_of(self.task)} ({self.app})"
 
 
 class TaskStopped(BaseException):
@@ -39,14 +41,18 @@ class TaskStopped(BaseException):
 
 
 class Stop:
-    """Turns the stop signal into `TaskStopped`, but not in the middle of what must be completed first."""
+    """Turns the stop signal into `TaskStopped`, but not in the middle of what must be completed first.
+
+    Attributes:
+        wanted: the running task is to end.
+    """
 
     def __init__(self) -> None:
-        self._wanted = self._delayed = False
+        self.wanted = self._delayed = False
 
     def on_signal(self, number: int, frame: object) -> None:
         """The rank wants the running task to end: let its `finally` and `with` blocks run. SIGKILL follows in time."""
-        self._wanted = True
+        self.wanted = True
         if not self._delayed:
             raise TaskStopped
 
@@ -57,7 +63,7 @@ class Stop:
     def allow(self) -> None:
         """From here on it does. If it has come meanwhile, it does so here. Without a `delay` before, nothing happens."""
         delayed, self._delayed = self._delayed, False
-        if delayed and self._wanted:
+        if delayed and self.wanted:
             raise TaskStopped
 
 

@@ -27,8 +27,9 @@ from exex.errors import (
 from exex.files import arrivals
 from exex.protocol import context
 from exex.protocol import payload as payloads
-from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Kind, Outcome, TaskId
+from exex.protocol.messages import AppSpec, Kind, Outcome, TaskId
 from exex.protocol.payload import Large, Payload, dump, dump_error, load, load_call
+from exex.protocol.task_numbers import shown
 from exex.protocol.unpicklable import explain_value, first_unpicklable
 from exex.worker import bash
 from exex.worker.context import Place, TaskContext, TaskStopped
@@ -37,7 +38,6 @@ from exex.worker.context import Place, TaskContext, TaskStopped
 _DONE, _FAILED = int(Outcome.DONE), int(Outcome.FAILED)
 _PYTHON, _BASH, _MAP = int(Kind.PYTHON), int(Kind.BASH), int(Kind.MAP)
 _NONE = dump(None)
-TASK_NUMBER = (1 << CLIENT_SHIFT) - 1
 """Bits of a task number that its client counts."""
 
 _OURS = (__file__, bash.__file__, payloads.__file__)
@@ -102,7 +102,8 @@ def execute(  # noqa: PLR0917
         hold memory that belongs to the function: send or copy it before anything else runs.
     """
     began = 0.0
-    context.current_task = current = TaskContext(task & TASK_NUMBER, attempt, spec.name, place.rank, place.node)
+    context.number = task
+    context.current_task = current = TaskContext(shown(task), attempt, spec.name, place.rank, place.node)
     try:
         call = load_call(payload, values)
         if arrivals.pending:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
-
-from exex.protocol.messages import AppSpec, Grant, Kind
+from exex.protocol.messages import AppSpec, Kind
+from exex.worker import waiting
+from exex.worker.cores import cores_of
 from exex.worker.running import recover, retire
 from exex.worker.slot import NO_APP, SEVERAL_APPS, Call, Slot
 from exex.worker.state import WorkerState
@@ -25,19 +25,28 @@ STUCK_S = 0.005
 def fill(state: WorkerState, now_s: float) -> None:
     """Give queued calls to slots: one to each idle slot first, then more to those that run short tasks.
 
-    Big ones come first. The manager has seen to it that there is, or will be, a slot for everybody.
+    Tasks that have waited come before all, then big ones. The manager has seen to it that there is, or will be, a slot for
+    everybody.
     """
+    if state.returning and not waiting.seat(state, now_s):
+        return
     if state.big:
         _fill_big(state, now_s)
     if not state.queue:
         _share(state, now_s)
         if not state.queue:
             return
+    reserved = waiting.reserved(state) if state.asked else 0
     for slot in state.slots:
         if not slot.held and slot.ending_s < 0 and slot.helps is None:
+            if reserved:
+                reserved -= 1
+                continue
             _give(state, slot, now_s)
             if not state.queue:
                 return
+    if state.asked:
+        return
     for slot in state.slots:
         if slot.held and slot.condemned is None:
             _give(state, slot, now_s)
@@ -65,7 +74,11 @@ def _give(state: WorkerState, slot: Slot, now_s: float) -> None:
     app = spec.app
     if held and slot.held[-1].grant is not None:
         return  # nothing may be queued that could run with what only this one was granted
+    if held and state.waiters and (app in state.waiters or slot.held[-1].spec.app in state.waiters):
+        return  # the one before may give its slot away, and this one would have to be taken back
     most = min(_room(state, queue[0].spec, held), -(-len(queue) // len(state.slots)))
+    if app in state.waiters:
+        most = min(most, 1)
     if state.tasks_per_process:
         most = min(most, state.tasks_per_process - slot.given)
     if most <= 0:
@@ -107,7 +120,7 @@ def _fill_big(state: WorkerState, now_s: float) -> None:
             lead = next((slot for slot in clean if slot in chosen), clean[0])
             chosen = [lead, *(slot for slot in chosen if slot is not lead)][: call.grant.slots]
         state.big.popleft()
-        call.cores = _cores_of(state, call.grant, chosen)
+        call.cores = cores_of(state, call.grant, chosen)
         for slot in chosen[1:]:
             slot.helps = call
         _hand_over(chosen[0], [call], now_s)
@@ -119,22 +132,6 @@ def _neighbours(idle: list[Slot], count: int) -> list[Slot]:
         if idle[i + count - 1].number - idle[i].number == count - 1:
             return idle[i : i + count]
     return idle[:count]
-
-
-def _cores_of(state: WorkerState, grant: Grant, chosen: list[Slot]) -> list[int]:
-    """CPU numbers of these slots, and of those of other workers on this node: first one of each slot, then the second of each.
-
-    Empty where slots are not bound, and where another worker lends a part of its slots: nobody knows which.
-    """
-    if not state.slot_cores:
-        return []
-    groups = [state.slot_cores[slot.number] for slot in chosen]
-    if grant.slots < grant.shares[0].slots:
-        if not grant.cores:
-            return []
-        size = len(groups[0])
-        groups += [grant.cores[i : i + size] for i in range(0, len(grant.cores), size)]
-    return [core for each in zip_longest(*groups) for core in each if core is not None]
 
 
 # ---- small calls ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -10,17 +11,19 @@ from typing import TYPE_CHECKING, NamedTuple
 from exex.errors import StartError
 from exex.files import arrivals
 from exex.protocol import codec
-from exex.protocol.messages import Assign, Beat, Bye, Drop, Hello, Join, Leave, Retract, Stop
+from exex.protocol.messages import Assign, Beat, Bye, Drop, Hello, Join, Leave, Retract, Stop, ToTasks
 from exex.store.exchange import Exchange
 from exex.transport.base import GONE, Link
 from exex.transport.wait import Waiter
-from exex.worker import assigned, filling, running
+from exex.worker import assigned, filling, running, waiting
 from exex.worker.context import Place
 from exex.worker.giving_back import on_retract
 from exex.worker.inline import Inline
 from exex.worker.needs import Needs
 from exex.worker.port import ProcessPort
 from exex.worker.processes import Died, Failed, Measured, Ready, Template
+from exex.worker.relay import Relay
+from exex.worker.slot import Slot
 from exex.worker.state import WorkerState
 from exex.worker.stored import StoredValues
 from exex.worker.streams import Streams
@@ -45,11 +48,13 @@ class Equipment(NamedTuple):
         slot_cores: CPU numbers to which each slot is bound; empty if they are not.
         memory_bytes: of the node; 0 if it is not known.
         gpus: names of accelerators.
+        most_parents: tasks that may wait for tasks of their own, each with a process; 0: any number.
     """
 
     slot_cores: Sequence[list[int]] = ()
     memory_bytes: int = 0
     gpus: Sequence[str] = ()
+    most_parents: int = 0
 
 
 NOTHING_SPECIAL = Equipment()
@@ -96,6 +101,7 @@ class WorkerLoop:
         at_once: there is more to do.
         sending: ports to whose process there may be something unsent.
         streams: of its task processes.
+        relay: between these and the manager.
     """
 
     def __init__(
@@ -129,11 +135,16 @@ class WorkerLoop:
         self._waiter = waiter
         self._calls = codec.to_worker()
         self._results = codec.from_worker()
-        self._ports = [ProcessPort(number, self) for number in range(slots)]
-        self.state = WorkerState(place.rank, place.node, list(self._ports), grace_s, inline, tasks_per_process)
+        self._ports = {number: ProcessPort(number, self) for number in range(slots)}
+        self._slots = slots
+        self.state = WorkerState(place.rank, place.node, list(self._ports.values()), grace_s, inline, tasks_per_process)
+        for port, slot in zip(self._ports.values(), self.state.slots):
+            port.slot = slot
+        self.state.new_place, self.state.most_parents = self._new_place, equipment.most_parents
         self.state.slot_cores = list(equipment.slot_cores)
         self._equipment = equipment
-        self.streams = Streams(waiter, self.state.slots, output)
+        self.streams = Streams(waiter, output)
+        self.relay = Relay(self.state, self.streams.unwatch, self.sending, self._nest)
         self._needs: Needs | None = None
         if data is not None:
             self._needs = Needs(data.exchange, int(data.is_shared), not data.is_shared, self._send)
@@ -179,7 +190,7 @@ class WorkerLoop:
                 python=python,
                 node=self.state.node,
                 pid=os.getpid(),
-                slots=len(self._ports),
+                slots=self._slots,
                 error=error,
                 times_s=times_s,
                 cores=[core for cores in self._equipment.slot_cores for core in cores],
@@ -188,6 +199,16 @@ class WorkerLoop:
                 store=self._needs.exchange.key if self._needs is not None else "",
             )
         )
+
+    def _nest(self) -> None:
+        self.template.nest()
+
+    def _new_place(self, number: int) -> Slot:
+        """Another task process for a slot."""
+        own = next(free for free in itertools.count(self._slots) if free not in self._ports)
+        port = self._ports[own] = ProcessPort(own, self)
+        port.slot = Slot(number, port)
+        return port.slot
 
     # ---- one turn ----
 
@@ -202,6 +223,8 @@ class WorkerLoop:
         if now_s >= self._next_tick:
             self._next_tick = now_s + TICK_S
             running.on_tick(self.state, now_s)
+            if self.state.spare:
+                waiting.end_spares(self.state, now_s)
             self.streams.flush_if_due(now_s)
             self._keep_in_touch(now_s)
             if self._needs is not None:
@@ -210,15 +233,7 @@ class WorkerLoop:
             traffic |= self._inline.run(now_s + INLINE_S)
         if self._prepared and now_s >= self._resume_s:
             filling.fill(self.state, now_s)
-        done = self.state.take_done()
-        if done is not None:
-            self._said_s = now_s
-            self._send(done)
-            traffic = True
-        returned = self.state.take_returned()
-        if returned is not None:
-            self._send(returned)
-            traffic = True
+        traffic |= self._report(now_s)
         self.at_once = self._inline is not None and self._inline.has_more()
         unsent = self._link.progress()
         if self.state.parts and not unsent and not self.stopped:
@@ -230,14 +245,24 @@ class WorkerLoop:
             self._send_the_rest()
         return traffic
 
+    def _report(self, now_s: float) -> bool:
+        """Tell the manager what is to be told: what a task has said comes before its end."""
+        traffic = False
+        for message in (self.relay.take(), self.state.take_done(), self.state.take_returned()):
+            if message is not None:
+                self._said_s = now_s
+                self._send(message)
+                traffic = True
+        return traffic
+
     def _send_the_rest(self) -> None:
         """To task processes that did not take all at once. Not a look at every slot: a turn is for a single message, too."""
         for port in list(self.sending):
             is_unsent = False
-            if port.process is not None:
-                stream = port.process.link
-                is_unsent = stream.progress() and not stream.gone
-                self._waiter.watch_output(stream.fileno(), is_unsent)
+            for stream in (port.process.link, port.process.client) if port.process is not None else ():
+                is_stuck = stream.progress() and not stream.gone
+                self._waiter.watch_output(stream.fileno(), is_stuck)
+                is_unsent |= is_stuck
             if not is_unsent:
                 self.sending.discard(port)
 
@@ -263,10 +288,16 @@ class WorkerLoop:
         if self.streams.is_read_again(fd):
             return False
         port, what = self.streams.owner(fd)
-        if port is None:
-            return False
+        return port is not None and self._from_process(port, fd, what, now_s)
+
+    def _from_process(self, port: ProcessPort, fd: int, what: str, now_s: float) -> bool:
+        """One of the descriptors of a task process is readable."""
         if what == "link":
             return self._from_slot(port, now_s)
+        if what == "client":
+            return self.relay.from_client(port)
+        if what == "seat":
+            return self.relay.from_seat(port, self._from_slot, now_s)
         self.streams.pass_on(port, fd, what)
         return False
 
@@ -276,7 +307,7 @@ class WorkerLoop:
 
     def next_s(self) -> float:
         """How long the loop may sleep."""
-        held = any(slot.held for slot in self.state.slots)
+        held = any(slot.held for slot in self.state.places())
         return max(0.0, self._next_tick - time.monotonic()) if held else 1.0
 
     def _from_manager(self, now_s: float) -> bool:
@@ -316,6 +347,8 @@ class WorkerLoop:
             self._parts.revoke(message.tasks)
         elif type(message) is Retract:
             on_retract(self.state, message)
+        elif type(message) is ToTasks:
+            self.relay.on_message(message)
         elif type(message) is Join:
             assigned.on_join(self.state, message)
         elif self._needs is not None and type(message) is not Beat:
@@ -339,8 +372,7 @@ class WorkerLoop:
         process = port.process
         if process is None:
             return False
-        slot = self.state.slots[port.number]
-        traffic = False
+        traffic = self.relay.from_client(port) if port.is_client else False
         while (frames := process.receive()) is not None:
             if frames is GONE:
                 self.streams.unwatch(process.link.fileno())
@@ -349,7 +381,7 @@ class WorkerLoop:
             if self._results.stored and self._needs is not None:
                 self._needs.adopt(self._results.stored)
             self.streams.results_come(port, len(done.tasks), now_s)
-            running.on_slot_done(self.state, slot, done, now_s)
+            running.on_slot_done(self.state, port.slot, done, now_s)
             traffic = True
         self.sending.add(port)  # what was held back until it has dropped what was taken back is sent now
         return traffic
@@ -371,9 +403,10 @@ class WorkerLoop:
 
     def _on_died(self, event: Died, now_s: float) -> None:
         """Take what the process has still reported and printed, then tell the state."""
-        port = self._ports[event.slot]
-        if port.process is None:
+        port = self._ports.get(event.slot)
+        if port is None or port.process is None:
             return
+        self.relay.from_seat(port, self._from_slot, now_s)
         self._from_slot(port, now_s)
         self.streams.died(port, now_s)
         if not event.pid:
@@ -381,21 +414,25 @@ class WorkerLoop:
         tail = port.tail.decode(errors="replace")
         blameless = event.error if event.blameless else ""
         if self._needs is not None:
-            self._needs.on_died(self.state.slots[event.slot].held)
-        running.on_slot_died(self.state, self.state.slots[event.slot], event.status, tail, now_s, blameless)
+            self._needs.on_died(port.slot.held)
+        self.relay.died(port)
+        running.on_slot_died(self.state, port.slot, event.status, tail, now_s, blameless)
         port.stop()
+        if self.state.slots[port.slot.number] is not port.slot:
+            waiting.forget(self.state, port.slot)
+            del self._ports[port.number]
 
     def _on_measured(self, event: Measured, now_s: float) -> None:
-        process = self._ports[event.slot].process
-        if process is not None and process.pid == event.pid:
-            self._from_slot(self._ports[event.slot], now_s)  # it may have ended meanwhile
-            running.on_measured(self.state, self.state.slots[event.slot], event.used_bytes, event.seconds, now_s)
+        port = self._ports.get(event.slot)
+        if port is not None and port.process is not None and port.process.pid == event.pid:
+            self._from_slot(port, now_s)  # it may have ended meanwhile
+            running.on_measured(self.state, port.slot, event.used_bytes, event.seconds, now_s)
 
     # ---- end ----
 
     def _stop(self) -> None:
         self.template.end()
-        for port in self._ports:
+        for port in self._ports.values():
             if port.process is not None:
                 self.streams.pass_on_all(port)
             port.stop()

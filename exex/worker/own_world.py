@@ -21,9 +21,10 @@ from typing import Any
 from exex.errors import AppException, BashExitFailure
 from exex.launch import subtasks
 from exex.protocol import payload as payloads
-from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Grant, Outcome, TaskId
+from exex.protocol.messages import AppSpec, Grant, Outcome, TaskId
 from exex.protocol.parts import RankPart, combine
 from exex.protocol.payload import Payload
+from exex.protocol.task_numbers import shown
 from exex.transport.alarm import addresses
 from exex.worker import bash, subtask
 from exex.worker.context import Place, TaskContext
@@ -48,7 +49,7 @@ def run(  # noqa: PLR0917
     place: Place,
 ) -> tuple[int, Payload, float]:
     """Run one attempt; returns as `execute.execute`."""
-    current = TaskContext(task & ((1 << CLIENT_SHIFT) - 1), attempt, spec.name, place.rank, place.node)
+    current = TaskContext(shown(task), attempt, spec.name, place.rank, place.node)
     title = f"{current}, attempt {attempt},"
     try:
         head = make_head(spec, function, payload, values, attempt)

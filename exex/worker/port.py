@@ -6,22 +6,30 @@ import signal
 from typing import TYPE_CHECKING
 
 from exex.protocol.messages import Assign, Grant
-from exex.worker.processes import TaskProcess
-from exex.worker.slot import Call
+from exex.worker.slot import Call, Slot
+from exex.worker.task_streams import TaskProcess
 
 if TYPE_CHECKING:
     from exex.worker.loop import WorkerLoop
 
 
 class ProcessPort:
-    """A slot's task process: started when first needed, replaced when it has died. Implements `SlotPort`.
+    """A task process: started when first needed, replaced when it has died. Implements `SlotPort`.
 
     Attributes:
+        number: for the template.
+        client: number of this very process, as a client; no other one of this rank ever has it.
+        is_client: it has said something as a client.
+        slot: what it holds.
         tail: the end of what it has printed to stderr.
     """
 
+    slot: Slot
+
     def __init__(self, number: int, loop: WorkerLoop) -> None:
         self.number = number
+        self.client = -1
+        self.is_client = False
         self.process: TaskProcess | None = None
         self.tail = b""
         self._loop = loop
@@ -70,9 +78,15 @@ class ProcessPort:
         if self.process:
             self._loop.template.measure(self.process, limit_bytes)
 
+    def go_on(self, home: list[int], cores: list[int]) -> None:
+        """See `SlotPort.go_on`."""
+        if self.process:
+            self.process.go_on(home, cores)
+
     def _start(self) -> TaskProcess:
         cores = self._loop.state.slot_cores
-        self.process = self._loop.template.fork(self.number, cores[self.number] if cores else [])
+        self.process = self._loop.template.fork(self.number, cores[self.slot.number] if cores else [])
+        self.client = self._loop.relay.new_client(self)
         self._loop.streams.watch(self, self.process)
         self._apps.clear()
         self._functions.clear()
@@ -83,5 +97,7 @@ class ProcessPort:
         """Let go of a process that has died."""
         if self.process:
             self._loop.streams.forget(self.process)
+            self._loop.relay.forget(self)
             self.process.close()
             self.process = None
+            self.is_client = False

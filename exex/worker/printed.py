@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from exex.protocol.messages import CLIENT_SHIFT
+from exex.protocol.task_numbers import shown
 from exex.worker import marks
 from exex.worker.marks import Owner
 from exex.worker.slot import Slot
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from exex.store.task_output import TaskOutput
 
 _STREAMS = {"stdout": 0, "stderr": 1}
-_NUMBER = (1 << CLIENT_SHIFT) - 1
 
 
 class _Pipe:
@@ -32,14 +31,14 @@ class Printed:
 
     def __init__(self, output: TaskOutput) -> None:
         self._output = output
-        self._pipes: dict[tuple[int, int], _Pipe] = {}
+        self._pipes: dict[tuple[Slot, int], _Pipe] = {}
 
     def take(self, slot: Slot, what: str, data: bytes, now_s: float) -> bytes:
         """Keep what was read from a slot's pipe; returns it without marks."""
         stream = _STREAMS[what]
-        pipe = self._pipes.get((slot.number, stream))
+        pipe = self._pipes.get((slot, stream))
         if pipe is None:
-            pipe = self._pipes[slot.number, stream] = _Pipe()
+            pipe = self._pipes[slot, stream] = _Pipe()
         parts, pipe.rest = marks.split(pipe.rest + data)
         for owner, text in parts:
             if owner is not None:
@@ -53,18 +52,18 @@ class Printed:
         if not self._output.has_printed():
             return
         ended = list(islice(slot.held, count))
-        numbers = {call.task & _NUMBER for call in ended}
+        numbers = {shown(call.task) for call in ended}
         for stream in _STREAMS.values():
-            pipe = self._pipes.get((slot.number, stream))
+            pipe = self._pipes.get((slot, stream))
             if pipe is not None and pipe.owner is not None and pipe.owner[0] in numbers:
                 pipe.owner = None
         for call in ended:
-            self._output.ended(call.task & _NUMBER, call.spec.name, now_s)
+            self._output.ended(shown(call.task), call.spec.name, now_s)
 
     def died(self, slot: Slot, now_s: float) -> None:
         """A slot's task process is gone: nothing of its pipes is left."""
         for stream in _STREAMS.values():
-            pipe = self._pipes.pop((slot.number, stream), None)
+            pipe = self._pipes.pop((slot, stream), None)
             if pipe is not None and pipe.rest:
                 self._output.write(pipe.owner or _running(slot), stream, pipe.rest, now_s)
         self.ended(slot, len(slot.held), now_s)
@@ -82,4 +81,4 @@ def _running(slot: Slot) -> Owner:
     """The oldest call that a slot has not reported."""
     if not slot.held:
         return marks.NOBODY, 0
-    return slot.held[0].task & _NUMBER, slot.held[0].attempt
+    return shown(slot.held[0].task), slot.held[0].attempt

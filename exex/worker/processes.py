@@ -14,6 +14,9 @@ stream, and may start one only if it can take a *token* for it, from a semaphore
    did start is the one that it died of, unless it has reported that one.
 
 A message of a task process is a Done, or a frame of a zero byte (which begins no MessagePack array) and a count.
+
+What a task says as a client of the manager has a stream of its own: each message begins with the number of the task. By a third
+one, of packets, it says that it waits (`Waits`), and later that it would go on (`GO_ON`), and is told when (`GoOn`).
 """
 
 from __future__ import annotations
@@ -30,9 +33,9 @@ from typing import TypeAlias, Union
 import msgspec
 from msgspec import Struct
 
-from exex.protocol.payload import Buffer
-from exex.transport.base import GONE
+from exex.protocol.context import NOTHING_SET, OfTasks
 from exex.transport.stream import StreamLink
+from exex.worker.task_streams import TaskProcess
 
 MESSAGE_BYTES = 65536
 """No packet between rank and template is larger."""
@@ -56,12 +59,13 @@ class Prepare(Struct, frozen=True, tag=True):
     store: str = ""  # directory of the store of this node; "": none
     keep_bytes: int = 0  # values of at least so many bytes go there; 0: none
     store_bytes: int = 0  # the largest that goes into memory
+    of_tasks: OfTasks = NOTHING_SET  # for tasks that make tasks
 
 
 class Fork(Struct, frozen=True, tag=True):
-    """Rank -> template: start a task process. Comes with its stream, tokens, stdout and stderr, in this order."""
+    """Rank -> template: start a task process. Comes with the descriptors of `Descriptors`, in this order."""
 
-    slot: int
+    slot: int  # its number, as in all messages: that of its slot, or a higher one where the slot has another process as well
     cores: list[int] = []  # CPU numbers to which it is bound; empty: as the template is
 
 
@@ -71,6 +75,10 @@ class Kill(Struct, frozen=True, tag=True):
     slot: int
     pid: int  # 0: whichever it is
     signal: int
+
+
+class Nest(Struct, frozen=True, tag=True):
+    """Rank -> template: tasks make tasks. Import what that takes, so that not every task process does it."""
 
 
 class Measure(Struct, frozen=True, tag=True):
@@ -126,84 +134,12 @@ class Measured(Struct, frozen=True, tag=True):
     seconds: float  # that it took to measure
 
 
-ToTemplate: TypeAlias = Union[Prepare, Fork, Kill, Measure, End]
+ToTemplate: TypeAlias = Union[Prepare, Fork, Kill, Measure, Nest, End]
 Event: TypeAlias = Union[Ready, Failed, Forked, Died, Measured]
 
 encode = msgspec.msgpack.Encoder().encode
 decode_for_template = msgspec.msgpack.Decoder(ToTemplate).decode
 _decode_event = msgspec.msgpack.Decoder(Event).decode
-_DROPPED = 0
-
-
-def dropped(count: int) -> list[Buffer]:
-    """Frames by which a task process says how many calls it has forgotten."""
-    return [bytes((_DROPPED,)) + count.to_bytes(4, "little")]
-
-
-class TaskProcess:
-    """A slot's task process, as the rank has it.
-
-    Attributes:
-        slot: its number.
-        pid: None until it is known.
-        link: the stream to it. Send through `give`, receive through `receive`.
-        stdout: read end of the pipe that is its stdout, non-blocking.
-        stderr: likewise.
-    """
-
-    def __init__(self, slot: int, link: StreamLink, tokens: int, stdout: int, stderr: int) -> None:
-        self.slot = slot
-        self.pid: int | None = None
-        self.link = link
-        self.stdout = stdout
-        self.stderr = stderr
-        self._tokens = tokens
-        self._to_drop = 0  # calls that were taken back, and of which it has not said that it has dropped them
-        self._waiting: deque[tuple[int, list[Buffer]]] = deque()  # given meanwhile
-
-    def give(self, count: int, frames: list[Buffer]) -> None:
-        """Let it run `count` calls, the ones of the Assign in `frames`. Never blocks.
-
-        To a process that has died nothing is sent, but its tokens are counted: `take_back` returns them.
-        """
-        if self._to_drop:
-            self._waiting.append((count, frames))
-            return
-        os.eventfd_write(self._tokens, count)
-        try:
-            self.link.send(0, frames)
-        except ConnectionError:
-            pass  # how it died comes from the template
-
-    def take_back(self) -> int:
-        """How many calls, the last ones given, it has not started, and will not start any more."""
-        given_up = sum(count for count, _ in self._waiting)
-        self._waiting.clear()
-        taken = 0
-        try:
-            while True:
-                os.eventfd_read(self._tokens)
-                taken += 1
-        except BlockingIOError:
-            self._to_drop += taken
-            return given_up + taken
-
-    def receive(self) -> list[Buffer] | None:
-        """Frames of the next Done that has arrived, `GONE` once at the end of the stream, or None for now."""
-        while (arrived := self.link.receive()) is not None:
-            frames = arrived[1]
-            if frames is GONE or frames[0][0] != _DROPPED:
-                return frames
-            self._to_drop -= int.from_bytes(frames[0][1:5], "little")
-            while self._waiting and not self._to_drop:
-                self.give(*self._waiting.popleft())
-        return None
-
-    def close(self) -> None:
-        """Release all descriptors. Whatever it sent and printed must have been read before."""
-        self.link.close()
-        for fd in (self._tokens, self.stdout, self.stderr):
-            os.close(fd)
 
 
 class Template:
@@ -219,6 +155,7 @@ class Template:
         self._socket = sock
         self._arrived: deque[Event] = deque()
         self._processes: dict[int, TaskProcess] = {}
+        self._nests = False
 
     def fileno(self) -> int:
         """Readable when `events` has something to return; -1 once closed."""
@@ -236,13 +173,15 @@ class Template:
         gpu_variable: str = "",
         marks: bool = False,
         store: tuple[str, int, int] = ("", 0, 0),
+        of_tasks: OfTasks = NOTHING_SET,
     ) -> None:
         """Prepare the template; `Ready` or `Failed` answers. To be called once, before anything else.
 
         Args:
-            store: see the last three fields of `Prepare`, as are the others.
+            store: the three fields of `Prepare` about it, as are the others.
         """
-        self._send(Prepare(script_dir, cwd, run_dir, list(preload), rank, node, script, gpu_variable, marks, *store))
+        about = (script_dir, cwd, run_dir, list(preload), rank, node, script, gpu_variable, marks)
+        self._send(Prepare(*about, *store, of_tasks))
 
     def fork(self, slot: int, cores: Sequence[int] = ()) -> TaskProcess:
         """Start a task process, which can be given calls at once. `Forked` follows, and `Died` in the end.
@@ -253,26 +192,32 @@ class Template:
         """
         if slot in self._processes:
             raise ValueError(f"slot {slot} has a task process")
-        ours, theirs = socket.socketpair()
+        pairs = [socket.socketpair(), socket.socketpair(), socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)]
+        (ours, theirs), (client, client_theirs), (seat, seat_theirs) = pairs
         opened: list[int] = []
         try:
             opened.append(os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC))
             opened.extend(os.pipe2(os.O_CLOEXEC))
             opened.extend(os.pipe2(os.O_CLOEXEC))
             tokens, out, out_theirs, err, err_theirs = opened
-            self._send(Fork(slot, list(cores)), [theirs.fileno(), tokens, out_theirs, err_theirs])
+            fds = [theirs.fileno(), tokens, out_theirs, err_theirs, client_theirs.fileno(), seat_theirs.fileno()]
+            self._send(Fork(slot, list(cores)), fds)
         except BaseException:
-            ours.close()
+            for ours, _ in pairs:
+                ours.close()
             for fd in opened:
                 os.close(fd)
             raise
         finally:
-            theirs.close()
+            for _, theirs in pairs:
+                theirs.close()
         os.close(out_theirs)
         os.close(err_theirs)
         os.set_blocking(out, False)
         os.set_blocking(err, False)
-        process = self._processes[slot] = TaskProcess(slot, StreamLink(ours), tokens, out, err)
+        seat.setblocking(False)
+        process = TaskProcess(slot, StreamLink(ours), StreamLink(client), seat, tokens, out, err)
+        self._processes[slot] = process
         if self.gone:
             self._forget_all()
         return process
@@ -286,6 +231,12 @@ class Template:
         """Ask for the memory of a task process and all that it has started; `Measured` follows unless it has died."""
         if self._processes.get(process.slot) is process:
             self._send(Measure(process.slot, process.pid or 0, limit_bytes))
+
+    def nest(self) -> None:
+        """Tasks make tasks: later task processes are to have what that takes. Nothing after the first time."""
+        if not self._nests:
+            self._nests = True
+            self._send(Nest())
 
     def events(self) -> list[Event]:
         """What has happened since the last call. Never blocks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exex.errors import AppTimeout, MemoryLimitExceeded, ProtocolError, TaskProcessDied
+from exex.errors import AppTimeout, MemoryLimitExceeded, ProtocolError, TaskProcessDied, TooManyParents
 from exex.protocol import payload as payloads
 from exex.protocol.messages import Done, Outcome, TaskId
 from exex.worker.slot import Call, Slot
@@ -45,9 +45,11 @@ def on_slot_done(state: WorkerState, slot: Slot, msg: Done, now_s: float) -> Non
                 value = payloads.dump_error(_exceeded(state, slot, call), "")  # what it had started was told to end first
         state.report(call, outcome, value, seconds, slot.number, peaks.get(i, 0) if peaks else 0)
         if call.grant is not None:
-            _free_helpers(state, call)
+            free_helpers(state, call)
     slot.moved_s = now_s
-    _execute_sentence(slot, now_s)
+    if slot.waits_s >= 0:
+        slot.waits_s = now_s  # what was reported has run before
+    execute_sentence(slot, now_s)
     if not held and slot.ending_s < 0 and 0 < state.tasks_per_process <= slot.given:
         retire(slot, now_s)
 
@@ -80,8 +82,8 @@ def on_slot_died(  # noqa: PLR0917
     while slot.held:
         state.queue.appendleft(slot.held.pop())
     if running is not None:
-        _free_helpers(state, running)
-        seconds = now_s - slot.moved_s
+        free_helpers(state, running)
+        seconds = (now_s if slot.waits_s < 0 else slot.waits_s) - slot.moved_s
         sentence = slot.sentence if slot.ending_s >= 0 and running.task == slot.condemned else -1
         if sentence == Outcome.CANCELLED:
             state.report(running, Outcome.CANCELLED, b"", seconds, slot.number)
@@ -90,10 +92,15 @@ def on_slot_died(  # noqa: PLR0917
             state.report(running, Outcome.FAILED, payloads.dump_error(error, ""), seconds, slot.number, slot.used_bytes)
         elif blameless and running.losses < LOSSES_TOLERATED:
             running.losses += 1
-            (state.queue if running.grant is None else state.big).appendleft(running)
+            if slot.waits_s < 0 or slot in state.returning or running.task in state.left:
+                state.put_first(running)
+            else:
+                state.to_begin_again[running.task] = running
         else:
             died = _died(state, running, exitcode, stderr_tail, blameless)
             state.report(running, Outcome.LOST, payloads.dump_error(died, ""), seconds, slot.number)
+    if slot.waits_s >= 0 and running is not None:
+        state.forget_waiting(slot, running)
     slot.reset()
     slot.moved_s = now_s
 
@@ -101,6 +108,10 @@ def on_slot_died(  # noqa: PLR0917
 def _exceeded(state: WorkerState, slot: Slot, call: Call) -> Exception:
     """The error of a task that was stopped at one of its limits."""
     title, limit_bytes = f"{call.title()} was stopped on {state.place()}", call.spec.memory_bytes
+    if slot.crowd:
+        text = f"it would have waited for tasks that it had made, as {slot.crowd} others of this worker do, and no more may"
+        ways = "ask for more by --max-parents N if there is memory for their processes, make fewer levels, or use a join_app"
+        return TooManyParents(f"{title}: {text}: {ways}", slot.crowd)
     if not slot.used_bytes or limit_bytes is None:
         return AppTimeout(f"{title}: it ran longer than its walltime, {call.spec.walltime_s} s")
     used, limit = _megabytes(slot.used_bytes), _megabytes(limit_bytes)
@@ -138,14 +149,11 @@ def recover(state: WorkerState, slot: Slot) -> None:
     for _ in range(min(slot.port.take_back(), len(slot.held))):
         call = slot.held.pop()
         slot.given -= 1
-        if call.grant is None:
-            state.queue.appendleft(call)
-        else:
-            _free_helpers(state, call)
-            state.big.appendleft(call)
+        free_helpers(state, call)
+        state.put_first(call)
 
 
-def _free_helpers(state: WorkerState, call: Call) -> None:
+def free_helpers(state: WorkerState, call: Call) -> None:
     """A big call does not hold the slots beside its own any more."""
     if call.grant is not None and call.grant.slots > 1:
         for slot in state.slots:
@@ -159,10 +167,10 @@ def condemn(slot: Slot, task: TaskId, outcome: int, now_s: float) -> None:
         slot.condemned = task
         slot.sentence = outcome
         slot.condemned_s = now_s
-        _execute_sentence(slot, now_s)
+        execute_sentence(slot, now_s)
 
 
-def _execute_sentence(slot: Slot, now_s: float) -> None:
+def execute_sentence(slot: Slot, now_s: float) -> None:
     """End the task process of a condemned task once nothing else is held there, or once patience is over."""
     if slot.condemned is None or slot.ending_s >= 0:
         return
@@ -184,18 +192,18 @@ def retire(slot: Slot, now_s: float) -> None:
 
 def on_tick(state: WorkerState, now_s: float) -> None:
     """Time limits, SIGKILL after the grace time, notices of long tasks. Call it some ten times a second. O(slots)."""
-    for slot in state.slots:
+    for slot in state.places():
         if slot.ending_s >= 0:
             if not slot.killed and now_s - slot.ending_s >= state.grace_s:
                 slot.killed = True
                 slot.port.kill(gently=False)
             continue
-        _execute_sentence(slot, now_s)
+        execute_sentence(slot, now_s)
         if not slot.held:
             continue
         head = slot.held[0]
         running_s = now_s - slot.moved_s
-        if head.spec.walltime_s is not None and running_s >= head.spec.walltime_s:
+        if head.spec.walltime_s is not None and running_s >= head.spec.walltime_s and slot.waits_s < 0:
             recover(state, slot)
             condemn(slot, head.task, Outcome.FAILED, now_s)
             continue

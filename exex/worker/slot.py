@@ -1,12 +1,13 @@
-"""One slot of a worker, and the calls that it holds. Pure: the task process behind it is reached through `SlotPort`."""
+"""A task process of a worker, and the calls that it holds. Pure: the process itself is reached through `SlotPort`."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Protocol
 
-from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Grant, TaskId
+from exex.protocol.messages import AppSpec, Grant, TaskId
 from exex.protocol.payload import Payload
+from exex.protocol.task_numbers import name_of, shown
 
 NO_APP, SEVERAL_APPS = -1, -2
 
@@ -42,7 +43,7 @@ class Call:
 
     def title(self) -> str:
         """For messages to people: number, app, attempt."""
-        return f"task {self.task & ((1 << CLIENT_SHIFT) - 1)} ({self.spec.name}), attempt {self.attempt},"
+        return f"task {name_of(shown(self.task))} ({self.spec.name}), attempt {self.attempt},"
 
 
 class SlotPort(Protocol):
@@ -60,11 +61,19 @@ class SlotPort(Protocol):
     def measure(self, limit_bytes: int) -> None:
         """Ask for the memory of the task process and all that it has started. `on_measured` follows, or `on_slot_died`."""
 
+    def go_on(self, home: list[int], cores: list[int]) -> None:
+        """The task that waited may go on, on these CPUs, and later ones of this process on those of its slot, `home`; none: on
+        those that they have.
+        """
+
 
 class Slot:
-    """One slot: what its task process holds, in order; the first unreported ones have run or run now.
+    """A task process and its place: what it holds, in order; the first unreported ones have run or run now.
+
+    There are as many with a slot of the worker as that has slots. One whose task waits has none: see `waiting`.
 
     Attributes:
+        number: of the worker's slot.
         moved_s: when a call was last given to an empty slot, or reported.
         condemned: the task that must be killed as soon as no other can be hit; the outcome that it then gets; since when.
         ending_s: since when the task process has been told to end; negative if it has not.
@@ -74,13 +83,16 @@ class Slot:
         helps: the big call that holds it, of another slot.
         measured: the call whose memory is being looked at.
         measure_s: no look at its memory before.
+        waits_s: since when its task has waited without a slot; negative if it does not.
         used_bytes: memory of the condemned task, if that is why.
+        crowd: how many tasks waited when the condemned task would have waited, too, if that is why.
     """
 
     __slots__ = (
         "app",
         "condemned",
         "condemned_s",
+        "crowd",
         "ending_s",
         "given",
         "held",
@@ -93,6 +105,7 @@ class Slot:
         "port",
         "sentence",
         "used_bytes",
+        "waits_s",
     )
 
     def __init__(self, number: int, port: SlotPort) -> None:
@@ -103,6 +116,7 @@ class Slot:
         self.sentence = -1
         self.condemned_s = 0.0
         self.measure_s = 0.0
+        self.waits_s = -1.0
         self.helps: Call | None = None
         self.reset()
 
@@ -119,3 +133,4 @@ class Slot:
         self.app = NO_APP
         self.measured: Call | None = None
         self.used_bytes = 0
+        self.crowd = 0

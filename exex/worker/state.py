@@ -5,7 +5,9 @@ calls in slots in `running`, and `filling` says which slot gets which.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from exex.protocol.messages import AppSpec, Done, Join, Rank, Returned, TaskId
 from exex.protocol.payload import Payload
@@ -25,6 +27,14 @@ class WorkerState:
         joins: calls on communicators that this rank is to lead, and that have not come yet.
         parts: calls on communicators in which it is to take part now; with the call where it leads.
         aside: calls that need stored payloads which are not here yet; with the names of these.
+        most_parents: so many tasks may wait, each with a process; 0: any number.
+        new_place: makes a further place for a slot's number, where a task of it waits; None: tasks that wait keep their slots.
+        waiting: places without a slot, whose tasks wait.
+        asked: those of them that would go on, and that the manager has not allowed slots yet; returning: the others, in order.
+        to_begin_again: calls that have waited, and whose processes were lost: to be queued when the manager allows them slots.
+        spare: places without a task, by the number of the slot for which they were made.
+        waiters: apps of which tasks have waited: their tasks are not queued behind others, nor others behind them.
+        left: tasks of which the manager is to hear that they wait; back: that they count again.
     """
 
     rank: Rank
@@ -44,11 +54,50 @@ class WorkerState:
     joins: dict[TaskId, Join] = field(default_factory=dict)
     parts: deque[tuple[Join, Call | None]] = field(default_factory=deque)
     aside: dict[TaskId, tuple[Call, set[str]]] = field(default_factory=dict)
+    most_parents: int = 0
+    new_place: Callable[[int], Slot] | None = None
+    waiting: dict[Slot, None] = field(default_factory=dict)
+    asked: dict[TaskId, Slot] = field(default_factory=dict)
+    returning: deque[Slot] = field(default_factory=deque)
+    to_begin_again: dict[TaskId, Call] = field(default_factory=dict)
+    spare: dict[int, list[Slot]] = field(default_factory=dict)
+    waiters: set[int] = field(default_factory=set)
+    left: dict[TaskId, None] = field(default_factory=dict)
+    back: dict[TaskId, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.slots = [Slot(number, port) for number, port in enumerate(self.ports)]
         self._clear_done()
         self._returned: list[TaskId] | None = None
+
+    def places(self) -> Iterator[Slot]:
+        """All that may hold calls: those with a slot, and those whose tasks wait."""
+        return chain(self.slots, tuple(self.waiting)) if self.waiting else iter(self.slots)
+
+    def put_first(self, call: Call) -> None:
+        """Queue a call that is to begin again, or has not begun where it was."""
+        (self.queue if call.grant is None else self.big).appendleft(call)
+
+    # ---- who waits ----
+
+    def note_left(self, task: TaskId) -> None:
+        """The manager is to hear that a task waits."""
+        if self.back.pop(task, True):
+            self.left[task] = None
+
+    def note_back(self, task: TaskId) -> None:
+        """The manager is to hear that a task counts again, unless it has not heard that it waits."""
+        if self.left.pop(task, True):
+            self.back[task] = None
+
+    def forget_waiting(self, slot: Slot, call: Call) -> None:
+        """A task does not wait any more, since its process is gone."""
+        del self.waiting[slot]
+        slot.waits_s = -1.0
+        if slot in self.returning:
+            self.returning.remove(slot)
+        elif self.asked.pop(call.task, None) is None:
+            self.note_back(call.task)
 
     # ---- what is to be reported ----
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from exex.transport.wait import Waiter
@@ -13,8 +12,7 @@ from exex.worker.context import Place
 from exex.worker.output import Outlet
 from exex.worker.port import ProcessPort
 from exex.worker.printed import Printed
-from exex.worker.processes import TaskProcess
-from exex.worker.slot import Slot
+from exex.worker.task_streams import TaskProcess
 
 if TYPE_CHECKING:
     from exex.store.task_output import TaskOutput
@@ -28,13 +26,11 @@ class Streams:
     """Passes on what tasks print, to this process's own stdout and stderr, or keeps it as theirs.
 
     Args:
-        slots: of the worker.
         output: where what tasks print is kept; None: it is passed on.
     """
 
-    def __init__(self, waiter: Waiter, slots: Sequence[Slot], output: TaskOutput | None) -> None:
+    def __init__(self, waiter: Waiter, output: TaskOutput | None) -> None:
         self._waiter = waiter
-        self._slots = slots
         self._owners: dict[int, tuple[ProcessPort, str]] = {}
         self._outlets = {"stdout": Outlet(1), "stderr": Outlet(2)}
         self._printed = Printed(output) if output is not None else None
@@ -44,13 +40,15 @@ class Streams:
 
     def watch(self, port: ProcessPort, process: TaskProcess) -> None:
         """Watch all that comes from a new task process."""
-        for fd, what in ((process.link.fileno(), "link"), (process.stdout, "stdout"), (process.stderr, "stderr")):
+        own = (process.link.fileno(), "link"), (process.client.fileno(), "client"), (process.seat.fileno(), "seat")
+        for fd, what in (*own, (process.stdout, "stdout"), (process.stderr, "stderr")):
             self._owners[fd] = (port, what)
             self._waiter.watch(fd)
 
     def forget(self, process: TaskProcess) -> None:
         """Watch nothing of a task process any more."""
-        for fd in (process.link.fileno(), process.stdout, process.stderr):
+        links = process.link.fileno(), process.client.fileno(), process.seat.fileno()
+        for fd in (*links, process.stdout, process.stderr):
             self.unwatch(fd)
 
     def unwatch(self, fd: int) -> None:
@@ -65,7 +63,7 @@ class Streams:
             self._waiter.forget(fd)
 
     def owner(self, fd: int) -> tuple[ProcessPort | None, str]:
-        """Whose a descriptor is, and what of it: its link, stdout or stderr."""
+        """Whose a descriptor is, and what of it: its link, client, seat, stdout or stderr."""
         return self._owners.get(fd, (None, ""))
 
     # ---- what is printed ----
@@ -80,7 +78,7 @@ class Streams:
             self.unwatch(fd)
             return False
         if self._printed is not None:
-            data = self._printed.take(self._slots[port.number], what, data, time.monotonic())
+            data = self._printed.take(port.slot, what, data, time.monotonic())
         if what == "stderr":
             port.tail = (port.tail + data)[-_TAIL_BYTES:]
         if self._printed is not None:
@@ -124,13 +122,13 @@ class Streams:
         """The first calls that a slot holds have ended: what was printed until then is theirs."""
         if self._printed is not None:
             self.pass_on_all(port)
-            self._printed.ended(self._slots[port.number], count, now_s)
+            self._printed.ended(port.slot, count, now_s)
 
     def died(self, port: ProcessPort, now_s: float) -> None:
         """The task process of a slot is gone."""
         self.pass_on_all(port)
         if self._printed is not None:
-            self._printed.died(self._slots[port.number], now_s)
+            self._printed.died(port.slot, now_s)
 
     def flush_if_due(self, now_s: float) -> None:
         """Write what has waited for long enough."""

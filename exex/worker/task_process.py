@@ -21,16 +21,20 @@ from typing import Any, NamedTuple, TextIO
 from exex.errors import ProtocolError
 from exex.launch.notices import NOTICES, pass_over
 from exex.protocol import codec
+from exex.protocol import context as protocol_context
+from exex.protocol.context import NOTHING_SET, OfTasks
 from exex.protocol.messages import AppSpec, Assign, Done
 from exex.protocol.payload import Large, Payload
+from exex.protocol.task_numbers import shown
 from exex.transport.base import GONE
 from exex.transport.stream import BlockingStream
 from exex.worker import condition, context, granted, marks
 from exex.worker.context import STOP_SIGNAL, Place, TaskContext
-from exex.worker.execute import TASK_NUMBER, execute, flush_output, open_function
+from exex.worker.execute import execute, flush_output, open_function
+from exex.worker.inside import Inside
 from exex.worker.peak import LEAST_S, peak
-from exex.worker.processes import dropped
 from exex.worker.stored import Run, StoredValues
+from exex.worker.task_streams import dropped
 
 FAST_S = 1e-3
 """An app whose calls have been shorter than this may run while results of earlier calls are held back."""
@@ -53,6 +57,8 @@ class Descriptors(NamedTuple):
     tokens: int
     stdout: int
     stderr: int
+    client: int
+    seat: int
 
 
 class App:
@@ -80,9 +86,18 @@ class TaskLoop:
     call runs that may be slow.
     """
 
-    def __init__(
-        self, stream: BlockingStream, tokens: int, place: Place, home: condition.Condition, stored: StoredValues | None = None
+    def __init__(  # noqa: PLR0917
+        self,
+        stream: BlockingStream,
+        tokens: int,
+        place: Place,
+        home: condition.Condition,
+        stored: StoredValues | None = None,
+        inside: Inside | None = None,
     ) -> None:
+        self._inside = inside
+        if inside is not None:
+            inside.before_waiting = self._send
         self._stream = stream
         self._home = home
         self._tokens = tokens
@@ -137,6 +152,8 @@ class TaskLoop:
             outcome, result, seconds = run(
                 app.spec, function, payloads[i], values.get(i), tasks[i], attempts.get(i, 1), place
             )
+            if protocol_context.at_end is not None:
+                seconds = self._end_as_client(protocol_context.at_end, seconds)
             ended_s = perf_counter()
             look_after = app if seconds > SUSPICIOUS_S or app.suspect or outcome else None
             payloads[i] = b""  # large arguments are freed now, not at the end of the batch
@@ -156,6 +173,14 @@ class TaskLoop:
             flush_output()
         self._send()
         return self._look(app)
+
+    def _end_as_client(self, at_end: Callable[[], None], seconds: float) -> float:
+        """See to the tasks that the last call has made. Returns its running time less what it has waited for them."""
+        at_end()
+        if self._inside is not None:
+            self._inside.end()
+            seconds, self._inside.waited_s = max(0.0, seconds - self._inside.waited_s), 0.0
+        return seconds
 
     def _look(self, app: App) -> bool:
         """See what the last call has changed about this process, and undo it; False if that cannot be done."""
@@ -203,7 +228,7 @@ class TaskLoop:
         if marks.has_c_pending() and self._batch is not None:
             task = self._tasks[-1]
             attempt = self._batch.attempts.get(self._batch.tasks.index(task), 1)
-            marks.announce(TaskContext(task & TASK_NUMBER, attempt, "", self._place.rank, self._place.node))
+            marks.announce(TaskContext(shown(task), attempt, "", self._place.rank, self._place.node))
         flush_output()
 
 
@@ -221,6 +246,7 @@ def run_task_process(  # noqa: PLR0917
     cores: Sequence[int] = (),
     has_marks: bool = False,
     stored: StoredValues | None = None,
+    of_tasks: OfTasks = NOTHING_SET,
 ) -> None:
     """Be a task process until the rank closes the stream. Does not return.
 
@@ -228,6 +254,7 @@ def run_task_process(  # noqa: PLR0917
         cores: CPU numbers to which it is bound; empty for wherever it is.
         has_marks: what tasks print is marked as theirs.
         stored: what becomes of large values; None: they travel.
+        of_tasks: for tasks that make tasks.
     """
     status = os.EX_SOFTWARE
     try:
@@ -238,7 +265,10 @@ def run_task_process(  # noqa: PLR0917
         context.run_dir = run_dir
         granted.bind(cores)
         stream = BlockingStream(socket.socket(fileno=condition.out_of_reach(fds.stream)))
-        TaskLoop(stream, condition.out_of_reach(fds.tokens), place, condition.Condition(), stored).run()
+        tokens, client, seat = map(condition.out_of_reach, (fds.tokens, fds.client, fds.seat))
+        home = condition.Condition()
+        protocol_context.way = inside = Inside(client, seat, home, of_tasks)
+        TaskLoop(stream, tokens, place, home, stored, inside).run()
         status = 0
     except (BrokenPipeError, ConnectionResetError):
         status = 0  # the rank is gone, and nobody waits for results

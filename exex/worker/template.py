@@ -25,9 +25,10 @@ from functools import partial
 
 from exex.files import arrivals
 from exex.launch.notices import NOTICES
+from exex.protocol.context import NOTHING_SET
 from exex.worker import families, granted, keeper, processes
 from exex.worker.context import STOP_SIGNAL, Place
-from exex.worker.processes import Died, End, Failed, Fork, Forked, Kill, Measure, Measured, Prepare, Ready
+from exex.worker.processes import Died, End, Failed, Fork, Forked, Kill, Measure, Measured, Nest, Prepare, Ready
 from exex.worker.stored import StoredValues
 from exex.worker.task_process import Descriptors, die_with_parent, run_task_process
 
@@ -88,6 +89,7 @@ class _Template:
         self._run_dir = ""
         self._marks = False
         self._stored: StoredValues | None = None
+        self._of_tasks = NOTHING_SET
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler nothing is written to the pipe
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -116,7 +118,8 @@ class _Template:
     def _on_packet(self) -> bool:
         """Handle the next packet; False at the end."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._socket, processes.MESSAGE_BYTES, 4, socket.MSG_CMSG_CLOEXEC)
+            most_fds = len(Descriptors._fields)
+            data, fds, _, _ = socket.recv_fds(self._socket, processes.MESSAGE_BYTES, most_fds, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             return False
         if not data:
@@ -128,6 +131,8 @@ class _Template:
             self._kill(message)
         elif isinstance(message, Measure):
             self._measure(message)
+        elif isinstance(message, Nest):
+            self._nest()
         elif isinstance(message, Prepare):
             self._prepare(message)
         return not isinstance(message, End)
@@ -144,6 +149,7 @@ class _Template:
         self._place = Place(message.rank, message.node)
         self._run_dir = message.run_dir
         self._marks = message.marks
+        self._of_tasks = message.of_tasks
         if message.store:
             self._stored = StoredValues(message.store, message.keep_bytes, message.store_bytes)
             arrivals.directory = self._stored.files_directory()
@@ -169,6 +175,15 @@ class _Template:
         gc.freeze()  # a collection in a task process must not touch, and so copy, the pages that all share
         self._say(Ready(os.getpid()))
 
+    def _nest(self) -> None:
+        """Import what tasks that make tasks need; what cannot be imported, they will say."""
+        for name in self._of_tasks.modules:
+            try:
+                importlib.import_module(name)
+            except Exception:
+                return
+        gc.freeze()
+
     # ---- task processes ----
 
     def _fork(self, message: Fork, fds: list[int]) -> None:
@@ -182,7 +197,7 @@ class _Template:
             if pid == 0:
                 try:
                     self._become_child(parent)
-                    about = (self._place, self._run_dir, message.cores, self._marks, self._stored)
+                    about = (self._place, self._run_dir, message.cores, self._marks, self._stored, self._of_tasks)
                     run = partial(run_task_process, Descriptors(*fds), *about)
                     keeper.keep(run, fds)
                 finally:

@@ -1,6 +1,6 @@
 """Ranks that die: `python -m tests.faults.dead_ranks [--runs 20] [--seed N] [SCENARIO...]`.
 
-Each run starts a job of 2,000 mixed tasks with dependencies through `exex run`, takes one or two of its worker ranks away
+Each run starts a job of 2,000 mixed tasks with dependencies, or of tasks that make tasks, through `exex run`, takes one or two of its worker ranks away
 at random moments, and checks every result, the exit status, what was said, and that no process is left; or takes the manager away, and
 checks that all others end. CI makes a few runs of each (test_dead_ranks.py).
 """
@@ -61,6 +61,28 @@ print("all right", flush=True)
 """
 
 
+TREES = """
+import time
+import exex
+from exex import python_app
+
+@python_app
+def leaf(i):
+    time.sleep(0.002 * (i % 4))
+    return i
+
+@python_app
+def tree(levels, i):
+    branches = [tree(levels - 1, 3 * i + k) for k in range(3)] if levels else [leaf(i)]
+    return sum(branch.result() for branch in branches)
+
+print("manager", exex.manager_pid(), flush=True)
+trees = [tree(2, i) for i in range(20)]
+assert [tree.result() for tree in trees] == [sum(range(9 * i, 9 * i + 9)) for i in range(20)]
+print("all right", flush=True)
+"""
+
+
 def workers(mark: str, manager: int) -> list[psutil.Process]:
     """The worker ranks of a job: its processes that have an MPI library, but for the manager."""
     found = []
@@ -94,11 +116,17 @@ def exex_run(launch: Launch) -> list[str]:
 
 
 def run(
-    launch: Launch, mark: str, rng: random.Random, hit: Callable[[psutil.Process], None], argv: list[str] | None = None, **extra: str
+    launch: Launch,
+    mark: str,
+    rng: random.Random,
+    hit: Callable[[psutil.Process], None],
+    argv: list[str] | None = None,
+    workflow: str = WORKFLOW,
+    **extra: str,
 ) -> tuple[Ended, int]:
     """A job of three workers that loses one or two; how it ended, and how many."""
     path = launch.cwd / "workflow.py"
-    path.write_text(WORKFLOW)
+    path.write_text(workflow)
     process = launch.start([*(argv or exex_run(launch)), str(path)], **{MARK: mark, **extra})
     first = process.stdout.readline().split()
     if first[:1] != ["manager"]:
@@ -117,9 +145,11 @@ def run(
     return done, len(victims)
 
 
-def survives(launch: Launch, mark: str, rng: random.Random, hit: Callable[[psutil.Process], None]) -> Ended:
+def survives(
+    launch: Launch, mark: str, rng: random.Random, hit: Callable[[psutil.Process], None], workflow: str = WORKFLOW
+) -> Ended:
     """All results are right, and the job says whom it has lost."""
-    done, victims = run(launch, mark, rng, hit)
+    done, victims = run(launch, mark, rng, hit, workflow=workflow)
     assert done.status == 0 and "all right" in done.out, (done.status, done.out, done.err)
     assert done.err.count("exex: lost rank") <= victims, done.err
     return done
@@ -128,6 +158,11 @@ def survives(launch: Launch, mark: str, rng: random.Random, hit: Callable[[psuti
 def one_dies(launch: Launch, mark: str, rng: random.Random) -> Ended:
     """Ranks are killed, their guards are spared."""
     return survives(launch, mark, rng, kill_rank)
+
+
+def parents_die(launch: Launch, mark: str, rng: random.Random) -> Ended:
+    """Ranks are killed whose tasks wait for tasks of their own, on these and on other ranks."""
+    return survives(launch, mark, rng, kill_rank, TREES)
 
 
 def one_hangs(launch: Launch, mark: str, rng: random.Random) -> Ended:
@@ -193,7 +228,7 @@ def under_slurm(launch: Launch, mark: str, rng: random.Random) -> Ended:
 
 
 cluster: Cluster | None = None
-SCENARIOS = {"one-dies": one_dies, "one-hangs": one_hangs, "guard-dies": guard_dies, "manager-dies": manager_dies}
+SCENARIOS = {"one-dies": one_dies, "parents-die": parents_die, "one-hangs": one_hangs, "guard-dies": guard_dies, "manager-dies": manager_dies}
 if Launch(Path()).family == "mpich" and not why_not():
     SCENARIOS["slurm"] = under_slurm
 

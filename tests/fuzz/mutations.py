@@ -29,6 +29,7 @@ from exex.protocol.messages import (
     Fetch,
     Finish,
     Free,
+    FromTasks,
     Fulfil,
     Grant,
     Hello,
@@ -47,6 +48,7 @@ from exex.protocol.messages import (
     Spread,
     Stop,
     Submit,
+    ToTasks,
     Verdict,
     Want,
     Welcome,
@@ -104,6 +106,10 @@ def corpus(bomb: Path) -> list[Frames]:
         Drop([1]),
         Retract([1, 2]),
         Returned([2]),
+        FromTasks([1], [0], [encode(Attach("1", 7, "task"))[0]]),
+        FromTasks([1], [0], [encode(Submit(0, [SPEC], {FUNCTION: small}, [0], [small] * 2, {}, {}, 0))[0]]),
+        FromTasks([1, 2], [0, 0], [large, small], [2], [0], [1]),
+        ToTasks([1], [large], [0]),
         Stop(""),
         Submit(9, [], {}, [0], [Stored("c1.1", [10, 20])], {0: [-1]}, {0: {0: Stored("c1.2", [5])}}, 0),
         Spread(Stored("c1.3", [1 << 20])),
@@ -296,11 +302,22 @@ class Liar:
         if rng.random() < 0.3:
             task = rng.choice(held) if held and rng.random() < 0.9 else self._number()
             message = Part(task, rng.choice([0, 0, 1, 2, 4, 5, 9]), self._payload(), rng.choice([1e-5, 1e-5, -1.0, float("nan")]))
+        if rng.random() < 0.15:
+            message = self._from_tasks(tasks, held)
         if rng.random() < 0.1:
             message = Returned(rng.choice([tasks, tasks * 2, held]))
         if rng.random() < 0.1:
             message = rng.choice([Bye(1), Hello("1", "3.11.0", "n", 1, self._number() % 2**63, "", [], self._numbers(), self._number(), ["0"] * rng.randrange(3))])
         return self._frames(message)
+
+    def _from_tasks(self, tasks: list[int], held: list[int]) -> FromTasks:
+        """Of task processes that lie as clients do, and a worker that lies about them."""
+        rng = self.rng
+        said = [Large(frames) if len(frames) > 1 else frames[0] for frames in (self.of_client() for _ in tasks) if frames]
+        processes = [rng.randrange(3) for _ in said]
+        moves = [rng.sample(held, min(len(held), rng.randrange(3))) if rng.random() < 0.3 else [] for _ in range(2)]
+        gone = [rng.randrange(3)] if rng.random() < 0.1 else []
+        return FromTasks(processes, tasks[: len(said)], said, gone, *moves)
 
     def _frames(self, message: object) -> Frames:
         try:

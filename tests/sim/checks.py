@@ -111,6 +111,7 @@ def check_nothing_left(sim: Simulation) -> None:
     assert not sim.manager.teams and not sim.teams.inside, f"{sim.manager.teams} {sim.teams.inside}"
     assert not sim.manager.holdings and not sim.manager.broken and not sim.manager.packing.kept
     assert not sim.manager.ready.line.count and not sim.manager.ready.affinity
+    assert not sim.manager.waiting and not sim.manager.parents and not sim.manager.orphaned
     assert not sim.manager.stock.asked and not sim.manager.stock.returns
     for one in sim.manager.workers.values():
         assert one.room == one.open == one.slots, f"rank {one.rank}: slots are not given back"

@@ -21,6 +21,7 @@ from exex.manager import (
     keeping,
     memo,
     near_data,
+    nesting,
     packing,
     placement,
     retraction,
@@ -37,7 +38,8 @@ from exex.manager.records import Kept
 from exex.manager.state import ClientRecord, ManagerState
 from exex.manager.stored import Data
 from exex.protocol import parts
-from exex.worker import assigned, filling, giving_back, running
+from exex.worker import assigned, filling, giving_back, running, waiting
+from exex.worker.state import WorkerState
 from tests.sim.__main__ import SeedFailed, run_seed
 
 LIMIT_S = 20
@@ -59,11 +61,11 @@ MUTATIONS = [
     Mutation("the attempt's number stays when a rank is lost", transitions._attempt_lost, "task.attempt += 1", "pass"),
     Mutation("attempts of a lost rank still count as assigned", transitions.on_worker_lost, "state.assigned -= 1", "pass"),
     Mutation("a lost rank still gets tasks", transitions.on_worker_lost, "worker.leaving = True", "pass"),
-    Mutation("cancelled attempts of a lost rank are awaited", transitions.on_worker_lost, "if holder != rank}", "if True}"),
+    Mutation("cancelled attempts of a lost rank are awaited", transitions.on_worker_lost, "        del state.dropped[task_id]", "        pass"),
     Mutation(
         "late words of a lost rank are heeded", ManagerLoop._drain_workers, "if rank in self.lost:", "if False:"
     ),
-    Mutation("a slot is given back twice", transitions._retire, "        worker.held -= 1\n        if holdings", "        worker.held -= 2\n        if holdings"),
+    Mutation("a slot is given back twice", transitions._retire, "        worker.held -= 1\n        if state.parents", "        worker.held -= 2\n        if state.parents"),
     Mutation("the slot of a cancelled attempt is not given back", transitions._dropped, "worker.held -= 1", "pass"),
     Mutation("a worker is not listed again when it has reported", transitions._retire, "    state.list_worker(worker)", "    pass"),
     Mutation("the guess of a task's length is never taken back", transitions._retire, "worker.held_s -= task.guess_s", "pass"),
@@ -162,13 +164,13 @@ MUTATIONS = [
     Mutation("what could run is said to be impossible", Shape.is_possible, "self.capable >= self.request.nodes", "self.capable > self.request.nodes"),
     Mutation("a big task that is cancelled still counts", Line.forget, "self._count_one_less(self.shapes[task.app.request or SINGLE])", "pass"),
     Mutation("a big task is begun though it is too long", packing._Turn.start_first, "elif not fits_in_time(state, task.app):", "elif False:"),
-    Mutation("an affinity is kept for ever", ManagerState.finish_task, "self.ready.affinity, ", ""),
+    Mutation("an affinity is kept for ever", ManagerState._forget_task, "self.ready.affinity, ", ""),
     Mutation("a big call is given fewer slots than it was granted", filling._fill_big, "if len(idle) < call.grant.slots:", "if not idle:"),
     Mutation("helping slots get calls of their own", filling.fill, " and slot.helps is None", ""),
-    Mutation("slots of a big call that ends stay taken", running.on_slot_done, "_free_helpers(state, call)", "pass"),
-    Mutation("slots of a big call that dies stay taken", running.on_slot_died, "_free_helpers(state, running)", "pass"),
-    Mutation("slots of a big call that is taken back stay taken", running.recover, "_free_helpers(state, call)", "pass"),
-    Mutation("a big call that lost its process runs in one slot", running.on_slot_died, "(state.queue if running.grant is None else state.big).appendleft(running)", "state.queue.appendleft(running)"),
+    Mutation("slots of a big call that ends stay taken", running.on_slot_done, "free_helpers(state, call)", "pass"),
+    Mutation("slots of a big call that dies stay taken", running.on_slot_died, "free_helpers(state, running)", "pass"),
+    Mutation("slots of a big call that is taken back stay taken", running.recover, "free_helpers(state, call)", "pass"),
+    Mutation("a big call that lost its process runs in one slot", WorkerState.put_first, "(self.queue if call.grant is None else self.big).appendleft(call)", "self.queue.appendleft(call)"),
     Mutation("a call on a communicator gets no ranks beside its lead", teams.form, "state.joins.append((ranks, Join(", "state.joins.append((ranks[:1], Join("),
     Mutation("a call that wants a world of its own gets worker ranks", teams.form, "spec.kind != Kind.TOGETHER or spec.own_world", "spec.kind != Kind.TOGETHER"),
     Mutation("ranks with several slots take part", teams.form, "worker.slots == 1 and worker.rank != state.own", "worker.rank != state.own"),
@@ -221,6 +223,18 @@ MUTATIONS = [
     Mutation("a key is made without what it needs", Data._can_be_had, "not _is_read_at_home(record, task) or", "True or"),
     Mutation("a task that waits where its data is counts twice", near_data._place_at, "near.take(task.id)", "pass"),
     Mutation("a second notice makes the end later", ManagerLoop.notice, "ends_s is None or (sooner and ends_s > self._clock() + left_s)", "True"),
+    Mutation("what a task has made outlives it", nesting.end_orphans, "_end_open(state, client)", "pass"),
+    Mutation("what an attempt of a lost rank has made goes on", transitions.on_worker_lost, "            state.orphaned.append(task.id)", "            pass"),
+    Mutation("what a cancelled task has made goes on", transitions.cancel, "            state.orphaned.append(task.id)", "            pass"),
+    Mutation("a task that is given up makes tasks", nesting.on_said, "        return False", "        return True"),
+    Mutation("a task that waits keeps its slot at the manager", grants.leave, "_change(state, worker, slots)", "pass"),
+    Mutation("a slot is another's after its task has waited", grants.come_back, "_change(state, worker, -slots)", "pass"),
+    Mutation("who has waited goes on though its slots are lent", nesting.may_go_on, "worker.held <= worker.room or not (worker.lent or worker.in_team)", "True"),
+    Mutation("what waits on a lost rank still waits", transitions.on_worker_lost, "        state.waiting.pop(task.id, None)", "        pass"),
+    Mutation("a task that would go on is not told when it may", waiting.on_seat, "state.returning.append(slot)", "pass"),
+    Mutation("a task that has waited goes on without its slots", waiting.seat, "if len(idle) < wanted:", "if not idle:"),
+    Mutation("the slot of a task that waits stays empty", waiting.on_left, "state.note_left(task)", "pass"),
+    Mutation("a task that has waited begins again at once", running.on_slot_died, "state.to_begin_again[running.task] = running", "state.put_first(running)"),
 ]  # fmt: skip
 
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 MANAGER = 0
 CLIENT_BASE = 1000
 FUNCTION = b"f" * 16
+CODE = b"code"
 MEMORY_BYTES = 1000
 LIMIT_S = 0.3
 APPS = [
@@ -297,7 +298,7 @@ class SimClient:
             Submit(
                 first=first,
                 apps=APPS if new else [],
-                functions={FUNCTION: b"code"} if new else {},
+                functions={FUNCTION: CODE} if new else {},
                 calls=calls[:1] if len(set(calls)) == 1 else calls,
                 payloads=payloads,
                 needs=needs,

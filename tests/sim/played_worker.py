@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from typing import TYPE_CHECKING
 
 from exex.protocol import codec
-from exex.protocol.messages import Absent, Assign, Beat, Bye, Done, Drop, Hello, Join, Outcome, Part, Retract, Stop
+from exex.protocol.messages import Absent, Assign, Beat, Bye, Done, Drop, Hello, Join, Outcome, Part, Retract, Stop, ToTasks
 from exex.protocol.payload import Stored
 from exex.transport.base import Link
-from exex.worker import assigned, filling, giving_back, running
+from exex.worker import assigned, filling, giving_back, running, waiting
 from exex.worker.needs import Needs
-from exex.worker.slot import Call
+from exex.worker.relay import Relay
+from exex.worker.slot import Call, Slot
 from exex.worker.state import WorkerState
 from exex.worker.stored import value_name
 from tests.sim.played_client import MANAGER, MEMORY_BYTES
+from tests.sim.played_nesting import PlayedInner, is_parent
 from tests.sim.played_teams import PlayedPart
 
 if TYPE_CHECKING:
@@ -26,7 +30,11 @@ BEATS = 8
 class PlayedProcess:
     """A task process: runs what it was given, in order, one step at a time."""
 
+    slot: Slot
+
     def __init__(self) -> None:
+        self.client: PlayedInner | None = None  # once a task of it has made tasks
+        self.is_seated = True
         self.given: list[Call] = []
         self.started = 0  # calls begun; the last ones may not be reported yet
         self.results: list[tuple[int, bytes, float]] = []  # of calls that have ended and are not reported
@@ -49,6 +57,10 @@ class PlayedProcess:
     def measure(self, limit_bytes: int) -> None:
         self.measured = True
 
+    def go_on(self, home: list[int], cores: list[int]) -> None:
+        assert not self.is_seated, "a task that does not wait is told to go on"
+        self.is_seated = True
+
 
 class SimWorker:
     """A worker rank: the real state, played processes, one message handled per step."""
@@ -61,6 +73,13 @@ class SimWorker:
         self.processes = [PlayedProcess() for _ in range(slots)]
         per_process = sim.rng.choice([0, 0, 1, 5])
         self.state = WorkerState(rank, self.node, list(self.processes), tasks_per_process=per_process)
+        for process, slot in zip(self.processes, self.state.slots):
+            process.slot = slot
+        self.state.new_place = self._new_place if sim.nest_rate else None
+        self.state.most_parents = random.Random(f"{sim.seed} {rank} parents").choice([0, 0, 0, 2])
+        self.relay = Relay(self.state, lambda fd: None, set(), lambda: None)
+        self.inner: dict[int, PlayedInner] = {}
+        self._inner_numbers = itertools.count()
         self.link: Link = sim.network.end(rank)
         self.encoder, self.decoder = codec.Encoder(), codec.to_worker()
         self.stopped = False
@@ -74,6 +93,23 @@ class SimWorker:
         key = self.node if sim.data_rate else ""
         hello = Hello("1", "3.11.0", self.node, rank, slots, "", [], memory_bytes=sim.memory_bytes, gpus=gpus, store=key)
         self.link.send(MANAGER, self.encoder.encode(hello))
+
+    def _new_place(self, number: int) -> Slot:
+        process = PlayedProcess()
+        self.processes.append(process)
+        process.slot = Slot(number, process)
+        return process.slot
+
+    def new_client(self, client: PlayedInner) -> int:
+        """A number for a task process that is a client."""
+        number = next(self._inner_numbers)
+        self.inner[number] = client
+        return number
+
+    def report_results(self, process: PlayedProcess) -> None:
+        """What earlier calls of a task process have come to, before its task waits."""
+        if process.results:
+            self._report(process)
 
     def say(self, peer: int, message: object) -> None:
         """Send a message to the manager, or to another rank."""
@@ -102,6 +138,12 @@ class SimWorker:
                 assigned.on_drop(self.state, message, now)
             elif type(message) is Retract:
                 self._retract(message)
+            elif type(message) is ToTasks:
+                for task in message.seats:
+                    waiting.on_seat(self.state, task)
+                for number, said in zip(message.processes, message.messages):
+                    if number in self.inner:
+                        self.inner[number].hear(said)
             elif type(message) is Join:
                 assigned.on_join(self.state, message)
             elif type(message) is Stop:
@@ -114,12 +156,17 @@ class SimWorker:
         self.needs.turn(self.state)
         self.needs.tick(now)
         running.on_tick(self.state, now)
-        for process, slot in zip(self.processes, self.state.slots):
+        for process in self.processes:
+            slot = process.slot
             if process.measured and self.sim.rng.random() < 0.5:
                 process.measured = False
                 running.on_measured(self.state, slot, self.sim.rng.choice([MEMORY_BYTES, MEMORY_BYTES + 1]), 1e-4, now)
+        waiting.end_spares(self.state, now)
         filling.fill(self.state, now)
         assert all(len(slot.held) == 1 for slot in self.state.slots if any(call.grant is not None for call in slot.held))
+        said = self.relay.take()
+        if said is not None:
+            self.say(MANAGER, said)
         done = self.state.take_done()
         if done is not None:
             for task, outcome in zip(done.tasks, done.outcomes):
@@ -131,7 +178,8 @@ class SimWorker:
             self.said_s = now
             self.link.send(MANAGER, self.encoder.encode(Beat()))
         if self.state.parts:
-            assert not self.state.queue and not self.state.big and not any(slot.held for slot in self.state.slots)
+            holds = [call.task for slot in self.state.slots for call in slot.held]
+            assert not self.state.queue and not self.state.big and not holds, f"rank {self.rank}: {holds} at the begin of a part"
             assert not self.state.aside
             join, call = self.state.parts.popleft()
             self.part = PlayedPart(self, join, call)
@@ -145,7 +193,7 @@ class SimWorker:
         for process in self.processes:
             unbegun.update(call.task for call in process.given[process.started :])
         assert not unbegun & set(message.tasks), f"rank {self.rank}: {unbegun} have not begun, and are kept"
-        here = {call.task for slot in self.state.slots for call in slot.held} | unbegun
+        here = {call.task for slot in self.state.places() for call in slot.held} | unbegun
         assert not here & set(returned.tasks), f"rank {self.rank}: {returned.tasks} are given back, and kept"
         self.sim.tell(f"rank {self.rank}: gives {returned.tasks} back of {message.tasks}")
         self.sim.asked.discard(self.rank)
@@ -169,21 +217,27 @@ class SimWorker:
             self.sim.teams.back(self.rank)
         self.link.send(MANAGER, self.encoder.encode(done))
 
-    def run_slot(self, number: int) -> None:
+    def run_slot(self, process: PlayedProcess) -> None:
         """One step of a task process: begin the next call, or end the one that was begun; or of a function in the rank itself."""
         if not self.is_up():
             return
         if self.part is not None:
             self._step_part()
             return
-        process, slot, rng = self.processes[number], self.state.slots[number], self.sim.rng
-        unreported = self._unreported(number)
+        slot, rng = process.slot, self.sim.rng
+        unreported = self._unreported(process)
         if process.killed is not None:
-            self._die(number, -process.killed)
+            self._die(process, -process.killed)
         elif len(unreported) > len(process.results):
-            self._end_call(number, unreported[-1])
+            if process.client is None or not process.client.phase:
+                self._end_call(process, unreported[-1])
+            elif rng.random() < self.sim.death_rate / 4:
+                self._die(process, -11)
+            elif process.client.step():
+                process.client.end()
+                self._end_call(process, unreported[-1])
         elif process.results and (rng.random() < 0.5 or process.started == len(process.given)):
-            self._report(number)
+            self._report(process)
         elif process.started < len(process.given):
             process.started += 1
             call = process.given[process.started - 1]
@@ -194,6 +248,10 @@ class SimWorker:
             assert slot.helps is None, f"task {call.task} begins on a slot that another holds"
             assert helping == (call.grant.slots - 1 if call.grant else 0), f"task {call.task} has {helping} slots beside its own"
             self.sim.begin(call, self.rank)
+            if is_parent(self.sim, call):
+                if process.client is None:
+                    process.client = PlayedInner(self, process)
+                process.client.begin(call)
         if len(process.given) > 200:
             reported = len(process.given) - len(slot.held)
             del process.given[:reported]
@@ -208,25 +266,24 @@ class SimWorker:
             assert any((value.name, self.node) in self.sim.data.vanished for value in missing), f"{missing} are gone, and task {call.task} needs them"
         return bool(missing)
 
-    def _unreported(self, number: int) -> list[Call]:
+    def _unreported(self, process: PlayedProcess) -> list[Call]:
         """Calls that a process has begun and not reported, in order."""
-        process, slot = self.processes[number], self.state.slots[number]
+        slot = process.slot
         reported = len(process.given) - len(slot.held)
-        assert 0 <= reported <= process.started, f"slot {number} of rank {self.rank}: what was begun was taken back"
+        assert 0 <= reported <= process.started, f"slot {slot.number} of rank {self.rank}: what was begun was taken back"
         calls = process.given[reported : process.started]
         assert len(calls) - len(process.results) in (0, 1)
         return calls
 
-    def _end_call(self, number: int, call: Call) -> None:
+    def _end_call(self, process: PlayedProcess, call: Call) -> None:
         sim, rng = self.sim, self.sim.rng
-        process = self.processes[number]
         if process.started - 1 + process.dropped in process.starved:
             process.results.append((Outcome.STARVED, b"", 0.0))
             return
         if sim.hangs(call):
             return
         if rng.random() < sim.death_rate:
-            self._die(number, -11)
+            self._die(process, -11)
             return
         sim.ran[call.task, call.attempt] += 1
         sim.usage.end(call.task, self.rank)
@@ -236,27 +293,29 @@ class SimWorker:
             value = self.needs.exchange.store.write(value_name(call.task, call.attempt), value)  # type: ignore[assignment,arg-type]
         process.results.append((outcome, value, rng.choice(sim.lengths_s)))
         if rng.random() < 0.7:
-            self._report(number)
+            self._report(process)
 
-    def _report(self, number: int) -> None:
-        calls = self._unreported(number)
-        results, self.processes[number].results = self.processes[number].results, []
+    def _report(self, process: PlayedProcess) -> None:
+        calls = self._unreported(process)
+        results, process.results = process.results, []
         outcomes, values, seconds = zip(*results)
         tasks = [call.task for call, _ in zip(calls, results)]
         done = Done(tasks=tasks, outcomes=bytes(outcomes), payloads=list(values), seconds=list(seconds), started=[])
         self.needs.adopt([value for value in values if isinstance(value, Stored)])
-        running.on_slot_done(self.state, self.state.slots[number], done, self.sim.now)
+        running.on_slot_done(self.state, process.slot, done, self.sim.now)
 
-    def _die(self, number: int, code: int, blameless: str = "") -> None:
-        sim, calls = self.sim, self._unreported(number)
-        process = self.processes[number]
-        self.needs.on_died(self.state.slots[number].held)
+    def _die(self, process: PlayedProcess, code: int, blameless: str = "") -> None:
+        sim, calls = self.sim, self._unreported(process)
+        if process.client is not None:
+            self.relay.gone.append(process.client.number)
+            del self.inner[process.client.number]
+        self.needs.on_died(process.slot.held)
         if calls:
             first = process.started - len(calls) + process.dropped
             is_begun = [first + i not in process.starved for i in range(len(calls))]
             *ended, last = calls
             sim.usage.end(last.task, self.rank)
-            slot = self.state.slots[number]
+            slot = process.slot
             condemned = slot.ending_s >= 0 and slot.condemned == last.task
             if blameless and not condemned and last.losses < running.LOSSES_TOLERATED:
                 sim.begun[last.task, last.attempt] -= is_begun[-1]  # it is begun again, as the same attempt
@@ -265,11 +324,14 @@ class SimWorker:
             sim.tell(f"rank {self.rank}: task {last.task} attempt {last.attempt} loses its process ({code})")
             for call, was_begun in zip(ended, is_begun):  # nobody knows how they ended: they may begin again
                 sim.begun[call.task, call.attempt] -= was_begun
-        running.on_slot_died(self.state, self.state.slots[number], code, "", sim.now, blameless)
-        self.processes[number].__init__()  # type: ignore[misc]
+        running.on_slot_died(self.state, process.slot, code, "", sim.now, blameless)
+        process.__init__()  # type: ignore[misc]
+        if self.state.slots[process.slot.number] is not process.slot:
+            waiting.forget(self.state, process.slot)
+            self.processes.remove(process)
 
     def lose_template(self) -> None:
         """All task processes are gone at once."""
         self.sim.tell(f"rank {self.rank}: the template dies")
-        for number in range(len(self.processes)):
-            self._die(number, -9, "its template has ended")
+        for process in list(self.processes):
+            self._die(process, -9, "its template has ended")

@@ -133,6 +133,7 @@ class Simulation:
         pauses: how often the whole job stands still for longer than that.
         data_rate: of values and arguments that are stored on the nodes; 0: there are no stores.
         lose_files: how many of these vanish.
+        nest_rate: of the attempts that make tasks.
         kill_at: the step at which the job is killed; -1 for never.
         end_at: the step at which the manager learns that the allocation ends soon; -1 for never.
         notices: how often it is told so by a signal.
@@ -173,6 +174,7 @@ class Simulation:
         pauses: int = 0,
         data_rate: float = 0.0,
         lose_files: int = 0,
+        nest_rate: float = 0.0,
         kill_at: int = -1,
         end_at: int = -1,
         notices: int = 0,
@@ -195,6 +197,7 @@ class Simulation:
         self.memory_bytes, self.gpus = memory_bytes, gpus
         self.team_rate = team_rate
         self.data_rate, self.lose_files = data_rate, lose_files
+        self.nest_rate, self.waits, self.inner_clients = nest_rate, 0, 0
         self.node_of: dict[int, str] = {}
         home = random.Random(f"{seed} home").choice(["node0", "apart"])
         self.data = Data(self, home)
@@ -281,6 +284,7 @@ class Simulation:
         stored = random.Random(f"world {seed} data")
         is_last = past.lives + 1 >= lives
         queues = random.Random(f"world {seed} queues")
+        nesting = random.Random(f"world {seed} nesting")
         has_queues = queues.random() < 0.2  # many tasks, and long queues
         team_rate = teams.choice([0.0, 0.3, 0.7])
         has_teams = team_rate > 0 and teams.random() < 0.8
@@ -310,6 +314,7 @@ class Simulation:
             pauses=rng.choice([0, 0, 2]),
             data_rate=stored.choice([0.0, 0.3, 0.9]),
             lose_files=stored.choice([0, 0, 1, 4]),
+            nest_rate=nesting.choice([0.0, 0.0, 0.3, 0.6]),
             kill_at=-1 if is_last else life.choice([-1, life.randrange(300), life.randrange(3000)]),
             end_at=-1 if is_last else life.choice([-1, -1, life.randrange(100), life.randrange(1000)]),
             notices=0 if is_last else life.choice([0, 0, 1, 2]),
@@ -477,7 +482,7 @@ class Simulation:
             self._any_worker().handle()
         elif choice < 0.995:
             one = self._any_worker()
-            one.run_slot(self.rng.randrange(len(one.processes)))
+            one.run_slot(one.processes[self.rng.randrange(len(one.processes))])
         else:
             self.misfortunes.strike()
         if self.journal is not None and choice > 0.9:
@@ -589,8 +594,9 @@ class Simulation:
                 self.teams.deliver()
             for one in [*self.workers.values(), *self.ghosts]:
                 one.handle()
-                for number in range(len(one.processes)):
-                    one.run_slot(number)
+                for process in list(one.processes):
+                    if process in one.processes:
+                        one.run_slot(process)
             if self.journal is not None:
                 self.journal.step()
             if self.network.under_way() or (self.journal is not None and not self.journal.is_quiet()):

@@ -42,6 +42,22 @@ def test_nothing_runs_twice_without_loss(seed: int) -> None:
     assert set(sim.ran.values()) == {1}
 
 
+@pytest.mark.parametrize("start", range(0, 16, 4))
+def test_tasks_make_tasks_and_wait_for_them(start: int) -> None:
+    """On few slots, so that all of them would wait for ever if any kept its slot; with losses, cancellations and big tasks."""
+    waits = clients = 0
+    for seed in range(start, start + 4):
+        sim = Simulation(
+            seed, tasks=30, ranks=1 + seed % 3, slots=1 + seed % 2, nest_rate=0.5, lose_ranks=seed % 2, lose_templates=seed % 3 // 2,
+            cancel_rate=0.1, failure_rate=0.05, death_rate=0.02,
+            big_rate=0.3 * (seed % 2), gpus=2 * (seed % 2), prefetch_s=100.0 if seed % 4 == 3 else 0.005,
+        )  # fmt: skip
+        sim.run()
+        waits += sim.waits
+        clients += sim.inner_clients
+    assert waits > 10 and clients > 10
+
+
 @pytest.mark.parametrize("start", range(0, 40, 10))
 def test_what_is_queued_comes_back_exactly(start: int) -> None:
     """Long queues, so that others idle, better tasks wait, and nodes are kept; ranks, processes and wishes come and go."""

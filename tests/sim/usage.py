@@ -18,6 +18,7 @@ class Usage:
     def __init__(self, sim: Simulation) -> None:
         self.sim = sim
         self.used: dict[tuple[int, int], Grant | None] = {}  # (task, rank of its lead); None for one slot there
+        self.paused: set[tuple[int, int]] = set()  # those that wait
 
     def begin(self, call: Call, rank: int) -> None:
         """An attempt begins on a rank that the manager has not given up."""
@@ -43,10 +44,28 @@ class Usage:
     def end(self, task: int, rank: int) -> None:
         """An attempt has ended, whoever knows."""
         self.used.pop((task, rank), None)
+        self.paused.discard((task, rank))
+
+    def pause(self, task: int, rank: int) -> None:
+        """It waits without its slots of this rank."""
+        if (task, rank) in self.used:
+            self.paused.add((task, rank))
+
+    def go_on(self, task: int, rank: int) -> None:
+        """It has them again."""
+        self.paused.discard((task, rank))
+        self._check()
 
     def forget(self, rank: int) -> None:
         """A rank is given up: what it does now counts no more."""
         self.used = {key: grant for key, grant in self.used.items() if key[1] != rank}
+        self.paused = {key for key in self.paused if key[1] != rank}
+
+    def _served(self, grant: Grant | None, share: Share, task: int, rank: int) -> tuple[int, list[int]]:
+        """Slots that an attempt uses of a node, and the ranks that serve it there."""
+        if (task, rank) not in self.paused or rank not in share.ranks:
+            return share.slots, share.ranks
+        return share.slots - (1 if grant is None else grant.slots), [other for other in share.ranks if other != rank]
 
     def _check(self) -> None:
         slots: Counter[str] = Counter()
@@ -58,19 +77,22 @@ class Usage:
         for (task, rank), grant in self.used.items():
             app = self.sim.manager_app(task)
             for share in [Share(self.sim.workers[rank].node, 1, [], [rank])] if grant is None else grant.shares:
-                slots[share.host] += share.slots
-                on_node[share.host] += 1
-                on_rank.update(share.ranks)
+                count, ranks = self._served(grant, share, task, rank)
+                slots[share.host] += count
+                on_node[share.host] += count > 0
+                on_rank.update(ranks)
                 gpus.update((share.host, name) for name in share.gpus)
                 if app is not None and grant is not None:
                     memory[share.host] += app.memory_bytes or 0
-                    alone += [share.host] if app.exclusive or (app.nodes and not app.cores) else []
+                    is_alone = app.exclusive or (app.nodes and not app.cores)
+                    alone += [share.host] if is_alone and (task, rank) not in self.paused else []
         total = Counter(self.sim.slots_before_losses)
         for host, count in slots.items():
             assert count <= total[host], f"{count} slots of {host} are in use, which has {total[host]}"
         inside = self.sim.teams.inside
         for (task, rank), grant in self.used.items():
-            for other in [rank] if grant is None else [rank for share in grant.shares for rank in share.ranks]:
+            shares = [Share(self.sim.workers[rank].node, 1, [], [rank])] if grant is None else grant.shares
+            for other in [other for share in shares for other in self._served(grant, share, task, rank)[1]]:
                 assert other not in inside or self.sim.teams.comms[inside[other]].task == task, f"rank {other} is inside, and serves {task}"
         for rank, count in on_rank.items():
             assert rank not in self.sim.workers or count <= self.sim.workers[rank].slots, f"rank {rank} serves {count} tasks"

@@ -409,7 +409,7 @@ def test_auto_lognames(manager):
     assert second.stdout == "/runs/000/task_logs/0000/task_0001_say.stdout"
     assert second.stderr == "/runs/000/task_logs/0000/task_0001_say.stderr"
     assert everything(stdout=AUTO_LOGNAME, label="big").stdout.endswith("/task_0002_everything_big.stdout")
-    assert exex.client.options.auto_log_path("r", 123456, "f", "", "stdout") == "r/task_logs/0123/task_123456_f.stdout"
+    assert exex.client.options.auto_log_path("r", "", 123456, "f", "", "stdout") == "r/task_logs/0123/task_123456_f.stdout"
     wait_for_current_tasks()
     assert manager.options[0]["stdout"] == (first.stdout, "a+")
 

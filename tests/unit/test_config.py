@@ -189,7 +189,7 @@ def test_help_covers_every_field_and_names_its_default():
         assert row.variable == "EXEX_" + row.name.upper()
         assert row.variable not in INTERNAL_VARIABLES
         assert (row.metavar == "") == (row.kind == "bool")
-    defaults = "auto auto auto auto auto auto process none none none auto none run 65536 auto auto 0 60 10 auto 20 2 no 10 120 no unlimited runinfo auto inherit 1048576 auto 2147483648 0.005 none no task_exit 60 268435456 none none none 60 268435456".split()
+    defaults = "auto auto auto auto auto auto process none none none auto none run 65536 auto auto 0 60 10 auto 20 2 no 10 120 no unlimited runinfo auto inherit 1048576 auto 2147483648 auto 0.005 none no task_exit 60 268435456 none none none 60 268435456".split()
     assert [row.help.rpartition(" Default: ")[2] for row in rows] == [f"{default}." for default in defaults]
 
 
@@ -203,6 +203,7 @@ def test_help_shows_choices_in_place_of_a_type():
         "tasks_per_process": "N|unlimited",
         "output": "inherit|files",
         "max_waiting": "N|auto",
+        "max_parents": "N|auto",
         "checkpoint_mode": "task_exit|periodic|dfk_exit|manual",
     }
 

@@ -118,3 +118,20 @@ def test_the_variable_that_masks():
     assert find_gpu_variable("MY_DEVICES", {"CUDA_VISIBLE_DEVICES": "0"}) == "MY_DEVICES"
     assert find_gpu_variable("auto", {"ZE_AFFINITY_MASK": "0"}) == "ZE_AFFINITY_MASK"
     assert find_gpu_variable("auto", {}) in equipment.MASKS
+
+
+@pytest.mark.parametrize(
+    ("setting", "slots", "memory_bytes", "ranks", "descriptors", "expected"),
+    [
+        ("auto", 2, 16 << 30, 2, 1 << 20, 256),
+        ("auto", 2, 16 << 30, 2, 1024, 126),  # 768 descriptors, six each, and two slots have a process anyway
+        ("auto", 64, 512 << 30, 1, -1, 16384),
+        ("auto", 1, 1 << 30, 128, 1 << 20, 16),
+        ("auto", 1, 0, 1, 1 << 20, 16),
+        (5, 2, 16 << 30, 1, 1 << 20, 5),
+        (100_000, 2, 0, 0, 4096, 638),
+        (5, 100, 0, 0, 100, 1),
+    ],
+)
+def test_how_many_tasks_may_wait(setting, slots, memory_bytes, ranks, descriptors, expected):
+    assert equipment.most_parents(setting, slots, memory_bytes, ranks, descriptors) == expected

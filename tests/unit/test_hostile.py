@@ -29,6 +29,7 @@ from exex.protocol.messages import (
     Cancel,
     Done,
     Finish,
+    FromTasks,
     Fulfil,
     Hello,
     JobEnds,
@@ -38,6 +39,7 @@ from exex.protocol.messages import (
     Part,
     Promise,
     Submit,
+    ToTasks,
     Verdict,
     Welcome,
 )
@@ -127,6 +129,14 @@ MISSHAPEN: list[Message] = [
     *(Part(1, outcome, b"", 1.0) for outcome in (Outcome.NEED_FAILED, Outcome.ASK, 6, -1)),
     Part(1, 0, 5, 1.0),  # type: ignore[arg-type]
     *(Part(1, 0, b"", seconds) for seconds in (-1.0, float("nan"), float("inf"))),
+    FromTasks([1], [], [b""]),
+    FromTasks([1], [1], []),
+    FromTasks([-1], [1], [b""]),
+    FromTasks([1 << 40], [1], [b""]),
+    FromTasks([1], [1], [5]),  # type: ignore[list-item]
+    FromTasks([], [], [], gone=[-1]),
+    ToTasks([1], []),
+    ToTasks([-1], [b""]),
     *(Join(1, 1, runs) for runs in ([], [1], [1, 2, 3], [-1, 2])),
     *(Join(1, call, [1, 2]) for call in (0, -1, 1 << 63)),
 ]
@@ -330,7 +340,7 @@ def test_the_last_worker_ends_the_job_by_breaking_the_protocol() -> None:
 
 # ---- nothing is opened at rank 0 --------------------------------------------------------------------------------
 
-MAY_USE = {"Large", "Payload", "Stored", "dump_error", "same"}
+MAY_USE = {"Buffer", "Large", "Payload", "Stored", "dump_error", "same"}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "manager").glob("*.py")), ids=lambda path: path.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from exex.protocol.messages import AppSpec, Assign, Cancel, Done, Hello, Submit
 from exex.record import recorder as recorder_module
 from exex.record import writer as writer_module
 from exex.record.columns import TABLES, How
-from exex.record.frames import HEAD, HEADER, Kind, take_frames
+from exex.record.frames import HEAD, HEADER, Frame, Kind, take_frames
 from exex.record.hdf5 import CHUNK_ROWS, Record, RecordFile, set_aside
 from exex.record.packing import deflated, filters, packed
 from exex.record.recorder import Recorder
@@ -221,6 +222,43 @@ def test_needs_are_edges_also_where_the_client_had_the_value():
     told.turn(1.0).client_said(3, submit(7, 3, needs={0: [5, -2 - 6, -1], 2: [-2 - 0]}), APPS)
     base = 3 << 40
     assert [(row["task"], row["need"]) for row in told.rows("edges")] == [(base + 7, base + 5), (base + 7, base + 6), (base + 9, base + 0)]
+
+
+def test_what_tasks_have_made_is_told_of():
+    told = Told()
+    inner = (1 << 20) + 3
+    told.turn(1.0).made(inner << 40, 2, 17)
+    told.recorder.client_said(inner, submit(0, 2, apps=[SPEC]), APPS)
+    told.turn(2.0).client_said(inner + 1, submit(0, 1, apps=[SPEC]), APPS)
+    assert told.rows("made") == [{"parent": 17, "first": inner << 40, "count": 2}]
+
+
+def test_apps_that_task_processes_share_have_one_row():
+    told = Told()
+    for client in range(3):
+        told.turn(1.0).client_said((1 << 20) + client, submit(0, 1, apps=[SPEC]), APPS)
+    assert [row["app"] for row in told.rows("apps")] == [7]
+
+
+def test_a_record_of_an_earlier_version_has_no_such_table(tmp_path):
+    path = str(tmp_path / "run.h5")
+    RecordFile(path, META).close(0, 0)
+    with h5py.File(path, "r+", locking=False) as file:
+        del file["made"]
+    with Record(path) as record:
+        assert record.rows("made") == 0 and len(record.column("made", "count")) == 0
+
+
+def test_memory_does_not_grow_with_clients_that_are_gone():
+    assembler = Assembler(lambda table, columns: None)
+    for client in range(1000):
+        base = client << 40
+        assembler.feed(Frame(Kind.SUBMIT, client, base, 1, struct.pack("=II", 5, 0)))
+        assembler.feed(Frame(Kind.CANCEL, client, client, 1, struct.pack("=q", base)))
+        assembler.feed(Frame(Kind.FINISH, client, client, 1, b""))
+    assembler.feed(Frame(Kind.SUBMIT, 1000, 5000 << 40, 1, struct.pack("=II", 5, 0)))
+    assembler.close_window()
+    assert len(assembler._pool) < 10
 
 
 def test_what_was_dropped_makes_no_trouble():

@@ -417,10 +417,11 @@ def test_a_better_priority_makes_way_only_behind_its_own_client() -> None:
     task, of_same = manager.state.ready.take(2)
     manager.submit(high, 0, 1, spec={"priority": -100})
     (better,) = manager.state.ready.take(1)
-    assert not retraction._is_worse(task, better)
+    state = manager.state
+    assert not retraction._is_worse(state, task, better)
     assert of_same.app is not None
     of_same.app = App(msgspec.structs.replace(of_same.app.spec, priority=5), b"", None)
-    assert retraction._is_worse(task, of_same) and not retraction._is_worse(of_same, task)
+    assert retraction._is_worse(state, task, of_same) and not retraction._is_worse(state, of_same, task)
 
 
 def test_where_data_is_clients_take_turns_as_well() -> None:
