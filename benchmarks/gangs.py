@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from exex.manager import transitions
+from exex.manager import from_clients, from_workers
 from exex.manager.placement import place
 from exex.manager.state import ManagerState
 from exex.protocol.messages import AppSpec, Attach, Done, Hello, Submit
@@ -93,7 +93,7 @@ class Exex:
 
     def __init__(self, nodes: int, slots: int, kinds: tuple[Kind, ...] = KINDS) -> None:
         self.state = ManagerState()
-        self._client = transitions.on_attach(self.state, Attach(version="1", pid=1, title=""))
+        self._client = from_clients.on_attach(self.state, Attach(version="1", pid=1, title=""))
         self._kinds = kinds
         self._jobs: list[Job] = []
         self._ranks: dict[int, int] = {}
@@ -101,7 +101,7 @@ class Exex:
         self.events = 0
         self.seconds = 0.0
         for rank in range(1, nodes + 1):
-            transitions.on_hello(self.state, rank, Hello("1", "3", f"node{rank:05d}", rank, slots, "", []))
+            from_workers.on_hello(self.state, rank, Hello("1", "3", f"node{rank:05d}", rank, slots, "", []))
 
     def submit(self, jobs: list[Job]) -> None:
         """See `Scheduler`."""
@@ -113,7 +113,7 @@ class Exex:
         )  # fmt: skip
         self._named = True
         self._jobs += jobs
-        transitions.on_submit(self.state, self._client, message)
+        from_clients.on_submit(self.state, self._client, message)
         self._count(began_s, 1)
 
     def ended(self, jobs: list[Job]) -> None:
@@ -125,7 +125,7 @@ class Exex:
         for rank, group in of_rank.items():
             count = len(group)
             done = Done([job.number for job in group], bytes(count), [b""] * count, [job.length_s for job in group], [])
-            transitions.on_done(self.state, rank, done)
+            from_workers.on_done(self.state, rank, done)
         self._client.take_answer()
         self._client.applied(self._client.sequence)
         self._count(began_s, len(of_rank))

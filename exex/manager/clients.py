@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from exex.errors import ProtocolError
-from exex.manager import nesting, standstill, transitions, visitors
+from exex.manager import from_clients, nesting, standstill, visitors
 from exex.manager.door import Door
 from exex.manager.inner import Inner
 from exex.manager.memo import Journal
@@ -48,17 +48,17 @@ ANSWER_S = 1e-3
 Answer would wake the client, and cost it more than its task costs anybody else."""
 
 _HANDLERS: dict[type, Callable[[ManagerState, ClientRecord, Any], None]] = {
-    Submit: transitions.on_submit,
-    Promise: transitions.on_promise,
-    Fulfil: transitions.on_fulfil,
-    Cancel: transitions.on_cancel,
-    Verdict: transitions.on_verdict,
-    Applied: transitions.on_applied,
-    Finish: transitions.on_finish,
-    Want: transitions.on_want,
-    Release: transitions.on_release,
-    Spread: transitions.on_spread,
-    Collected: transitions.on_collected,
+    Submit: from_clients.on_submit,
+    Promise: from_clients.on_promise,
+    Fulfil: from_clients.on_fulfil,
+    Cancel: from_clients.on_cancel,
+    Verdict: from_clients.on_verdict,
+    Applied: from_clients.on_applied,
+    Finish: from_clients.on_finish,
+    Want: from_clients.on_want,
+    Release: from_clients.on_release,
+    Spread: from_clients.on_spread,
+    Collected: from_clients.on_collected,
 }
 
 
@@ -190,7 +190,7 @@ class Clients:
             self._on_checkpoint(number, message)
         elif not client.finished:
             if self._decoder.stored and type(message) in (Submit, Fulfil):
-                transitions.adopt(self._state, client, message)
+                from_clients.adopt(self._state, client, message)
             _HANDLERS[type(message)](self._state, client, message)
             self._note(client, message)
 
@@ -206,7 +206,7 @@ class Clients:
         """As if the client had said so, unless it has."""
         if not client.finished:
             message = Finish(cancel=cancel)
-            transitions.on_finish(self._state, client, message)
+            from_clients.on_finish(self._state, client, message)
             if self._record is not None:
                 self._record.client_said(client.number, message, client.apps)
 
@@ -237,7 +237,7 @@ class Clients:
             client = visitors.on_attach(self._state, message, self._settings.client_bytes)
         else:
             inner = Inner(self.door.rank(number)) if number < 0 else None
-            client = transitions.on_attach(self._state, message, inner=inner)
+            client = from_clients.on_attach(self._state, message, inner=inner)
         if number < 0:
             self.door.records[number] = client
             self.door.numbers[client.number] = number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exex.errors import WorkerLost
-from exex.manager import transitions
+from exex.manager import ends, from_workers
 from exex.manager.records import Again, Kept, Origin, records_of
 from exex.manager.state import ManagerState
 from exex.manager.stored import HOME
@@ -31,7 +31,7 @@ def settle(state: ManagerState) -> None:
             _withdraw(state)
         while data.changed:
             _look_after(state, data.changed.popitem()[1])
-    transitions.end_found(state)
+    ends.end_found(state)
 
 
 def on_event(state: ManagerState, name: str, is_here: bool) -> None:
@@ -59,7 +59,7 @@ def _forget_again(state: ManagerState, number: TaskId) -> None:
     """Nobody needs what a task makes again: if it has not begun, it need not."""
     task = state.tasks.get(number)
     if isinstance(task, Again) and task.status in (Status.WAITING, Status.READY) and task.origin.get() is None:
-        transitions.cancel(state, task)
+        ends.cancel(state, task)
 
 
 def _withdraw(state: ManagerState) -> None:
@@ -90,7 +90,7 @@ def _look_after(state: ManagerState, record: Kept) -> None:
             if task is None or task.status != Status.WAITING:
                 del record.waiters[number]
             else:
-                transitions.requeue(state, task)
+                ends.requeue(state, task)
     elif not record.holders and not record.again and (record.waiters or record.wants or record.at_home):
         _make_again(state, record)
 
@@ -121,9 +121,9 @@ def _fail_waiters(state: ManagerState, record: Kept) -> None:
         if task is None or task.status != Status.WAITING:
             continue
         if record.origin is None:
-            transitions.fail(state, task, Outcome.FAILED, record.error)
+            ends.fail(state, task, Outcome.FAILED, record.error)
         else:
-            transitions.fail(state, task, Outcome.NEED_FAILED, record.error, [record.origin.task])
+            ends.fail(state, task, Outcome.NEED_FAILED, record.error, [record.origin.task])
 
 
 def _give_up(record: Kept, why: str) -> None:
@@ -142,7 +142,7 @@ def _make_again(state: ManagerState, lost: Kept) -> None:
         state.data.note(lost)
         return
     origin.losses += 1
-    if origin.losses > transitions.LOSSES_TOLERATED:
+    if origin.losses > from_workers.LOSSES_TOLERATED:
         _give_up(lost, f"it was lost {origin.losses} times with the ranks that had it")
         state.data.note(lost)
         return
@@ -155,7 +155,7 @@ def _make_again(state: ManagerState, lost: Kept) -> None:
     state.tasks[task.id] = task
     state.data.repeated.add(task.id)
     state.clients[lost.client].unfinished += 1
-    transitions.requeue(state, task)
+    ends.requeue(state, task)
 
 
 def _record_of(state: ManagerState, value: object, client: int) -> object:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from exex.errors import ProtocolError
-from exex.manager import nesting, retraction, standstill, teams, transitions
+from exex.manager import ends, from_workers, nesting, retraction, standstill, teams
 from exex.manager.clients import ANSWER_S, MESSAGES_A_TURN, Clients
 from exex.manager.liveness import Liveness
 from exex.manager.memo import Journal, Memo
@@ -239,10 +239,10 @@ class ManagerLoop:
                 message = self._from_worker.decode(frames)
                 if type(message) is Done:
                     if self._from_worker.stored:
-                        transitions.take_stored(self.state, rank, message)
-                    transitions.on_done(self.state, rank, message)
+                        from_workers.take_stored(self.state, rank, message)
+                    from_workers.on_done(self.state, rank, message)
                 elif type(message) is Part:
-                    transitions.on_part(self.state, rank, message)
+                    from_workers.on_part(self.state, rank, message)
                 elif type(message) is Returned:
                     self._on_returned(rank, message)
                 elif type(message) is Holds or type(message) in EXCHANGED:
@@ -275,7 +275,7 @@ class ManagerLoop:
     def _drain_journal(self, journal: Journal) -> bool:
         fetched, checkpoints = journal.take()
         for key, value in fetched:
-            transitions.on_fetched(self.state, key, value)
+            ends.on_fetched(self.state, key, value)
         for (number, asked), error in checkpoints:
             self._clients.send(number, Checkpointed(number=asked, error=error))
         return bool(fetched or checkpoints)
@@ -293,7 +293,7 @@ class ManagerLoop:
         elif message.python.split(".")[:2] != self._settings.python.split(".")[:2]:
             self.fail(f"{at} runs Python {message.python}, rank 0 runs {self._settings.python}; pickles need the same")
         else:
-            transitions.on_hello(self.state, rank, message)
+            from_workers.on_hello(self.state, rank, message)
             if self._record is not None:
                 self._record.hello(rank, message)
             self._missing.discard(rank)
@@ -322,7 +322,7 @@ class ManagerLoop:
             raise ProtocolError("it leaves before it was told to stop")
         for task in [task for task, team in self.state.teams.items() if rank in team.missing]:
             part = Part(task, Outcome.CANCELLED, b"", 0.0)  # it has not begun its part, and will not
-            transitions.on_part(self.state, rank, part)
+            from_workers.on_part(self.state, rank, part)
         self._left.add(rank)
         self._liveness.forget(rank)
         self._see_who_left()
@@ -349,7 +349,7 @@ class ManagerLoop:
         if worker is None:
             self.fail(f"rank {rank} {how} before it was up")
             return
-        attempts = transitions.on_worker_lost(self.state, rank, how)
+        attempts = from_workers.on_worker_lost(self.state, rank, how)
         self._mover.lost(rank)
         self._clients.lose_rank(rank)
         if self._record is not None:

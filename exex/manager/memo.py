@@ -34,7 +34,7 @@ class Store(Protocol):
         """Whether a result is recorded. It may still turn out to be damaged."""
 
     def fetch(self, key: bytes, outputs: Sequence[str]) -> None:
-        """Ask for a recorded result, if all files in `outputs` exist. The answer is for `transitions.on_fetched`."""
+        """Ask for a recorded result, if all files in `outputs` exist. The answer is for `ends.on_fetched`."""
 
     def record(self, key: bytes, app: str, value: Payload, seconds: float) -> None:
         """Record the result of a call that ran for `seconds`."""

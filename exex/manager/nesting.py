@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exex.errors import ProtocolError
-from exex.manager import grants, transitions
+from exex.manager import ends, from_clients, grants
 from exex.manager.inner import root_of
 from exex.manager.nodes import WorkerRecord
 from exex.manager.state import ClientRecord, ManagerState
@@ -44,8 +44,8 @@ def on_unwanted(state: ManagerState, client: ClientRecord, msg: object) -> None:
         ProtocolError: a number that was used before; an app or function that was never named.
     """
     if type(msg) is Submit:
-        transitions.check_submit(state, client, msg)
-        transitions.note_apps(state, client, msg)
+        from_clients.check_submit(state, client, msg)
+        from_clients.note_apps(state, client, msg)
         client.used.add(client.base + msg.first, len(msg.payloads))
     elif type(msg) is Promise:
         client.used.add(client.base + msg.first, msg.count)
@@ -70,8 +70,8 @@ def _end_open(state: ManagerState, client: ClientRecord) -> None:
         state.cancelled(client.number, [task.id - client.base for task in tasks])
     for task in tasks:
         if state.tasks.get(task.id) is task:
-            transitions.cancel(state, task)
-    transitions.end_found(state)
+            ends.cancel(state, task)
+    ends.end_found(state)
 
 
 def may_go_on(worker: WorkerRecord) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from itertools import chain
 
-from exex.manager import grants, keeping, teams, transitions
+from exex.manager import ends, grants, keeping, teams
 from exex.manager.assigning import assign, fits_in_time, give, is_first_below, shelve
 from exex.manager.line import NEAR, Key, Shape
 from exex.manager.nodes import NodeRecord
@@ -245,7 +245,7 @@ def _fail_all(state: ManagerState, shape: Shape) -> None:
             continue
         error = impossible(task.app.spec.name, shape.request, nodes, left, task.app.spec.ranks)
         assert error is not None
-        transitions.fail(state, task, Outcome.FAILED, payloads.dump_error(error, ""))
+        ends.fail(state, task, Outcome.FAILED, payloads.dump_error(error, ""))
 
 
 # ---- the turns of small tasks ---------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from exex.errors import InvalidResourceSpecification
-from exex.manager import keeping, transitions
+from exex.manager import ends, keeping
 from exex.manager.grants import Holding
 from exex.manager.nodes import NodeRecord
 from exex.manager.state import ClientRecord, ManagerState
@@ -109,7 +109,7 @@ def _fail(state: ManagerState, task: Task, request: Request, why: str) -> None:
     keys = {"gpus": request.gpus, "memory": request.memory_bytes, "nodes": request.nodes > 1 or request.whole}
     text = f"{_title(state, task.id)} asks for {request.text()}, but {why}"
     error = InvalidResourceSpecification({key for key, wanted in keys.items() if wanted} or {"cores"}, text)
-    transitions.fail(state, task, Outcome.FAILED, payloads.dump_error(error, ""))
+    ends.fail(state, task, Outcome.FAILED, payloads.dump_error(error, ""))
 
 
 def _title(state: ManagerState, number: TaskId) -> str:

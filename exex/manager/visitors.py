@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError
 
-from exex.manager import transitions
+from exex.manager import ends, from_clients
 from exex.manager.labels import Labels
 from exex.manager.records import Again, Kept
 from exex.manager.state import ClientRecord, ManagerState
@@ -32,7 +32,7 @@ def on_attach(state: ManagerState, msg: Attach, most_bytes: int) -> ClientRecord
     """A remote client: a new one, or that of a detached client with this name."""
     client = _find(state, msg.name) if msg.name else None
     if client is None or client.labels is None:
-        return transitions.on_attach(state, msg, Labels(msg, most_bytes))
+        return from_clients.on_attach(state, msg, Labels(msg, most_bytes))
     client.labels.attached = True
     client.labels.who = msg
     client.clear_answer()
@@ -126,7 +126,7 @@ def cancel(state: ManagerState, name: str, numbers: list[TaskId]) -> tuple[int, 
 def _cancel(state: ManagerState, client: ClientRecord, task: Task) -> None:
     """Cancel a task for others than its client, which is told."""
     is_known = not client.finished
-    transitions.cancel(state, task)
+    ends.cancel(state, task)
     if is_known:
         error = payloads.dump_error(CancelledError(f"task {task.id - client.base} was cancelled by order"), "")
         client.kept[task.id] = (Outcome.FAILED, error)  # for calls that need it and are under way

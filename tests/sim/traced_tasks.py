@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from exex.manager import transitions
+from exex.manager import from_clients
 from exex.manager.task import TRANSITIONS, CachedTask, Status, Task
 
 ALLOWED = {(old, new) for old, new, _ in TRANSITIONS if old}
@@ -55,8 +55,8 @@ class TracedCachedTask(_Traced, CachedTask):  # type: ignore[misc]
 @contextmanager
 def tracing() -> Iterator[None]:
     """Tasks that are made meanwhile are traced."""
-    transitions.Task, transitions.CachedTask = TracedTask, TracedCachedTask  # type: ignore[misc]
+    from_clients.Task, from_clients.CachedTask = TracedTask, TracedCachedTask  # type: ignore[misc]
     try:
         yield
     finally:
-        transitions.Task, transitions.CachedTask = Task, CachedTask  # type: ignore[misc]
+        from_clients.Task, from_clients.CachedTask = Task, CachedTask  # type: ignore[misc]

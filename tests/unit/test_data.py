@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exex.errors import ProtocolError, WorkerLost
-from exex.manager import data, transitions
+from exex.manager import data, from_clients, from_workers
 from exex.manager.moving import Mover
 from exex.manager.near import BYTES_PER_S, LEAST_BYTES, LONGEST_S
 from exex.manager.placement import place
@@ -61,10 +61,10 @@ class World:
         self.state.data.set_home("home")
         self.told: list[tuple[int, object]] = []
         self.mover = Mover(self.state, self.home, lambda rank, word: self.told.append((rank, word)), lambda client, word: self.told.append((-1, word)))
-        self.client = transitions.on_attach(self.state, Attach("1", 1, "t"))
+        self.client = from_clients.on_attach(self.state, Attach("1", 1, "t"))
         for rank in range(1, nodes + 1):
             hello = Hello("1", "3", f"n{rank}", 1, slots, "", [], store=f"s{rank}")
-            transitions.on_hello(self.state, rank, hello)
+            from_workers.on_hello(self.state, rank, hello)
         self.next = 0
         self.spec = AppSpec(app=0, name="f", function=b"d", **spec)  # type: ignore[arg-type]
 
@@ -74,8 +74,8 @@ class World:
             self.next, [self.spec] if first else [], {b"d": b"code"} if first else {}, [0], [payload],
             {0: needs} if needs else {}, {0: given} if given else {}, 0, {0: key} if key else {},
         )  # fmt: skip
-        transitions.adopt(self.state, self.client, message)
-        transitions.on_submit(self.state, self.client, message)
+        from_clients.adopt(self.state, self.client, message)
+        from_clients.on_submit(self.state, self.client, message)
         self.next += 1
         return self.next - 1
 
@@ -91,8 +91,8 @@ class World:
 
     def done(self, rank: int, task: int, value: object = b"v", outcome: int = Outcome.DONE, seconds: float = 1.0) -> None:
         message = Done([task], bytes([outcome]), [value], [seconds], [])
-        transitions.take_stored(self.state, rank, message)
-        transitions.on_done(self.state, rank, message)
+        from_workers.take_stored(self.state, rank, message)
+        from_workers.on_done(self.state, rank, message)
 
     def run(self, size: int = BIG, **submit: object) -> tuple[int, int]:
         """A task whose value stays; the task, and the rank that has it."""
@@ -156,7 +156,7 @@ def test_a_payload_comes_to_a_node_once() -> None:
     world = World(nodes=1)
     task, _ = world.run(size=10)
     for rank in (2, 3):
-        transitions.on_hello(world.state, rank, Hello("1", "3", "far", 1, 1, "", [], store="far"))
+        from_workers.on_hello(world.state, rank, Hello("1", "3", "far", 1, 1, "", [], store="far"))
     for _ in range(3):
         world.submit([task])
     assigned = world.turn()
@@ -169,7 +169,7 @@ def test_what_nobody_needs_is_freed_once_the_client_has_released_it() -> None:
     dependent = world.submit([task])
     at = next(iter(world.turn()))  # the Assign is gone, as when it was sent
     world.answers()
-    transitions.on_release(world.state, world.client, Release(["t0.1"]))
+    from_clients.on_release(world.state, world.client, Release(["t0.1"]))
     assert not world.turn() and not world.of_kind(Free)
     world.done(at, dependent)
     world.turn()
@@ -181,7 +181,7 @@ def test_a_lost_value_is_made_again_for_those_who_need_it() -> None:
     world = World()
     task, rank = world.run()
     assert world.answers()[task][0] == Outcome.DONE
-    transitions.on_worker_lost(world.state, rank, "died")
+    from_workers.on_worker_lost(world.state, rank, "died")
     assert not world.turn(), "nobody needs it now"
     dependent = world.submit([-1], {0: Stored("t0.1", [BIG])})
     ((other, assign),) = world.turn().items()
@@ -194,11 +194,11 @@ def test_a_lost_value_is_made_again_for_those_who_need_it() -> None:
 
 
 def test_a_value_that_is_lost_again_and_again_is_given_up() -> None:
-    world = World(nodes=transitions.LOSSES_TOLERATED + 2)
+    world = World(nodes=from_workers.LOSSES_TOLERATED + 2)
     task, rank = world.run()
     dependent = world.submit([-1], {0: Stored("t0.1", [BIG])})
-    for attempt in range(2, transitions.LOSSES_TOLERATED + 3):
-        transitions.on_worker_lost(world.state, rank, "died")
+    for attempt in range(2, from_workers.LOSSES_TOLERATED + 3):
+        from_workers.on_worker_lost(world.state, rank, "died")
         assigned = world.turn()
         if not assigned:
             break
@@ -213,10 +213,10 @@ def test_a_value_that_is_lost_again_and_again_is_given_up() -> None:
 def test_another_rank_of_the_node_takes_over() -> None:
     world = World(nodes=0)
     for rank in (1, 2):
-        transitions.on_hello(world.state, rank, Hello("1", "3", "n", 1, 1, "", [], store="s"))
+        from_workers.on_hello(world.state, rank, Hello("1", "3", "n", 1, 1, "", [], store="s"))
     task, rank = world.run()
     world.submit([-1], {0: Stored("t0.1", [BIG])})
-    transitions.on_worker_lost(world.state, rank, "died")
+    from_workers.on_worker_lost(world.state, rank, "died")
     assert not world.turn(), "first it must say that it has it"
     ((heir, copy),) = world.of_kind(Copy)
     assert isinstance(copy, Copy) and heir == copy.source == 3 - rank
@@ -243,7 +243,7 @@ def test_a_starved_task_waits_until_it_is_known_what_is_there() -> None:
 def test_a_task_that_is_always_starved_fails() -> None:
     world = World(nodes=2)
     task = world.submit()
-    for _ in range(transitions.STARVED_TOLERATED + 1):
+    for _ in range(from_workers.STARVED_TOLERATED + 1):
         ((rank, _),) = world.turn().items()
         world.done(rank, task, b"", Outcome.STARVED)
     outcome, error = world.answers()[task]
@@ -259,13 +259,13 @@ def test_the_key_of_a_cached_call_has_the_bytes_of_its_needs() -> None:
     data.on_event(world.state, "t0.1", True)
     ((_, assign),) = world.turn().items()
     assert assign.tasks == [cached] and world.state.tasks[cached].key  # type: ignore[attr-defined]
-    transitions.on_release(world.state, world.client, Release(["t0.1"]))
+    from_clients.on_release(world.state, world.client, Release(["t0.1"]))
 
 
 def test_a_value_is_brought_to_the_client_by_way_of_rank_0() -> None:
     world = World()
     _, rank = world.run()
-    transitions.on_want(world.state, world.client, Want(["t0.1", "t9.1"]))
+    from_clients.on_want(world.state, world.client, Want(["t0.1", "t9.1"]))
     world.turn()
     assert world.home.asked == [("t0.1", rank)]
     ((_, unknown),) = world.told
@@ -282,7 +282,7 @@ def test_a_value_is_brought_to_the_client_by_way_of_rank_0() -> None:
 def test_a_broadcast_goes_along_a_tree_to_each_node_once(nodes: int) -> None:
     world = World(nodes=nodes)
     world.home.here.add("c0.0")
-    transitions.on_spread(world.state, world.client, Spread(Stored("c0.0", [BIG])))
+    from_clients.on_spread(world.state, world.client, Spread(Stored("c0.0", [BIG])))
     world.turn()
     copies = {rank: copy.source for rank, copy in world.of_kind(Copy)}  # type: ignore[attr-defined]
     assert copies.keys() == set(range(1, nodes + 1))
@@ -292,7 +292,7 @@ def test_a_broadcast_goes_along_a_tree_to_each_node_once(nodes: int) -> None:
             rank, steps = copies[rank], steps + 1
         assert steps <= 3
     assert max(list(copies.values()).count(source) for source in copies.values()) <= 2
-    transitions.on_release(world.state, world.client, Release(["c0.0"]))
+    from_clients.on_release(world.state, world.client, Release(["c0.0"]))
     world.turn()
     for rank in copies:
         world.state.data.on_holds(world.state.workers[rank].store, rank, ["c0.0"])

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from exex.errors import ProtocolError
-from exex.manager import transitions
+from exex.manager import from_clients
 from exex.manager.loop import ManagerLoop, Settings
 from exex.manager.ranges import Ranges
 from exex.manager.task import Status
@@ -182,19 +182,19 @@ def test_frames_are_bounded_before_anything_is_made_of_them(frames: list[bytes])
 # ---- truth: refused by the handler, which changes nothing ------------------------------------------------------
 
 FALSE: list[tuple[str, Callable[[Manager], object]]] = [
-    ("exists already", lambda m: transitions.on_submit(m.state, m.client, submit(first=0))),
-    ("exists already", lambda m: transitions.on_submit(m.state, m.client, submit(first=1, payloads=[b"p"] * 9))),
-    ("exists already", lambda m: transitions.on_promise(m.state, m.client, Promise(first=0, count=5))),
-    ("never named", lambda m: transitions.on_submit(m.state, m.client, submit(calls=[0, 5]))),
-    ("which is unknown", lambda m: transitions.on_submit(m.state, m.client, submit(needs={1: [0, 10, 9]}))),
-    ("was never sent", lambda m: transitions.on_submit(m.state, m.client, submit(apps=[AppSpec(app=7, name="g", function=b"?")]))),
-    ("names app 0 twice", lambda m: transitions.on_submit(m.state, m.client, submit(apps=[m.spec]))),
-    ("two functions have the digest", lambda m: transitions.on_submit(m.state, m.client, submit(functions={b"d": b"other code"}))),
-    ("answer 99", lambda m: transitions.on_submit(m.state, m.client, submit(answered=99))),
-    ("answer 99", lambda m: transitions.on_applied(m.state, m.client, Applied(answered=99))),
+    ("exists already", lambda m: from_clients.on_submit(m.state, m.client, submit(first=0))),
+    ("exists already", lambda m: from_clients.on_submit(m.state, m.client, submit(first=1, payloads=[b"p"] * 9))),
+    ("exists already", lambda m: from_clients.on_promise(m.state, m.client, Promise(first=0, count=5))),
+    ("never named", lambda m: from_clients.on_submit(m.state, m.client, submit(calls=[0, 5]))),
+    ("which is unknown", lambda m: from_clients.on_submit(m.state, m.client, submit(needs={1: [0, 10, 9]}))),
+    ("was never sent", lambda m: from_clients.on_submit(m.state, m.client, submit(apps=[AppSpec(app=7, name="g", function=b"?")]))),
+    ("names app 0 twice", lambda m: from_clients.on_submit(m.state, m.client, submit(apps=[m.spec]))),
+    ("two functions have the digest", lambda m: from_clients.on_submit(m.state, m.client, submit(functions={b"d": b"other code"}))),
+    ("answer 99", lambda m: from_clients.on_submit(m.state, m.client, submit(answered=99))),
+    ("answer 99", lambda m: from_clients.on_applied(m.state, m.client, Applied(answered=99))),
     (
         "task 0 is not an open promise",
-        lambda m: transitions.on_fulfil(m.state, m.client, Fulfil(tasks=[5, 0], outcomes=b"\0\0", payloads=[b"v", b"v"])),
+        lambda m: from_clients.on_fulfil(m.state, m.client, Fulfil(tasks=[5, 0], outcomes=b"\0\0", payloads=[b"v", b"v"])),
     ),
 ]
 
@@ -203,7 +203,7 @@ FALSE: list[tuple[str, Callable[[Manager], object]]] = [
 def test_what_is_not_true_changes_nothing(words: str, act: Callable[[Manager], object]) -> None:
     manager = Manager(1)
     manager.submit(3, needs={2: [0]})
-    transitions.on_promise(manager.state, manager.client, Promise(first=5, count=1))
+    from_clients.on_promise(manager.state, manager.client, Promise(first=5, count=1))
     state = manager.state
     before = (dict(state.tasks), state.ready.count, vars(state.counts).copy(), dict(state.functions), dict(state.apps), manager.client.unfinished)
     with pytest.raises(ProtocolError, match=words):
@@ -219,16 +219,16 @@ def test_a_number_may_not_come_again_though_its_task_has_ended() -> None:
     manager.turn()
     manager.done(1, 0)
     with pytest.raises(ProtocolError, match="exists already"):
-        transitions.on_promise(manager.state, manager.client, Promise(first=0, count=1))
+        from_clients.on_promise(manager.state, manager.client, Promise(first=0, count=1))
 
 
 def test_a_client_that_leaves_in_order_does_not_leave_promises_behind() -> None:
     manager = Manager(1)
     manager.submit(1)
-    transitions.on_promise(manager.state, manager.client, Promise(first=1, count=1))
+    from_clients.on_promise(manager.state, manager.client, Promise(first=1, count=1))
     manager.next = 2
     manager.submit(1, needs={0: [1]})
-    transitions.on_finish(manager.state, manager.client, Finish(cancel=False))
+    from_clients.on_finish(manager.state, manager.client, Finish(cancel=False))
     assert list(manager.state.tasks) == [0]
     manager.turn()
     manager.done(1, 0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from exex.errors import ProtocolError
-from exex.manager import transitions
+from exex.manager import from_clients, from_workers
 from exex.manager.placement import place
 from exex.manager.state import ClientRecord, ManagerState
 from exex.manager.task import Status
@@ -24,9 +24,9 @@ class Manager:
 
     def __init__(self, *slots: int, **spec: object) -> None:
         self.state = ManagerState()
-        self.client: ClientRecord = transitions.on_attach(self.state, Attach(version="1", pid=1, title="t"))
+        self.client: ClientRecord = from_clients.on_attach(self.state, Attach(version="1", pid=1, title="t"))
         for rank, count in enumerate(slots, 1):
-            transitions.on_hello(self.state, rank, hello(count))
+            from_workers.on_hello(self.state, rank, hello(count))
         self.next = 0
         self.spec = AppSpec(app=0, name="f", function=b"d", **spec)  # type: ignore[arg-type]
 
@@ -43,7 +43,7 @@ class Manager:
             answered=0,
         )
         self.next += count
-        transitions.on_submit(self.state, self.client, message)
+        from_clients.on_submit(self.state, self.client, message)
 
     def turn(self) -> dict[int, Assign]:
         place(self.state)
@@ -55,7 +55,7 @@ class Manager:
     def done(self, rank: int, *tasks: int, outcome: int = Outcome.DONE, seconds: float = 1.0, value: bytes = b"v") -> None:
         count = len(tasks)
         message = Done(tasks=list(tasks), outcomes=bytes([outcome]) * count, payloads=[value] * count, seconds=[seconds] * count, started=[])
-        transitions.on_done(self.state, rank, message)
+        from_workers.on_done(self.state, rank, message)
         self.state.check()
 
     def answers(self) -> dict[int, tuple[int, object]]:
@@ -105,7 +105,7 @@ def test_deeper_tasks_run_first_among_equals_and_priority_beats_depth() -> None:
     urgent = AppSpec(app=1, name="urgent", function=b"d", priority=-5)
     message = Submit(first=5, apps=[urgent], functions={}, calls=[1], payloads=[b""], needs={}, given={}, answered=0)
     order = manager.turn()[1].tasks
-    transitions.on_submit(manager.state, manager.client, message)
+    from_clients.on_submit(manager.state, manager.client, message)
     while manager.state.tasks:
         manager.done(1, order[-1])
         order += [task for assign in manager.turn().values() for task in assign.tasks]
@@ -171,7 +171,7 @@ def test_the_retry_handler_is_asked(retry: bool) -> None:
     manager.turn()
     manager.done(1, 0, outcome=Outcome.FAILED, value=b"error")
     assert manager.answers() == {0: (Outcome.ASK, b"error")}
-    transitions.on_verdict(manager.state, manager.client, Verdict(task=0, retry=retry, payload=b"final"))
+    from_clients.on_verdict(manager.state, manager.client, Verdict(task=0, retry=retry, payload=b"final"))
     if retry:
         assert manager.turn()[1].attempts == {0: 2}
     else:
@@ -185,7 +185,7 @@ def test_cancel_of_a_ready_and_of_a_running_task(placed: bool) -> None:
     manager.submit(1, needs={0: [0]})
     if placed:
         manager.turn()
-    transitions.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
+    from_clients.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
     outcome, error = manager.answers()[1]
     assert outcome == Outcome.NEED_FAILED
     assert "was cancelled" in str(payload.load(error))
@@ -198,14 +198,14 @@ def test_cancel_of_a_ready_and_of_a_running_task(placed: bool) -> None:
 
 def test_a_promise_holds_back_its_dependents() -> None:
     manager = Manager(1)
-    transitions.on_promise(manager.state, manager.client, Promise(first=0, count=1))
+    from_clients.on_promise(manager.state, manager.client, Promise(first=0, count=1))
     manager.next = 1
     manager.state.functions[b"d"] = b"code"
     manager.client.apps.clear()
     manager.state.new_app(manager.client, manager.spec)
     manager.submit(1, needs={0: [0]})
     assert not manager.turn()
-    transitions.on_fulfil(manager.state, manager.client, Fulfil(tasks=[0], outcomes=bytes([0]), payloads=[b"x"]))
+    from_clients.on_fulfil(manager.state, manager.client, Fulfil(tasks=[0], outcomes=bytes([0]), payloads=[b"x"]))
     assert manager.turn()[1].values == {0: [b"x"]}
 
 
@@ -214,7 +214,7 @@ def test_a_lost_worker_gives_its_attempts_back() -> None:
     manager.submit(2)
     first = manager.turn()
     (lost,) = first[1].tasks
-    transitions.on_worker_lost(manager.state, 1, "test")
+    from_workers.on_worker_lost(manager.state, 1, "test")
     manager.done(2, *first[2].tasks)
     again = manager.turn()[2]
     assert again.tasks == [lost] and again.attempts == {0: 2}
@@ -226,11 +226,11 @@ def test_a_lost_worker_gives_its_attempts_back() -> None:
 def test_losses_are_no_failures_but_end_somewhere() -> None:
     manager = Manager(1, 1, 1, 1, 1)
     manager.submit(1)
-    for rank in range(transitions.LOSSES_TOLERATED):
+    for rank in range(from_workers.LOSSES_TOLERATED):
         (holder,) = manager.turn()
-        transitions.on_worker_lost(manager.state, holder, f"loss {rank}")
+        from_workers.on_worker_lost(manager.state, holder, f"loss {rank}")
     (holder,) = manager.turn()
-    transitions.on_worker_lost(manager.state, holder, "was killed by SIGKILL")
+    from_workers.on_worker_lost(manager.state, holder, "was killed by SIGKILL")
     outcome, error = manager.answers()[0]
     assert outcome == Outcome.LOST
     assert "lost its worker 4 times" in str(payload.load(error))
@@ -241,7 +241,7 @@ def test_a_loss_does_not_use_up_a_retry() -> None:
     manager = Manager(1, 1, retries=1)
     manager.submit(1)
     (holder,) = manager.turn()
-    transitions.on_worker_lost(manager.state, holder, "test")
+    from_workers.on_worker_lost(manager.state, holder, "test")
     (holder,) = manager.turn()
     manager.done(holder, 0, outcome=Outcome.FAILED)
     (assign,) = manager.turn().values()
@@ -258,7 +258,7 @@ def test_what_does_not_fit_into_the_allocation_is_set_aside() -> None:
     manager.state.now_s = 91.0
     manager.done(1, 0, seconds=1.0)
     assert not manager.turn() and manager.state.shelved == 1
-    transitions.on_cancel(manager.state, manager.client, Cancel(tasks=[2]))
+    from_clients.on_cancel(manager.state, manager.client, Cancel(tasks=[2]))
     manager.state.check()
     assert not manager.state.shelved
 
@@ -285,7 +285,7 @@ def test_finish_with_cancel_leaves_nothing() -> None:
     manager.submit(5)
     manager.submit(2, needs={0: [0], 1: [0, 1]})
     manager.turn()
-    transitions.on_finish(manager.state, manager.client, Finish(cancel=True))
+    from_clients.on_finish(manager.state, manager.client, Finish(cancel=True))
     assert not manager.state.tasks and manager.state.ready.count == 0
     assert manager.state.drops == {1: [0]}
 
@@ -294,8 +294,8 @@ BAD: list[tuple[str, Callable[[Manager], object]]] = [
     ("which it does not hold", lambda m: m.done(1, 77)),
     ("exists already", lambda m: (m.submit(1), setattr(m, "next", 0), m.submit(1))),
     ("never named", lambda m: (m.submit(1), m.submit(1, call=9))),
-    ("not an open promise", lambda m: transitions.on_fulfil(m.state, m.client, Fulfil(tasks=[3], outcomes=b"\0", payloads=[b""]))),
-    ("said Hello twice", lambda m: transitions.on_hello(m.state, 1, hello(1))),
+    ("not an open promise", lambda m: from_clients.on_fulfil(m.state, m.client, Fulfil(tasks=[3], outcomes=b"\0", payloads=[b""]))),
+    ("said Hello twice", lambda m: from_workers.on_hello(m.state, 1, hello(1))),
 ]
 
 

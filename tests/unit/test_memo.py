@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from exex.errors import ProtocolError
-from exex.manager import transitions
+from exex.manager import ends, from_clients, from_workers
 from exex.manager.memo import Memo, complete_key
 from exex.manager.task import App, CachedTask, Status
 from exex.protocol import codec
@@ -58,14 +58,14 @@ class Cached(Manager):
             keys={i: CacheKey(KEYS[name], **key) for i, name in enumerate(names) if name != "."},
         )
         self.next += len(names)
-        transitions.on_submit(self.state, self.client, message)
+        from_clients.on_submit(self.state, self.client, message)
         self.state.check()
 
     def assigned(self) -> list[int]:
         return [task for assign in self.turn().values() for task in assign.tasks]
 
     def fetched(self, name: str, value: bytes | None) -> None:
-        transitions.on_fetched(self.state, KEYS[name], value)
+        ends.on_fetched(self.state, KEYS[name], value)
         self.state.check()
 
 
@@ -119,7 +119,7 @@ def test_a_retry_handler_decides_for_all(retry: bool) -> None:
     manager.assigned()
     manager.done(1, 0, outcome=Outcome.FAILED)
     assert manager.answers() == {0: (Outcome.ASK, b"v")}
-    transitions.on_verdict(manager.state, manager.client, Verdict(task=0, retry=retry, payload=b"final"))
+    from_clients.on_verdict(manager.state, manager.client, Verdict(task=0, retry=retry, payload=b"final"))
     if retry:
         assert manager.assigned() == [0]
         manager.done(1, 0, value=b"A")
@@ -132,8 +132,8 @@ def test_when_the_running_one_is_cancelled_the_next_runs(when: str) -> None:
     manager.call("aaaa")
     if when == "assigned":
         assert manager.assigned() == [0]
-    transitions.on_cancel(manager.state, manager.client, Cancel(tasks=[1]))  # only waited
-    transitions.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
+    from_clients.on_cancel(manager.state, manager.client, Cancel(tasks=[1]))  # only waited
+    from_clients.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
     assert manager.assigned() == [2]
     if when == "assigned":
         manager.done(1, 0, outcome=Outcome.CANCELLED)
@@ -146,7 +146,7 @@ def test_a_late_result_of_a_cancelled_one_is_not_recorded() -> None:
     manager = Cached(8, memo=Memo(store))
     manager.call("a")
     manager.assigned()
-    transitions.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
+    from_clients.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
     manager.done(1, 0, value=b"late")
     assert store.written == [] and manager.answers() == {}
 
@@ -155,7 +155,7 @@ def test_a_lost_worker_does_not_lose_those_that_wait() -> None:
     manager = Cached(1, 1)
     manager.call("aa")
     (task,) = manager.assigned()
-    transitions.on_worker_lost(manager.state, manager.state.tasks[task].rank, "gone")
+    from_workers.on_worker_lost(manager.state, manager.state.tasks[task].rank, "gone")
     assert manager.assigned() == [0]
     manager.done(next(iter(manager.state.workers)), 0, value=b"A")
     assert len(manager.answers()) == 2
@@ -195,14 +195,14 @@ def test_a_record_that_does_not_count_lets_one_run() -> None:
 def test_cancelled_while_the_store_looks() -> None:
     manager = Cached(8, memo=Memo(store := PlayedStore(a=b"A")))
     manager.call("aa")
-    transitions.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
+    from_clients.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
     assert manager.assigned() == [], "the answer is still on its way"
-    transitions.on_cancel(manager.state, manager.client, Cancel(tasks=[1]))
+    from_clients.on_cancel(manager.state, manager.client, Cancel(tasks=[1]))
     manager.call("a")
     assert len(store.asked) == 1
     manager.fetched("a", None)
     assert manager.assigned() == [2]
-    transitions.on_cancel(manager.state, manager.client, Cancel(tasks=[2]))
+    from_clients.on_cancel(manager.state, manager.client, Cancel(tasks=[2]))
     manager.fetched("a", b"A")
     assert manager.answers() == {}
 
@@ -245,10 +245,10 @@ def test_the_values_of_needs_are_part_of_the_key() -> None:
     manager.call("a", needs={0: [-1]}, given={0: {0: b"one"}})
     assert manager.assigned() == [0, 1]
     manager.done(1, 0, 1, value=b"A")
-    transitions.on_promise(manager.state, manager.client, Promise(first=3, count=1))
+    from_clients.on_promise(manager.state, manager.client, Promise(first=3, count=1))
     manager.next = 4
     manager.call("a", needs={0: [3]})
-    transitions.on_fulfil(manager.state, manager.client, Fulfil(tasks=[3], outcomes=bytes([Outcome.DONE]), payloads=[b"one"]))
+    from_clients.on_fulfil(manager.state, manager.client, Fulfil(tasks=[3], outcomes=bytes([Outcome.DONE]), payloads=[b"one"]))
     manager.state.check()
     assert 4 in manager.answers()
 
@@ -305,7 +305,7 @@ def test_a_task_whose_result_is_known_never_becomes_ready() -> None:
 def test_a_call_waits_for_an_answer_that_the_store_owes_to_a_cancelled_one() -> None:
     manager = Cached(8, memo=Memo(store := PlayedStore(a=b"A")))
     manager.call("a")
-    transitions.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
+    from_clients.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
     del store.recorded[KEYS["a"]]  # it is damaged; the answer that says so is on its way
     manager.call("a")
     assert manager.assigned() == [] and len(store.asked) == 1

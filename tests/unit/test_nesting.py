@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exex.errors import ProtocolError
-from exex.manager import nesting, transitions
+from exex.manager import from_clients, nesting
 from exex.manager.inner import Inner
 from exex.manager.state import ClientRecord
 from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Attach, Cancel, Finish, FromTasks, Outcome, Promise, Submit
@@ -20,7 +20,7 @@ class Process:
 
     def __init__(self, manager: Manager, rank: int = 1) -> None:
         self.manager, self.state = manager, manager.state
-        self.client: ClientRecord = transitions.on_attach(self.state, Attach(version="1", pid=0, title="task"), inner=Inner(rank))
+        self.client: ClientRecord = from_clients.on_attach(self.state, Attach(version="1", pid=0, title="task"), inner=Inner(rank))
         self.next = 0
 
     def make(self, parent: int, count: int = 1) -> list[int]:
@@ -36,7 +36,7 @@ class Process:
             answered=0,
         )
         if nesting.on_said(self.state, self.client, parent):
-            transitions.on_submit(self.state, self.client, message)
+            from_clients.on_submit(self.state, self.client, message)
         else:
             nesting.on_unwanted(self.state, self.client, message)
         return [self.client.base + first + i for i in range(count)]
@@ -85,8 +85,8 @@ def test_cancelling_a_task_cancels_what_it_has_made() -> None:
     process = Process(manager)
     process.make(0, 5)
     nesting.on_said(manager.state, process.client, 0)
-    transitions.on_promise(manager.state, process.client, Promise(first=5, count=1))
-    transitions.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
+    from_clients.on_promise(manager.state, process.client, Promise(first=5, count=1))
+    from_clients.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
     nesting.end_orphans(manager.state)
     assert not manager.state.tasks and manager.state.counts.cancelled == 7
 
@@ -96,7 +96,7 @@ def test_what_an_unwanted_task_makes_is_not_made_but_its_process_may_go_on() -> 
     manager.submit(2)
     manager.turn()
     process = Process(manager)
-    transitions.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
+    from_clients.on_cancel(manager.state, manager.client, Cancel(tasks=[0]))
     process.make(0, 3)
     assert not process.client.unfinished
     manager.done(1, 0)
@@ -123,9 +123,9 @@ def test_tasks_of_a_task_take_turns_as_its_client_does() -> None:
     manager.turn()
     Process(manager).make(0, 4)
     moves(manager, waiting=[0])
-    other = transitions.on_attach(manager.state, Attach(version="1", pid=1, title="other"))
+    other = from_clients.on_attach(manager.state, Attach(version="1", pid=1, title="other"))
     again = Submit(0, [SPEC], {}, [0], [b""] * 4, {}, {}, 0)
-    transitions.on_submit(manager.state, other, again)
+    from_clients.on_submit(manager.state, other, again)
     clients = []
     for _ in range(8):
         (assign,) = manager.turn().values()
@@ -144,9 +144,9 @@ def test_processes_share_the_apps_that_they_name() -> None:
     second.make(1)
     assert first.client.apps[0] is second.client.apps[0]
     number = first.client.apps[0].number
-    transitions.on_finish(manager.state, first.client, Finish(cancel=True))
+    from_clients.on_finish(manager.state, first.client, Finish(cancel=True))
     assert number in manager.state.apps
-    transitions.on_finish(manager.state, second.client, Finish(cancel=True))
+    from_clients.on_finish(manager.state, second.client, Finish(cancel=True))
     assert number not in manager.state.apps and not manager.state.inner_apps
 
 

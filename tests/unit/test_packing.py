@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exex.errors import InvalidResourceSpecification, WorkerLost
-from exex.manager import grants, keeping, transitions
+from exex.manager import from_clients, from_workers, grants, keeping
 from exex.manager.nodes import NodeRecord
 from exex.manager.placement import place
 from exex.manager.state import ManagerState
@@ -38,7 +38,7 @@ class Machine:
 
     def __init__(self, nodes: int = 2, slots: int = 4, per_rank: int | None = None, memory_gib: int = 0, gpus: int = 0, bound: bool = False) -> None:
         self.state = ManagerState()
-        self.client = transitions.on_attach(self.state, Attach(version="1", pid=1, title="t"))
+        self.client = from_clients.on_attach(self.state, Attach(version="1", pid=1, title="t"))
         self.apps: dict[AppSpec, int] = {}
         self.next = 0
         self.grants: dict[int, Grant] = {}
@@ -49,7 +49,7 @@ class Machine:
                 rank += 1
                 count = per_rank or slots
                 hello = Hello("1", "3", f"n{node}", rank, count, "", [], list(range(first, first + count)) if bound else [], memory_gib * GIB, [str(i) for i in range(gpus)])
-                transitions.on_hello(self.state, rank, hello)
+                from_workers.on_hello(self.state, rank, hello)
 
     def submit(self, count: int = 1, affinity: int | None = None, **spec: Any) -> range:
         """Submit calls of an app with these options, and place what fits."""
@@ -61,7 +61,7 @@ class Machine:
             {b"d": b"code"} if self.next == 0 else {}, [number], [b""] * count, {}, {}, 0, {},
             {} if affinity is None else dict.fromkeys(range(count), affinity),
         )  # fmt: skip
-        transitions.on_submit(self.state, self.client, message)
+        from_clients.on_submit(self.state, self.client, message)
         first, self.next = self.next, self.next + count
         self.turn()
         return range(first, first + count)
@@ -84,13 +84,13 @@ class Machine:
         for task in tasks:
             rank = self.began.pop(task)
             value = b"v" if outcome == Outcome.DONE else payload.dump_error(ValueError("no"), "")
-            transitions.on_done(self.state, rank, Done([task], bytes([outcome]), [value], [seconds], []))
+            from_workers.on_done(self.state, rank, Done([task], bytes([outcome]), [value], [seconds], []))
             self.state.check()
         if turn:
             self.turn()
 
     def lose(self, rank: int) -> None:
-        transitions.on_worker_lost(self.state, rank, "died")
+        from_workers.on_worker_lost(self.state, rank, "died")
         self.began = {task: other for task, other in self.began.items() if other != rank}
         self.state.check()
 
@@ -223,7 +223,7 @@ def test_no_accelerator_is_given_twice(per_rank: int | None) -> None:
 def test_accelerators_go_to_a_lead_that_can_use_them() -> None:
     machine = Machine(0)
     for rank, gpus in ((1, ["0"]), (2, ["1", "2"])):
-        transitions.on_hello(machine.state, rank, Hello("1", "3", "n", rank, 2, "", [], [], 0, gpus))
+        from_workers.on_hello(machine.state, rank, Hello("1", "3", "n", rank, 2, "", [], [], 0, gpus))
     (task,) = machine.submit(gpus=2)
     assert machine.began[task] == 2 and machine.grants[task].gpus == ["1", "2"]
     (other,) = machine.submit(gpus=1)
@@ -447,7 +447,7 @@ def test_a_cancelled_task_gives_its_nodes_back() -> None:
     (gang,) = machine.submit(nodes=2)
     machine.done(small[0])
     assert machine.kept() and len(machine.running()) == 3
-    transitions.on_cancel(machine.state, machine.client, Cancel([gang]))
+    from_clients.on_cancel(machine.state, machine.client, Cancel([gang]))
     machine.turn()
     assert not machine.kept() and len(machine.running()) == 4
 
@@ -685,7 +685,7 @@ def test_a_broken_gang_that_is_cancelled_is_dropped_once_reported() -> None:
     (gang,) = machine.submit(nodes=2)
     lead = machine.began[gang]
     machine.lose(machine.grants[gang].shares[1].ranks[0])
-    transitions.on_cancel(machine.state, machine.client, Cancel([gang]))
+    from_clients.on_cancel(machine.state, machine.client, Cancel([gang]))
     machine.state.check()
     machine.done(gang, outcome=Outcome.CANCELLED)
     assert not machine.state.tasks and not machine.state.holdings and not machine.state.dropped
@@ -695,7 +695,7 @@ def test_a_broken_gang_that_is_cancelled_is_dropped_once_reported() -> None:
 def test_losing_its_nodes_again_and_again_fails_a_gang() -> None:
     machine = Machine(12, 1)
     (gang,) = machine.submit(nodes=2)
-    for _ in range(transitions.LOSSES_TOLERATED + 1):
+    for _ in range(from_workers.LOSSES_TOLERATED + 1):
         machine.lose(machine.grants[gang].shares[1].ranks[0])
         machine.done(gang, outcome=Outcome.FAILED)
     error = machine.error(gang)
@@ -714,7 +714,7 @@ def test_a_failed_big_task_gives_everything_back_and_is_retried() -> None:
 def test_a_cancelled_big_task_holds_its_slots_until_its_lead_has_ended_it() -> None:
     machine = Machine(1, 4)
     (task,) = machine.submit(cores=4)
-    transitions.on_cancel(machine.state, machine.client, Cancel([task]))
+    from_clients.on_cancel(machine.state, machine.client, Cancel([task]))
     (other,) = machine.submit(cores=1)
     assert not machine.running() & {other}
     machine.done(task, outcome=Outcome.CANCELLED)
@@ -780,7 +780,7 @@ def test_the_first_of_many_kinds_is_found_though_others_have_gone_or_were_cancel
     (first,) = machine.submit(cores=4)
     tasks = [machine.submit(cores=4, memory_bytes=GIB + size)[0] for size in range(100)]
     urgent = machine.submit(cores=4, memory_bytes=GIB + 70, priority=-1)[0]
-    transitions.on_cancel(machine.state, machine.client, Cancel(tasks[:30]))
+    from_clients.on_cancel(machine.state, machine.client, Cancel(tasks[:30]))
     machine.done(first)
     order = []
     while machine.running():
@@ -815,7 +815,7 @@ def test_an_event_costs_no_look_at_all_nodes(monkeypatch: pytest.MonkeyPatch) ->
 def test_slots_of_a_node_are_taken_of_few_workers_and_whole_ones_first(workers: list[tuple[int, int]], data: Any) -> None:
     machine = Machine(0)
     for rank, (slots, _) in enumerate(workers, 1):
-        transitions.on_hello(machine.state, rank, Hello("1", "3", "n", rank, slots, "", []))
+        from_workers.on_hello(machine.state, rank, Hello("1", "3", "n", rank, slots, "", []))
     machine.state.nodes.watch()
     for rank, (_, held) in enumerate(workers, 1):
         machine.state.workers[rank].held = held

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exex.errors import ProtocolError
-from exex.manager import retraction, transitions
+from exex.manager import from_clients, from_workers, retraction
 from exex.manager.stock import MOST_RETURNS
 from exex.manager.task import Status
 from exex.protocol.messages import AppSpec, Cancel, Outcome, Retract, Returned, Submit
@@ -25,7 +25,7 @@ def queued(*slots: int, seconds: float = 1e-3, count: int = 40) -> Manager:
     manager.turn()
     assert manager.state.workers[1].held == count
     for rank, number in enumerate(slots[1:], 2):
-        transitions.on_hello(manager.state, rank, hello(number))
+        from_workers.on_hello(manager.state, rank, hello(number))
     return manager
 
 
@@ -111,7 +111,7 @@ def test_very_many_queues_are_looked_at_in_turn(monkeypatch: pytest.MonkeyPatch)
     manager.submit(9)
     manager.turn()
     first, second, third = (one.rank for one in manager.state.stock.workers)
-    transitions.on_hello(manager.state, 4, hello(9))
+    from_workers.on_hello(manager.state, 4, hello(9))
     assert asked(manager, 1.0).keys() == {first, second}
     assert [one.rank for one in manager.state.stock.workers] == [third, first, second]
     assert asked(manager, 2.0).keys() == {third}
@@ -119,12 +119,12 @@ def test_very_many_queues_are_looked_at_in_turn(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_longest_queue_is_asked_first() -> None:
     manager = queued(1, count=10)
-    transitions.on_hello(manager.state, 2, hello(1))
+    from_workers.on_hello(manager.state, 2, hello(1))
     manager.submit(30)
     manager.turn()
     assert [manager.state.workers[rank].held for rank in (1, 2)] == [25, 15]
     manager.state.prefetch_s = 1e-9  # an idle slot takes one
-    transitions.on_hello(manager.state, 3, hello(1))
+    from_workers.on_hello(manager.state, 3, hello(1))
     assert asked(manager, 0.001).keys() == {1}
 
 
@@ -133,7 +133,7 @@ def urgent(manager: Manager) -> None:
     spec = AppSpec(app=1, name="urgent", function=b"d", priority=-1)
     message = Submit(first=manager.next, apps=[spec], functions={}, calls=[1], payloads=[b""], needs={}, given={}, answered=0)
     manager.next += 1
-    transitions.on_submit(manager.state, manager.client, message)
+    from_clients.on_submit(manager.state, manager.client, message)
 
 
 def test_what_is_queued_makes_way_for_a_better_priority() -> None:
@@ -161,7 +161,7 @@ def test_a_node_that_is_kept_gives_back_what_has_not_begun() -> None:
     spec = AppSpec(app=1, name="gang", function=b"d", nodes=1)
     message = Submit(first=manager.next, apps=[spec], functions={}, calls=[1], payloads=[b""], needs={}, given={}, answered=0)
     manager.next += 1
-    transitions.on_submit(manager.state, manager.client, message)
+    from_clients.on_submit(manager.state, manager.client, message)
     assert asked(manager, 0.001) == {1: list(range(40, 2, -1))}
     retraction.on_returned(manager.state, 1, Returned(tasks=list(range(3, 41))))
     manager.done(1, 1, 2, seconds=1e-3)
@@ -173,7 +173,7 @@ def test_a_cancelled_task_that_comes_back_is_over() -> None:
     manager = queued(1, 1)
     manager.state.told = lambda rank, done: told.append((done.tasks, done.outcomes))
     (tasks,) = asked(manager, 0.001).values()
-    transitions.on_cancel(manager.state, manager.client, Cancel(tasks=[40]))
+    from_clients.on_cancel(manager.state, manager.client, Cancel(tasks=[40]))
     assert retraction.on_returned(manager.state, 1, Returned(tasks=[39, 40])) == [39]
     assert told == [([40], bytes([Outcome.CANCELLED]))]
     assert not manager.state.dropped and manager.state.tasks[39].status == Status.READY
@@ -207,7 +207,7 @@ def test_what_was_not_asked_for_is_refused(tasks: list[int]) -> None:
 def test_a_lost_worker_owes_no_answer() -> None:
     manager = queued(1, 1)
     asked(manager, 0.001)
-    transitions.on_worker_lost(manager.state, 1, "died")
+    from_workers.on_worker_lost(manager.state, 1, "died")
     manager.state.check()
     assert not manager.state.stock.asked and not manager.state.stock.workers
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from exex.errors import InvalidResourceSpecification
-from exex.manager import nesting, standstill, transitions
+from exex.manager import from_clients, nesting, standstill
 from exex.manager.inner import Inner
 from exex.protocol import payload as payloads
 from exex.protocol.messages import AppSpec, Attach, FromTasks, Outcome, Submit
@@ -20,14 +20,14 @@ class Process:
     def __init__(self, machine: Machine, task: int) -> None:
         self.machine, self.state, self.task = machine, machine.state, task
         inner = Inner(machine.began[task])
-        self.client = transitions.on_attach(self.state, Attach(version="1", pid=0, title="task"), inner=inner)
+        self.client = from_clients.on_attach(self.state, Attach(version="1", pid=0, title="task"), inner=inner)
         self.next = 0
 
     def make(self, **spec: Any) -> int:
         """A task of this task."""
         app = AppSpec(app=self.next, name="child", function=b"d", **spec)
         assert nesting.on_said(self.state, self.client, self.task)
-        transitions.on_submit(self.state, self.client, Submit(self.next, [app], {b"d": b"code"}, [self.next], [b""], {}, {}, 0))
+        from_clients.on_submit(self.state, self.client, Submit(self.next, [app], {b"d": b"code"}, [self.next], [b""], {}, {}, 0))
         child = self.client.base + self.next
         self.next += 1
         standstill.end_impossible(self.state, self.client, [child])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exex.errors import AppTimeout, DeserializationError, InvalidResourceSpecification, MpiTaskFailed, ProtocolError, WorkerLost
-from exex.manager import teams, transitions
+from exex.manager import from_clients, from_workers, teams
 from exex.manager.task import Status
 from exex.protocol import payload
 from exex.protocol.messages import AppSpec, Cancel, Done, Finish, Hello, Join, Kind, NodeShape, Outcome, Part
@@ -51,9 +51,9 @@ class TeamMachine(Machine):
         """The part of a rank has ended, as that says it."""
         value = value if value is not None else {Outcome.DONE: VALUE, Outcome.FAILED: ERROR}.get(Outcome(outcome), b"")
         if self.began.get(task) == rank:
-            transitions.on_done(self.state, rank, Done([task], bytes([outcome]), [value], [seconds], []))
+            from_workers.on_done(self.state, rank, Done([task], bytes([outcome]), [value], [seconds], []))
         else:
-            transitions.on_part(self.state, rank, Part(task, outcome, value, seconds))
+            from_workers.on_part(self.state, rank, Part(task, outcome, value, seconds))
         self.state.check()
 
     def all_done(self, task: int, but: Sequence[int] = ()) -> None:
@@ -221,13 +221,13 @@ def test_a_rank_that_takes_no_part_cannot_end_one() -> None:
     machine = TeamMachine(1, 3)
     task = machine.call(2)
     with pytest.raises(ProtocolError, match="in which it takes none"):
-        transitions.on_part(machine.state, 3, Part(task, Outcome.DONE, VALUE, 1.0))
+        from_workers.on_part(machine.state, 3, Part(task, Outcome.DONE, VALUE, 1.0))
     machine.part(task, 1)
     for rank, other in ((1, task), (2, 99)):
         with pytest.raises(ProtocolError, match="in which it takes none"):
-            transitions.on_part(machine.state, rank, Part(other, Outcome.DONE, VALUE, 1.0))
+            from_workers.on_part(machine.state, rank, Part(other, Outcome.DONE, VALUE, 1.0))
     with pytest.raises(ProtocolError, match="before its Hello"):
-        transitions.on_part(machine.state, 9, Part(task, Outcome.DONE, VALUE, 1.0))
+        from_workers.on_part(machine.state, 9, Part(task, Outcome.DONE, VALUE, 1.0))
     machine.state.check()
 
 
@@ -238,7 +238,7 @@ def test_who_says_too_much_loses_no_call(tasks: list[int]) -> None:
     task = machine.call(2)
     machine.part(task, 1)
     with pytest.raises(ProtocolError):
-        transitions.on_done(machine.state, 2, Done(tasks, bytes(2), [VALUE] * 2, [1.0] * 2, []))
+        from_workers.on_done(machine.state, 2, Done(tasks, bytes(2), [VALUE] * 2, [1.0] * 2, []))
     machine.state.check()
     machine.lose(2)
     assert machine.value(task) == "v" and not machine.state.teams
@@ -442,7 +442,7 @@ def test_cancelled_ranks_are_told_at_once_and_hold_their_slots_until_they_have_e
     machine = TeamMachine(1, 2)
     task = machine.call(2)
     call = machine.team(task).call
-    transitions.on_cancel(machine.state, machine.client, Cancel([task]))
+    from_clients.on_cancel(machine.state, machine.client, Cancel([task]))
     machine.state.check()
     assert task not in machine.state.tasks and not machine.state.drops, "who is inside hears no Drop"
     machine.look(0.0)
@@ -458,7 +458,7 @@ def test_cancelled_ranks_are_told_at_once_and_hold_their_slots_until_they_have_e
 def test_so_are_those_of_a_client_that_ends() -> None:
     machine = TeamMachine(1, 2)
     task = machine.call(2)
-    transitions.on_finish(machine.state, machine.client, Finish(cancel=True))
+    from_clients.on_finish(machine.state, machine.client, Finish(cancel=True))
     machine.look(0.0)
     assert machine.words == [(machine.team(task).call, (1, 2), False)]
     machine.part(task, 1, Outcome.FAILED)
@@ -561,7 +561,7 @@ def test_all_are_lost_with_the_last_one() -> None:
 def test_a_cancelled_call_of_which_all_ranks_die() -> None:
     machine = TeamMachine(1, 3)
     task = machine.call(2)
-    transitions.on_cancel(machine.state, machine.client, Cancel([task]))
+    from_clients.on_cancel(machine.state, machine.client, Cancel([task]))
     machine.lose(1)
     assert machine.state.dropped == {task: 2}
     machine.lose(2)
@@ -616,7 +616,7 @@ def test_ranks_that_had_to_be_killed_have_only_been_stopped() -> None:
 def test_a_call_that_loses_one_rank_after_the_other_is_the_cause() -> None:
     machine = TeamMachine(1, 10)
     task = machine.call(2)
-    for _ in range(transitions.LOSSES_TOLERATED + 1):
+    for _ in range(from_workers.LOSSES_TOLERATED + 1):
         victim, other = machine.team(task).ranks
         machine.lose(victim)
         machine.part(task, other, Outcome.CANCELLED)
@@ -641,7 +641,7 @@ def test_a_call_that_no_node_can_hold_any_more_is_spread_over_others() -> None:
     for node, slots in (("big", 4), ("a", 2), ("b", 2)):
         for _ in range(slots):
             rank += 1
-            transitions.on_hello(machine.state, rank, hello(rank, node))
+            from_workers.on_hello(machine.state, rank, hello(rank, node))
     task = machine.call(4)
     assert {machine.state.workers[rank].node for rank in machine.team(task).ranks} == {"big"}
     waiting = machine.submit(2, kind=Kind.TOGETHER, ranks=4)

@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError
 import msgspec
 import pytest
 
-from exex.manager import data, retraction, transitions, visitors
+from exex.manager import data, from_clients, from_workers, retraction, visitors
 from exex.manager.labels import Labels
 from exex.manager.placement import place
 from exex.manager.state import ClientRecord, ManagerState
@@ -46,7 +46,7 @@ class Manager:
         self.most_bytes = most_bytes
         for rank in range(1, ranks + 1):
             hello = Hello(version="1", python="3", node=f"n{rank}", pid=1, slots=slots, error="", times_s=[], store=f"n{rank}")
-            transitions.on_hello(self.state, rank, hello)
+            from_workers.on_hello(self.state, rank, hello)
 
     def attach(self, *args, **kwargs) -> ClientRecord:
         return visitors.on_attach(self.state, who(*args, **kwargs), self.most_bytes)
@@ -58,7 +58,7 @@ class Manager:
             first=first, apps=[spec] if new else [], functions={spec.function: b"f"} if new else {}, calls=[0],
             payloads=[b"p"] * count, needs=more.pop("needs", {}), given={}, answered=0, **more,
         )  # fmt: skip
-        transitions.on_submit(self.state, client, msg)
+        from_clients.on_submit(self.state, client, msg)
 
     def turn(self) -> list[int]:
         """Place; numbers of the tasks that the worker gets."""
@@ -72,15 +72,15 @@ class Manager:
 
     def done(self, *tasks: int, value: bytes = b"v", outcome: int = Outcome.DONE) -> None:
         count = len(tasks)
-        transitions.on_done(self.state, 1, Done(list(tasks), bytes([outcome] * count), [value] * count, [0.1] * count, []))
+        from_workers.on_done(self.state, 1, Done(list(tasks), bytes([outcome] * count), [value] * count, [0.1] * count, []))
         self.state.check()
 
     def stored(self, *tasks: int, size: int = 1000, rank: int = 1) -> None:
         """Their values are stored on the rank's node."""
         values = [Stored(f"t{task}.1", [size]) for task in tasks]
         msg = Done(list(tasks), bytes([Outcome.DONE] * len(tasks)), values, [0.1] * len(tasks), [])
-        transitions.take_stored(self.state, rank, msg)
-        transitions.on_done(self.state, rank, msg)
+        from_workers.take_stored(self.state, rank, msg)
+        from_workers.on_done(self.state, rank, msg)
         del msg, values
         self.state.check()
 
@@ -88,7 +88,7 @@ class Manager:
         """The client has its next Answer; names of the stored values in it."""
         answer = client.take_answer()
         names = [value.name for value in answer.payloads if isinstance(value, Stored)]
-        transitions.on_applied(self.state, client, Applied(answered=answer.sequence))
+        from_clients.on_applied(self.state, client, Applied(answered=answer.sequence))
         del answer
         self.state.check()
         return names
@@ -131,7 +131,7 @@ def five_clients(task_s: float) -> Manager:
         manager.submit(client, 0, 2000)
     for _ in range(5):
         first = manager.turn()
-        transitions.on_done(manager.state, 1, Done(first, bytes(len(first)), [b"v"] * len(first), [task_s] * len(first), []))
+        from_workers.on_done(manager.state, 1, Done(first, bytes(len(first)), [b"v"] * len(first), [task_s] * len(first), []))
     return manager
 
 
@@ -154,7 +154,7 @@ def test_a_client_that_does_not_collect_waits_and_others_go_on() -> None:
     assert of(manager.turn()) == [1, 1]
     answer = slow.take_answer()
     assert len(answer.tasks) == 4
-    transitions.on_applied(manager.state, slow, Applied(answered=answer.sequence))
+    from_clients.on_applied(manager.state, slow, Applied(answered=answer.sequence))
     assert slow.labels.uncollected_bytes == 0 and not slow.kept
     assert of(manager.turn()) == [0, 0]
 
@@ -164,7 +164,7 @@ def test_a_cancelled_task_of_a_paused_client_is_counted_once() -> None:
     client = manager.attach()
     manager.submit(client, 0, 10)
     manager.done(*manager.turn())
-    transitions.on_cancel(manager.state, client, Cancel(tasks=list(range(1, 6))))
+    from_clients.on_cancel(manager.state, client, Cancel(tasks=list(range(1, 6))))
     assert manager.state.ready.count == 0
     manager.state.ready.pause(client.number, False)
     assert manager.state.ready.count == 4
@@ -189,7 +189,7 @@ def test_a_detached_client_finds_what_it_has_left_with_its_tags() -> None:
     ]  # fmt: skip
     answer = again.take_answer()
     assert dict(zip(answer.tasks, answer.outcomes)) == {0: Outcome.DONE, 1: Outcome.FAILED}
-    transitions.on_applied(manager.state, again, Applied(answered=answer.sequence))
+    from_clients.on_applied(manager.state, again, Applied(answered=answer.sequence))
     assert [found.task for found in visitors.found(manager.state, again)] == [2, 3]
     with pytest.raises(Exception, match="exists already"):
         manager.submit(again, 3, 1)
@@ -198,9 +198,9 @@ def test_a_detached_client_finds_what_it_has_left_with_its_tags() -> None:
     manager.done(*manager.turn())
     answer = again.take_answer()
     assert sorted(answer.tasks) == [2, 3, 4]
-    transitions.on_applied(manager.state, again, Applied(answered=answer.sequence))
+    from_clients.on_applied(manager.state, again, Applied(answered=answer.sequence))
     assert not again.labels.apps and not again.labels.tags and not again.labels.uncollected_bytes  # type: ignore[union-attr]
-    transitions.on_finish(manager.state, again, Finish(cancel=False))
+    from_clients.on_finish(manager.state, again, Finish(cancel=False))
     assert not manager.state.clients
 
 
@@ -208,7 +208,7 @@ def test_what_waits_for_a_client_that_has_left_is_cancelled() -> None:
     manager = Manager(slots=2)
     client = manager.attach("ann", detach=True)
     manager.submit(client, 0, 2, spec={"asks": True})
-    transitions.on_promise(manager.state, client, Promise(first=2, count=1))
+    from_clients.on_promise(manager.state, client, Promise(first=2, count=1))
     manager.submit(client, 3, 1, needs={0: [2]})
     asking, later = manager.turn()
     manager.done(asking, outcome=Outcome.FAILED, value=b"error")
@@ -217,7 +217,7 @@ def test_what_waits_for_a_client_that_has_left_is_cancelled() -> None:
     manager.done(later, outcome=Outcome.FAILED, value=b"error")
     assert not manager.state.tasks, "nobody is asked any more"
     assert [found.task for found in visitors.found(manager.state, client)] == [0, 1, 3]
-    transitions.on_verdict(manager.state, client, Verdict(task=0, retry=True, payload=b""))
+    from_clients.on_verdict(manager.state, client, Verdict(task=0, retry=True, payload=b""))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_name_of_a_client_that_has_finished_is_free() -> None:
     client = manager.attach("ann")
     manager.submit(client, 0, 1)
     manager.turn()
-    transitions.on_finish(manager.state, client, Finish(cancel=False))
+    from_clients.on_finish(manager.state, client, Finish(cancel=False))
     assert not visitors.why_not(manager.state, who("ann"), "3.12.1")
     assert manager.attach("ann") is not client
 
@@ -271,7 +271,7 @@ def test_orders_cancel_tasks_of_one_client_or_all_and_the_clients_are_told() -> 
 
 def test_rows_say_who_is_there_and_what_waits() -> None:
     manager = Manager(slots=1, most_bytes=10)
-    transitions.on_attach(manager.state, Attach(version="1", pid=1, title="workflow.py"))
+    from_clients.on_attach(manager.state, Attach(version="1", pid=1, title="workflow.py"))
     ann = manager.attach("ann", detach=True)
     manager.submit(ann, 0, 3)
     manager.done(*manager.turn())
@@ -290,7 +290,7 @@ def test_labels_count_what_they_let_go() -> None:
     manager.done(*manager.turn(), value=bytes(100))
     assert labels.uncollected_bytes >= 400
     answer = client.take_answer()
-    transitions.on_applied(manager.state, client, Applied(answered=answer.sequence))
+    from_clients.on_applied(manager.state, client, Applied(answered=answer.sequence))
     assert labels.uncollected_bytes == 0 and not labels.has_room()
 
 
@@ -306,7 +306,7 @@ def test_stored_values_of_a_client_that_dies_are_freed() -> None:
     first, second = manager.turn()
     manager.stored(first, second)
     assert manager.collect(client) == ["t0.1", "t1.1"] and set(client.owned) == {"t0.1", "t1.1"}
-    transitions.on_finish(manager.state, client, Finish(cancel=True))
+    from_clients.on_finish(manager.state, client, Finish(cancel=True))
     assert manager.state.data.frees == {1: ["t0.1", "t1.1"]} and not manager.state.data.records
 
 
@@ -321,8 +321,8 @@ def test_stored_values_wait_for_a_detached_client_until_it_has_looked_at_them() 
     assert labels.uncollected_bytes >= 3000, "what is stored counts with its size"
     manager.collect(client)
     assert labels.uncollected_bytes == 0
-    transitions.on_collected(manager.state, client, Collected(tasks=[seen, 77]))
-    transitions.on_release(manager.state, client, Release(names=[f"t{task}.1" for task in (kept, tagged, seen)]))
+    from_clients.on_collected(manager.state, client, Collected(tasks=[seen, 77]))
+    from_clients.on_release(manager.state, client, Release(names=[f"t{task}.1" for task in (kept, tagged, seen)]))
     assert manager.state.data.frees == {1: [f"t{seen}.1"]}
     manager.state.data.frees.clear()
     manager.stored(told)
@@ -333,14 +333,14 @@ def test_stored_values_wait_for_a_detached_client_until_it_has_looked_at_them() 
     manager.state.check()
     again = manager.attach("ann", detach=True)
     assert manager.collect(again) == [f"t{told}.1", f"t{kept}.1", f"t{tagged}.1"]
-    transitions.on_want(manager.state, again, Want(names=[f"t{kept}.1"]))
+    from_clients.on_want(manager.state, again, Want(names=[f"t{kept}.1"]))
     data.settle(manager.state)
     ((number, name, record, maps),) = manager.state.data.brought
     assert (number, name, maps) == (again.number, f"t{kept}.1", False) and record is not None
     manager.state.data.brought.clear()
     del record
-    transitions.on_collected(manager.state, again, Collected(tasks=[kept, tagged, told]))
-    transitions.on_release(manager.state, again, Release(names=list(again.owned)))
+    from_clients.on_collected(manager.state, again, Collected(tasks=[kept, tagged, told]))
+    from_clients.on_release(manager.state, again, Release(names=list(again.owned)))
     manager.state.check()
     assert not manager.state.data.records and not visitors.found(manager.state, again)
 
@@ -354,11 +354,11 @@ def test_what_has_arrived_and_nobody_has_looked_at_waits_again_as_far_as_there_i
         manager.done(task, value=bytes(2000), outcome=Outcome.FAILED if task == tasks[6] else Outcome.DONE)
         manager.collect(client)
     assert client.labels is not None and not client.labels.is_full, "it has them: nothing waits"
-    transitions.on_collected(manager.state, client, Collected(tasks=[5]))
+    from_clients.on_collected(manager.state, client, Collected(tasks=[5]))
     visitors.on_left(manager.state, client)
     assert [(found.task, found.tag) for found in visitors.found(manager.state, client)] == [(4, ""), (6, ""), (7, "last")]
     assert [client.kept[task][0] for task in (4, 6, 7)] == [Outcome.DONE, Outcome.FAILED, Outcome.DONE]
-    transitions.on_finish(manager.state, client, Finish(cancel=True))
+    from_clients.on_finish(manager.state, client, Finish(cancel=True))
     assert not manager.state.clients
 
 
@@ -373,7 +373,7 @@ def test_stored_values_that_wait_are_bounded() -> None:
     visitors.on_left(manager.state, client)
     manager.stored(4, 5, 6, 7, size=400)
     assert manager.turn() == [], "what it had, and has not looked at, waits again"
-    transitions.on_finish(manager.state, client, Finish(cancel=True))
+    from_clients.on_finish(manager.state, client, Finish(cancel=True))
     assert not manager.state.data.records and not manager.state.clients
 
 
@@ -385,8 +385,8 @@ def test_orders_leave_alone_what_only_makes_again_what_was_lost() -> None:
     rank = manager.state.tasks[first].rank
     manager.stored(first, rank=rank)
     manager.collect(client)
-    transitions.on_worker_lost(manager.state, rank, "is dead")
-    transitions.on_want(manager.state, client, Want(names=[f"t{first}.1"]))
+    from_workers.on_worker_lost(manager.state, rank, "is dead")
+    from_clients.on_want(manager.state, client, Want(names=[f"t{first}.1"]))
     data.settle(manager.state)
     assert first in manager.state.tasks, "its value is made again"
     assert visitors.cancel(manager.state, "ann", []) == (0, "") and not client.tasks
