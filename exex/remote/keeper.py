@@ -223,6 +223,8 @@ class _Keeper:
             _await_close(self._wire)
 
     def _turn(self) -> None:
+        if self._wire.ended:  # found when something was sent: nothing would wake us
+            self._end()
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         if not self._wire.ended:

@@ -138,6 +138,8 @@ class TaskEnd:
         """Until the launcher has ended and all it has printed is written, or the helper is gone or has refused."""
         while not self._wire.ended and self.code is None and self.refusal is None:
             self._wire.flush()
+            if self._wire.ended:  # just found: nothing would wake us
+                break
             for fd in self._wait():
                 if fd == self._wire.fileno():
                     self._hear()

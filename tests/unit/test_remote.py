@@ -570,3 +570,34 @@ def test_more_than_was_asked_for_is_not_kept(helper):
     assert found == (0, b"")
     link.close()
     helper.await_nothing()
+
+
+# ---- a connection that is found to be broken when something is sent ----
+
+BROKEN = """
+import os, signal, socket, subprocess, sys
+from exex.remote import wire
+from exex.remote.wire import Wire
+ours, theirs = socket.socketpair()
+ours.setblocking(False)
+link = Wire(ours, (wire.DATA,))
+"""
+
+
+def test_a_task_end_hears_of_it():
+    code = BROKEN + "from exex.remote.task_end import TaskEnd\nlink.send(wire.CREDIT, b'12345')\ntheirs.close()\nTaskEnd(link).run()\nprint('over')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=LIMIT_S, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    assert done.stdout == b"over\n", done.stderr
+
+
+def test_a_keeper_hears_of_it_and_ends_its_program():
+    code = BROKEN + (
+        "from exex.remote import keeper\n"
+        "wake = keeper._hear_signals()\n"
+        "process = subprocess.Popen(['sleep', '1000'], stdin=-1, stdout=-1, stderr=-1, bufsize=0, start_new_session=True)\n"
+        "theirs.close()\n"
+        "keeper._Keeper(link, process, wake, 5.0, os.open(os.devnull, os.O_WRONLY)).run()\n"
+        "print('over')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=LIMIT_S, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    assert done.stdout == b"over\n", done.stderr
