@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +24,27 @@ LIMIT_S = 100.0
 def _hear_interrupts() -> None:
     """What runs in the background (`python -m tests.endurance &`) inherits an ignored SIGINT, and would hand it on."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@functools.cache
+def _session_directories() -> str:
+    top = tempfile.mkdtemp(prefix="exex-prte-")
+    atexit.register(shutil.rmtree, top, ignore_errors=True)
+    return top
+
+
+_starts = itertools.count()
+
+
+def session_directory() -> str:
+    """A new directory for what a mpiexec of Open MPI keeps while it runs.
+
+    It is called after its process, and one that was killed leaves it: the next with its number would not start ("The PMIx server's
+    listener thread failed to start"). Tests kill many, and numbers come again after some ten thousand processes.
+    """
+    directory = os.path.join(_session_directories(), str(next(_starts)))
+    os.mkdir(directory)
+    return directory
 
 
 @functools.cache
@@ -65,7 +90,8 @@ class Launch:
 
     def environment(self, **extra: str) -> dict[str, str]:
         """The environment of launched programs: this checkout first, and what Open MPI wants of root on a small machine."""
-        return {**_environment(), **extra}
+        own = {"PRTE_MCA_prte_tmpdir_base": session_directory()} if self.family == "openmpi" else {}
+        return {**_environment(), **own, **extra}
 
     def argv(self, ranks: int, *words: str) -> list[str]:
         """Words that start `ranks` ranks of a Python program."""
