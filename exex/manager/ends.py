@@ -11,6 +11,7 @@ from exex.manager.task import CachedTask, Status, Task
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, Outcome, TaskId
 from exex.protocol.payload import Payload
+from exex.protocol.task_numbers import name_of, shown
 
 
 def requeue(state: ManagerState, task: Task) -> None:
@@ -114,7 +115,7 @@ def cancel(state: ManagerState, task: Task) -> None:
         if following is not None:
             requeue(state, following)
     if task.dependents:
-        error = payloads.dump_error(CancelledError(f"task {client_numbers([task.id])[0]} was cancelled"), "")
+        error = payloads.dump_error(CancelledError(f"task {name_of(shown(task.id))} was cancelled"), "")
         for dependent, _ in task.dependents:
             if state.tasks.get(dependent.id) is dependent:
                 fail(state, dependent, Outcome.NEED_FAILED, error, [task.id])

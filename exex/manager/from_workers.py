@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exex.errors import ProtocolError, WorkerLost
 from exex.manager import grants, keeping, teams
-from exex.manager.ends import client_numbers, end_found, fail, requeue, succeed
+from exex.manager.ends import end_found, fail, requeue, succeed
 from exex.manager.nodes import WorkerRecord
 from exex.manager.records import Again
 from exex.manager.state import ManagerState
@@ -12,6 +12,7 @@ from exex.manager.task import SHORT_S, App, CachedTask, Loss, Status, Task
 from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, Done, Hello, Outcome, Part, Rank, TaskId
 from exex.protocol.payload import Payload, Stored
+from exex.protocol.task_numbers import name_of, shown
 
 OUTLIER_S = 1e-4
 """Added to ten times the average, the most that one running time counts for in it."""
@@ -196,7 +197,7 @@ def _attempt_starved(state: ManagerState, task: Task) -> None:
     if state.data.on_starved(state.workers[task.rank], task) > STARVED_TOLERATED:
         assert task.app is not None
         error = WorkerLost(
-            f"task {client_numbers([task.id])[0]} ({task.app.spec.name}) was sent to workers {STARVED_TOLERATED + 1} times that "
+            f"task {name_of(shown(task.id))} ({task.app.spec.name}) was sent to workers {STARVED_TOLERATED + 1} times that "
             f"could not get what it needs from other nodes; the last was rank {task.rank} on {state.workers[task.rank].node}: "
             "see what the ranks say about their stores, or set --keep-bytes 0",
             task.rank,
@@ -272,7 +273,7 @@ def _attempt_lost(state: ManagerState, task: Task, loss: Loss) -> None:
     assert task.app is not None
     if losses > LOSSES_TOLERATED:
         error = WorkerLost(
-            f"task {client_numbers([task.id])[0]} ({task.app.spec.name}) lost its worker {losses} times; "
+            f"task {name_of(shown(task.id))} ({task.app.spec.name}) lost its worker {losses} times; "
             f"the last, rank {loss.rank} on {loss.node}, {loss.how}",
             loss.rank,
             loss.node,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from exex.errors import ProtocolError
-from exex.manager import from_clients, nesting
+from exex.manager import ends, from_clients, nesting
 from exex.manager.inner import Inner
-from exex.manager.state import ClientRecord
+from exex.manager.state import ClientRecord, ManagerState
+from exex.protocol import payload as payloads
 from exex.protocol.messages import CLIENT_SHIFT, AppSpec, Attach, Cancel, Finish, FromTasks, Outcome, Promise, Submit
+from exex.protocol.payload import Payload
 from exex.protocol.task_numbers import INNER
 from tests.unit.test_manager import Manager
 
@@ -187,3 +189,16 @@ def test_apps_of_which_tasks_wait_are_not_prefetched() -> None:
     moves(manager, back=[0])
     manager.done(1, 0, seconds=1e-6)
     assert len(manager.turn()[1].tasks) == 1
+
+
+def test_the_error_of_a_task_of_a_task_calls_it_by_the_name_it_has_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = Manager(1)
+    manager.submit(1)
+    manager.turn()
+    process = Process(manager)
+    child, needs_it = process.make(0, 2)
+    manager.state.tasks[child].dependents = [(manager.state.tasks[needs_it], 0)]
+    ends_as: dict[int, Payload] = {}
+    monkeypatch.setattr(ManagerState, "finish_task", lambda state, task, outcome, error, *_: ends_as.update({task.id: error}))
+    ends.cancel(manager.state, manager.state.tasks[child])
+    assert str(payloads.load(ends_as[needs_it])) == f"task {process.client.number - INNER}.0 was cancelled"
